@@ -1,0 +1,148 @@
+"""What the subcommands of `chameleon` do, as functions of their configs. `cli.py` parses and prints, `demo` joins."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.chameleon import Chameleon
+from chameleon_jax.config import (
+    ConfigError,
+    ImageTokenizerCommand,
+    PrepareCommand,
+    SourceConfig,
+    TextTokenizerCommand,
+    TrainConfig,
+    require,
+)
+from chameleon_jax.files import new_file, new_folder
+from chameleon_jax.progress import progress_bar
+from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.tokens.image import ImageTokenizer, to_pixels
+from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
+from chameleon_jax.tokens.vocabulary import IMAGE
+from chameleon_jax.training.image_tokenizer import codebook_perplexity, init_state, psnr, train_step
+from chameleon_jax.training.loop import train as run_training
+
+
+def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
+    """Learns text pieces and writes the SentencePiece model. Returns figures about it."""
+    from data_pipeline.sources import open_source
+
+    documents = itertools.chain.from_iterable(open_source(source, command.datasets) for source in command.sources)
+    texts = [segment for document in documents for segment in document if isinstance(segment, str) and segment]
+    if not texts:
+        raise ConfigError("sources: their documents hold no text")
+    try:
+        tokenizer = learn_text_tokenizer(command.tokenizer, texts)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer.{error}") from None
+    with new_file(command.output) as aside:
+        aside.write_bytes(tokenizer.model)
+    size = sum(len(text.encode()) for text in texts)
+    pieces = sum(len(tokenizer.encode(text)) for text in texts)
+    return {"pieces": tokenizer.num_pieces, "bytes_of_text": size, "bytes_per_piece": round(size / pieces, 3)}
+
+
+def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int) -> np.ndarray:
+    """All pictures of some sources, float32 `[n, resolution, resolution, 3]` in [-1, 1]."""
+    from data_pipeline.sources import open_source
+
+    pixels = []
+    with progress_bar("read pictures", None) as bar:
+        for source in sources:
+            for document in open_source(source, datasets):
+                pixels += [to_pixels(segment, resolution) for segment in document if not isinstance(segment, str)]
+                bar.update(len(pixels))
+    if not pixels:
+        raise ConfigError("sources: their documents hold no pictures")
+    return np.stack(pixels)
+
+
+def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
+    """Trains the VQGAN and writes its folder, with metrics.jsonl inside. Returns figures on the held-out pictures."""
+    config = command.tokenizer
+    pixels = _pictures(command.sources, command.datasets, config.model.resolution)
+    held_out = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else None
+    rng = np.random.default_rng(config.seed)
+
+    def batches() -> Iterator[np.ndarray]:
+        while True:  # every picture once, then again in another order
+            order = rng.permutation(max(len(pixels), config.batch_size)) % len(pixels)
+            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
+                yield pixels[order[start : start + config.batch_size]]
+
+    with new_folder(command.output) as folder:
+        state = init_state(config, jnp.asarray(pixels[rng.integers(0, len(pixels), min(len(pixels), 512))]))
+        log = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+        with log, progress_bar("train image tokenizer", config.steps) as bar:
+            for step, batch in zip(range(1, config.steps + 1), batches()):  # noqa: B905
+                state, metrics = train_step(config, state, jnp.asarray(batch))
+                if step % command.log_every == 0 or step == config.steps:
+                    line = {name: round(float(value), 6) for name, value in metrics.items()}
+                    if not np.isfinite(line["loss"]):
+                        raise ConfigError(f"tokenizer.learning_rate = {config.learning_rate}: the loss diverged; lower it")
+                    log.write(json.dumps({"step": step, **line}) + "\n")
+                    bar.update(step, psnr=f"{line['psnr_db']:.1f} dB", perplexity=f"{line['perplexity']:.0f}")
+        tokenizer = ImageTokenizer(config.model, jax.device_get(state.params))
+        figures = measure_image_tokenizer(tokenizer, pixels if held_out is None else held_out)
+        save_image_tokenizer(tokenizer, folder)
+        (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    return figures
+
+
+def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
+    """PSNR of reconstructions, share of codes that occur, and their perplexity."""
+    codes = tokenizer.encode_pixels(pixels)
+    error = psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))
+    return {
+        "reconstruction_psnr_db": float(jnp.mean(error)),
+        "codebook_used": len(np.unique(codes)) / tokenizer.config.num_codes,
+        "codebook_perplexity": float(codebook_perplexity(jnp.asarray(codes), tokenizer.config.num_codes)),
+    }
+
+
+def prepare(command: PrepareCommand) -> dict[str, Any]:
+    """Tokenizes and packs all sources. Returns the contents of dataset.json."""
+    from data_pipeline.prepare import prepare as run
+
+    return run(command)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains on prepared data and writes `<output>/model`. Returns the losses on the held-out rows."""
+    from data_pipeline.loader import PreparedData
+
+    data = PreparedData(config.data)
+    tokenizer = data.tokenizer()
+    vocabulary = tokenizer.vocabulary
+    require(
+        config.model.vocab_size >= vocabulary.size,
+        "model.vocab_size",
+        config.model.vocab_size,
+        f"the prepared data needs at least {vocabulary.size}",
+    )
+    is_image_id = np.zeros(config.model.vocab_size, bool)
+    is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
+    held_out = {
+        name: data.held_out_batches(name, config.batch_size, config.evaluation_batches)
+        for name in data.header["held_out"]
+    }
+    began = time.monotonic()
+    state = run_training(
+        config,
+        lambda start: data.batches(config, start),
+        is_image_id,
+        data_fingerprint=data.fingerprint,
+        held_out=held_out,
+    )
+    Chameleon(config.model, state.params, tokenizer).save(Path(config.output) / "model")
+    return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}

@@ -1,0 +1,143 @@
+"""Files that are either whole or not there, and messages that say which file and why."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+FORMAT_VERSION = 1
+"""Version of the layout of our own folders. Raised when older code could no longer read them."""
+
+
+class FileError(Exception):
+    """A file or folder that cannot be read or written. The message is meant for a person."""
+
+
+@contextlib.contextmanager
+def explain_disk_errors(path: str | Path) -> Iterator[None]:
+    """Turns a full disk, a missing permission and the like into a `FileError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(f"{path}: cannot be written: {reason}. Nothing was left behind; free space or choose another "
+                        "folder and run the command again") from error
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with explain_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Like `new_file` for a folder. A folder that is already at `path` is replaced at the very end."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with explain_disk_errors(path):
+            aside.mkdir(parents=True)
+            yield aside
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def check_version(header: dict[str, Any], path: str | Path) -> None:
+    """Refuses a folder that a newer version of this library wrote."""
+    version = header.get("format_version")
+    if not isinstance(version, int):
+        raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
+    if version > FORMAT_VERSION:
+        raise FileError(f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
+                        "update chameleon_jax")
+
+
+def save_arrays(path: str | Path, tree: Any) -> None:
+    """Writes a tree of arrays as an Orbax folder. `path` must not exist; use inside `new_folder`."""
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(Path(path).absolute(), tree)
+
+
+def load_arrays(path: str | Path, abstract: Any) -> Any:
+    """Reads what `save_arrays` wrote.
+
+    Args:
+      path: the folder.
+      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings if the arrays are to be born on a mesh;
+        otherwise they go to the first device.
+
+    Raises:
+      FileError: if the folder is missing, damaged, or holds other names or shapes.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path)
+    if not path.is_dir():
+        raise FileError(f"{path}: no such folder of arrays")
+    try:
+        stored = ocp.metadata(path.absolute()).metadata
+        wanted, found = _shapes(abstract), _shapes(stored)
+    except Exception as error:
+        raise FileError(f"{path}: not a complete folder of arrays ({_first_line(error)}); write it again") from error
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise FileError(
+                f"{path}: {name} has shape {found.get(name, 'none (missing)')}, "
+                f"the config expects {wanted.get(name, 'no such array')}"
+            )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
+    )
+    try:
+        return ocp.load(path.absolute(), placed)
+    except Exception as error:
+        raise FileError(f"{path}: damaged ({_first_line(error)}); write it again") from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,63 @@
+"""Classifier-free guidance for pictures: three readings of the same document, seen in full, pictures only, not at all.
+
+As in the released code (after InstructPix2Pix, Brooks et al. 2023), but in one program: all copies of a document are
+fed the same tokens into the same cache slots, and differ only in which of them they can see. A token that a copy must
+not see is written with segment 0 and takes no position, so that what the copy computes is exactly what it would
+compute for the shortened document.
+
+Legend: B documents, C copies, S cache slots, T prompt length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.array_types import Array, Bool, Float, Int
+from chameleon_jax.config import GenerationConfig
+from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
+
+FULL, PICTURES, NOTHING = "full", "pictures", "nothing"
+
+
+def copies(config: GenerationConfig) -> tuple[str, ...]:
+    """The readings that the guidance scales make use of; without pictures or guidance one is enough."""
+    if config.mode == "text" or (config.text_guidance == 1 and config.image_guidance == 1):
+        return (FULL,)
+    return (FULL, PICTURES) if config.image_guidance == 1 else (FULL, PICTURES, NOTHING)
+
+
+def guide(logits: Float[Array, "C B V"], text_guidance: float, image_guidance: float) -> Float[Array, "B V"]:
+    """nothing + image_guidance (pictures - nothing) + text_guidance (full - pictures), on raw logits."""
+    if logits.shape[0] == 1:
+        return logits[0]
+    full, pictures = logits[0], logits[1]
+    nothing = logits[2] if logits.shape[0] == 3 else pictures
+    return nothing + image_guidance * (pictures - nothing) + text_guidance * (full - pictures)
+
+
+def visible_in_prompt(kind: str, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bool `[T]`: the tokens of a prompt (begin of sequence first) that a copy sees.
+
+    'pictures' sees whole pictures with their marks; 'nothing' sees a picture only while it is being written.
+    """
+    if kind == FULL:
+        return np.ones(len(ids), bool)
+    marks = (ids == vocabulary.begin_image) | (ids == vocabulary.end_image)
+    visible = marks | (vocabulary.modality[ids] == IMAGE)
+    if kind == NOTHING:
+        ends = np.flatnonzero(ids == vocabulary.end_image)
+        visible[: ends[-1] + 1 if len(ends) else 0] = False
+    visible[0] = True
+    return visible
+
+
+def visible_when_written(
+    kind: str, before: Int[Array, "B"], after: Int[Array, "B"], in_text: int
+) -> Bool[Array, "B"]:
+    """Whether a copy sees a token that moved its row from place `before` to place `after`."""
+    if kind == FULL:
+        return jnp.ones(before.shape, bool)
+    if kind == PICTURES:
+        return (before != in_text) | (after != in_text)
+    return after != in_text

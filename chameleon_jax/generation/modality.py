@@ -1,0 +1,66 @@
+"""Which tokens may come next: text, or exactly begin of image, N codes, end of image.
+
+Each row carries one number, its place: `IN_TEXT` outside pictures, otherwise how many codes of the current picture are
+written; at N the picture must be closed. Legend: B batch, V vocabulary, N codes per picture.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.array_types import Array, Bool, Int
+from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
+
+IN_TEXT = -1
+
+
+class ModalityRules(NamedTuple):
+    """The vocabulary as tables on the device, as long as the model's logits."""
+
+    text: Array  # bool [V]; text pieces and end of sequence
+    image: Array  # bool [V]; image codes
+    begin_image: Array  # []
+    end_image: Array  # []
+    codes_per_image: Array  # []
+
+    @classmethod
+    def build(cls, vocabulary: Vocabulary, codes_per_image: int, vocab_size: int) -> ModalityRules:
+        """Args:
+        vocab_size: columns of the logits; those past the vocabulary are never allowed.
+        """
+        text, image = np.zeros((2, vocab_size), bool)
+        text[: vocabulary.size] = vocabulary.modality == TEXT
+        text[vocabulary.eos] = True
+        image[: vocabulary.size] = vocabulary.modality == IMAGE
+        return cls(
+            jnp.asarray(text),
+            jnp.asarray(image),
+            *(jnp.int32(value) for value in (vocabulary.begin_image, vocabulary.end_image, codes_per_image)),
+        )
+
+
+def allowed(rules: ModalityRules, place: Int[Array, "B"], may_begin: Bool[Array, "B"]) -> Bool[Array, "B V"]:
+    """Tokens that may follow. A row in text may begin a picture only where `may_begin` says so."""
+    ids = jnp.arange(rules.text.shape[0])
+    in_text = rules.text | ((ids == rules.begin_image) & may_begin[:, None])
+    in_picture = jnp.where((place == rules.codes_per_image)[:, None], ids == rules.end_image, rules.image)
+    return jnp.where((place == IN_TEXT)[:, None], in_text, in_picture)
+
+
+def advance(rules: ModalityRules, place: Int[Array, "B"], tokens: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The place after writing `tokens`."""
+    in_picture = jnp.where(place == rules.codes_per_image, IN_TEXT, place + 1)
+    in_text = jnp.where(tokens == rules.begin_image, 0, IN_TEXT)
+    return jnp.where(place == IN_TEXT, in_text, in_picture)
+
+
+def place_after(vocabulary: Vocabulary, ids: np.ndarray) -> int:
+    """The place after reading `ids`, which may stop inside a picture."""
+    begins = np.flatnonzero(ids == vocabulary.begin_image)
+    ends = np.flatnonzero(ids == vocabulary.end_image)
+    if len(begins) == 0 or (len(ends) > 0 and ends[-1] > begins[-1]):
+        return IN_TEXT
+    return len(ids) - 1 - int(begins[-1])

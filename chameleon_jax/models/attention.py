@@ -1,0 +1,74 @@
+"""Attention as plain functions: normalisation, rotary positions, masks, softmax.
+
+Legend: B batch, T query length, S key length, H query heads, K key/value heads, G = H / K, D head dimension.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.array_types import Array, Bool, Float, Int
+
+
+def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "... d"]:
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 with one rounding to the dtype of x (Zhang & Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "... D"], scale: Float[Array, "#heads D"], bias: Float[Array, "#heads D"], eps: float
+) -> Float[Array, "... D"]:
+    """LayerNorm over the last axis with population variance, in float32 with one rounding to the dtype of x."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotate(x: Float[Array, "B T heads D"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T heads D"]:
+    """Rotary position embedding (RoFormer, Su et al. 2021), half-split: channel i turns together with i + D/2.
+
+    The angle of pair i at position p is p * theta^(-2i/D). Computed in float32, rounded once to the dtype of x.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, D/2]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def causal_mask(
+    query_slots: Int[Array, "T"],
+    key_slots: Int[Array, "S"],
+    query_segments: Int[Array, "B T"],
+    key_segments: Int[Array, "B S"],
+) -> Bool[Array, "B T S"]:
+    """A query sees keys at its own slot or earlier, and only inside its own segment.
+
+    Slots are places in the row (or in the KV cache). With segments [1, 1, 2, 0] (two documents, one pad) the rows of
+    the mask are 1000, 1100, 0010, 0001: padding sees itself, so that no softmax is empty.
+    """
+    causal = key_slots[None, :] <= query_slots[:, None]
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    return causal[None] & same
+
+
+def attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T H D"]:
+    """softmax(q k^T / sqrt(D)) v; query head h reads key/value head h // (H / K). The softmax is float32."""
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, H // K, D)
+    scores = jnp.einsum("BTKGD,BSKD->BKGTS", q, k, preferred_element_type=jnp.float32) * D**-0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKD->BTKGD", weights, v).reshape(B, T, H, D)

@@ -1,0 +1,211 @@
+"""The unified Transformer: text pieces and image codes in, logits over both out (paper section 2.3).
+
+Legend: B batch, T length, S cache length, L layers, d model width, H query heads, K key/value heads, D head dimension,
+F feed-forward width, V vocabulary. The modules own parameters and call the functions of `attention.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.array_types import Array, Float, Int
+from chameleon_jax.config import TransformerConfig
+from chameleon_jax.models.attention import attend, causal_mask, layer_norm, rms_norm, rotate
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens read so far. A plain pytree: `apply` takes one and returns the next.
+
+    All rows write the same slot at the same time; rows of unequal length are padded on the left with segment 0.
+    """
+
+    k: Array  # [L, B, S, K, D]
+    v: Array  # [L, B, S, K, D]
+    segment_ids: Array  # [B, S]; 0 marks slots that are empty or padding
+    length: Array  # []; slots written
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> KVCache:
+        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, config.compute_dtype)
+        return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None) -> Array:
+    config = module.config
+    init = init or nn.initializers.normal(config.init_std)
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, config.param_dtype)
+
+
+class RMSNorm(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+        scale = _param(self, "scale", (x.shape[-1],), ("embed",), nn.initializers.ones)
+        return rms_norm(x, scale, self.config.norm_eps)
+
+
+class QKNorm(nn.Module):
+    """LayerNorm over each head's channels; the heads of a group share one row of scale and bias."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T heads D"]) -> Float[Array, "B T heads D"]:
+        groups = self.config.qk_norm_groups
+        shape, axes = (groups, self.config.head_dim), (None, None)
+        scale = _param(self, "scale", shape, axes, nn.initializers.ones)
+        bias = _param(self, "bias", shape, axes, nn.initializers.zeros)
+        repeats = x.shape[2] // groups
+        return layer_norm(x, jnp.repeat(scale, repeats, axis=0), jnp.repeat(bias, repeats, axis=0), eps=1e-5)
+
+
+class Attention(nn.Module):
+    """q, k, v -> LayerNorm of q and k per head -> RoPE -> causal attention within segments -> output projection."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, positions, mask, cache, slot):
+        config, dtype = self.config, self.config.compute_dtype
+        d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        wq = _param(self, "q", (d, H, D), ("embed", "heads", "head_dim")).astype(dtype)
+        wk = _param(self, "k", (d, K, D), ("embed", "kv_heads", "head_dim")).astype(dtype)
+        wv = _param(self, "v", (d, K, D), ("embed", "kv_heads", "head_dim")).astype(dtype)
+        wo = _param(self, "o", (H, D, d), ("heads", "head_dim", "embed")).astype(dtype)
+
+        q = jnp.einsum("BTd,dHD->BTHD", x, wq)
+        k = jnp.einsum("BTd,dKD->BTKD", x, wk)
+        v = jnp.einsum("BTd,dKD->BTKD", x, wv)
+        if config.qk_norm:
+            q = QKNorm(config, name="q_norm")(q)
+            k = QKNorm(config, name="k_norm")(k)
+        q = rotate(q, positions, config.rope_theta)
+        k = rotate(k, positions, config.rope_theta)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice(cache[0], k, (0, slot, 0, 0))
+            v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
+            cache = (k, v)
+        out = jnp.einsum("BTHD,HDd->BTd", attend(q, k, v, mask), wo)
+        return out, cache
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+        d, F, dtype = self.config.d_model, self.config.mlp_dim, self.config.compute_dtype
+        gate = _param(self, "gate", (d, F), ("embed", "mlp")).astype(dtype)
+        up = _param(self, "up", (d, F), ("embed", "mlp")).astype(dtype)
+        down = _param(self, "down", (F, d), ("mlp", "embed")).astype(dtype)
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each a residual branch.
+
+    The norm stands before the branch ('pre', 7B) or after it ('swin', 34B), and dropout just before the addition.
+    """
+
+    config: TransformerConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, cache, positions, mask, slot):
+        config = self.config
+        attention_norm = RMSNorm(config, name="attention_norm")
+        mlp_norm = RMSNorm(config, name="mlp_norm")
+        attention = Attention(config, name="attention")
+        mlp = MLP(config, name="mlp")
+        dropout = nn.Dropout(config.dropout, deterministic=self.deterministic, name="dropout")
+
+        if config.norm_order == "pre":
+            branch, cache = attention(attention_norm(x), positions, mask, cache, slot)
+            x = x + dropout(branch)
+            x = x + dropout(mlp(mlp_norm(x)))
+        else:
+            branch, cache = attention(x, positions, mask, cache, slot)
+            x = x + dropout(attention_norm(branch))
+            x = x + dropout(mlp_norm(mlp(x)))
+        return nn.with_logical_constraint(x, ("batch", "length", None)), cache
+
+
+class Transformer(nn.Module):
+    """Token ids to float32 logits over the whole vocabulary, nothing masked.
+
+    `Transformer(config).apply({"params": params}, inputs, …)`; see `__call__`. Layers are scanned, so every parameter
+    under `layers` has a leading axis of length L.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        *,
+        deterministic: bool = True,
+    ):
+        """Reads `inputs` and predicts the token after each.
+
+        Args:
+          inputs: token ids.
+          positions: place of each token in its own document, from 0. Default: 0 … T-1.
+          segment_ids: which document of the row a token belongs to; attention never crosses. Default: one document.
+          cache: what was read before; `inputs` are written into its next T slots.
+          deterministic: False switches dropout on and needs `rngs={"dropout": key}`.
+
+        Returns:
+          float32 logits `[B, T, V]`, or `(logits, cache)` if a cache was given.
+        """
+        config = self.config
+        B, T = inputs.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        if segment_ids is None:
+            segment_ids = jnp.ones((B, T), jnp.int32)
+
+        if cache is None:
+            slot, layer_caches = 0, None
+            mask = causal_mask(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
+        else:
+            slot, layer_caches = cache.length, (cache.k, cache.v)
+            all_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
+            S = all_segments.shape[1]
+            mask = causal_mask(slot + jnp.arange(T), jnp.arange(S), segment_ids, all_segments)
+
+        embed = _param(self, "embed", (config.vocab_size, config.d_model), ("vocab", "embed"))
+        x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
+        x = nn.with_logical_constraint(x, ("batch", "length", None))
+
+        block = nn.remat(Block, prevent_cse=False) if config.remat == "full" else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, positions, mask, slot)
+
+        x = RMSNorm(config, name="norm")(x)
+        output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))
+        logits = jnp.einsum(
+            "BTd,dV->BTV", x, output.astype(config.compute_dtype), preferred_element_type=jnp.float32
+        )
+        logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+        if cache is None:
+            return logits
+        return logits, KVCache(*layer_caches, all_segments, slot + T)

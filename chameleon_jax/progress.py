@@ -1,0 +1,66 @@
+"""Progress bars for people, and a few plain lines where nobody watches a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Bar:
+    """A running progress display; `done` counts from 0 to `total`."""
+
+    def __init__(self, title: str, total: int | None, start: int):
+        self.title, self.total, self.start = title, total, start
+        self.began = self.printed = time.monotonic()
+        self.progress: Progress | None = None
+        self.task = None
+
+    def update(self, done: int, **figures: str) -> None:
+        """Shows how far the work is, with figures such as `loss="2.31"`."""
+        text = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, figures=text)
+            return
+        now = time.monotonic()
+        if now - self.printed < 10 and done != self.total:
+            return
+        self.printed = now
+        amount = f"{done}" if self.total is None else f"{done}/{self.total}"
+        left = ""
+        if self.total is not None and self.start < done < self.total:
+            left = f"  {(now - self.began) / (done - self.start) * (self.total - done):.0f} s left"
+        console.print(f"{self.title}: {amount}  {text}{left}")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]:
+    """A bar with time left on a terminal; a line every ten seconds elsewhere.
+
+    Args:
+      title: what is being done.
+      total: steps in all, or None if unknown.
+      start: steps already done (by an earlier run).
+    """
+    bar = Bar(title, total, start)
+    if not console.is_terminal:
+        yield bar
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as bar.progress:
+        bar.task = bar.progress.add_task(title, total=total, completed=start, figures="")
+        yield bar

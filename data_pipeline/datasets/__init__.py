@@ -1,0 +1,45 @@
+"""Embedded data sets: built once from what is installed, nothing downloaded, no TensorFlow.
+
+The builders are tensorflow-datasets' own, with ArrayRecord files, which it writes and reads without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.config import ConfigError
+from chameleon_jax.files import explain_disk_errors
+
+NAMES = ("handwritten_digits", "python_reference", "python_stdlib")
+
+
+def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str, Any]]:
+    """Examples of an embedded data set with random access; builds it under `folder` if it is not there yet.
+
+    Args:
+      name: one of `NAMES`.
+      split: "train", "test" or a slice such as "train[:90%]".
+    """
+    # tfds otherwise asks a cloud bucket, which only delays where there is no network.
+    os.environ.setdefault("NO_GCE_CHECK", "true")
+    import tensorflow_datasets as tfds
+
+    from data_pipeline.datasets.handwritten_digits import HandwrittenDigits
+    from data_pipeline.datasets.python_text import PythonReference, PythonStdlib
+
+    tfds.disable_progress_bar()
+    # It announces a "download" on standard output, where there is none.
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    builders = dict(zip(NAMES, (HandwrittenDigits, PythonReference, PythonStdlib), strict=True))
+    with explain_disk_errors(folder), quiet:
+        builder = builders[name](data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare()
+    try:
+        return builder.as_data_source(split)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"split = {split!r}: {name} has {', '.join(builder.info.splits)}: {error}") from None

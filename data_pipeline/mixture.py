@@ -1,0 +1,48 @@
+"""Mixtures of prepared rows: pure functions from a row's number to the row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import grain
+
+from chameleon_jax.config import ConfigError, StageConfig
+
+
+def mix(
+    sources: Mapping[str, grain.MapDataset], stages: Sequence[StageConfig], rows: int, seed: int
+) -> grain.MapDataset:
+    """The rows of a whole training run, in order.
+
+    Each source is shuffled anew every time it is gone through; each stage draws from the sources by its own weights.
+
+    Args:
+      sources: datasets of rows by name.
+      stages: mixtures with their share of all rows.
+      rows: rows that the run reads.
+      seed: of all the shuffling.
+
+    Returns:
+      a dataset of length `rows`; element i depends on i and the arguments alone.
+
+    Raises:
+      ConfigError: if a stage names a source that was not prepared.
+    """
+    parts, start, share = [], 0, 0.0
+    for number, stage in enumerate(stages):
+        for name in stage.weights:
+            if name not in sources:
+                raise ConfigError(
+                    f"stages.{number}.weights.{name}: the prepared data has no such source; it has {', '.join(sources)}"
+                )
+        share += stage.share
+        stop = rows if number == len(stages) - 1 else round(rows * share)
+        chosen = {name: weight for name, weight in stage.weights.items() if weight > 0}
+        shuffled = [
+            sources[name].seed(seed + 1000 * number + place).shuffle().repeat()
+            for place, name in enumerate(sorted(chosen))
+        ]
+        mixed = grain.MapDataset.mix(shuffled, weights=[chosen[name] for name in sorted(chosen)])
+        parts.append(mixed[: stop - start])
+        start = stop
+    return grain.MapDataset.concatenate(parts)

@@ -1,0 +1,27 @@
+"""Where Documents come from: one file per kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chameleon_jax.config import SourceConfig
+from chameleon_jax.document import Document
+
+
+def open_source(source: SourceConfig, datasets: str) -> Iterator[Document]:
+    """Documents of a source, the same ones in the same order every time.
+
+    Args:
+      datasets: folder where embedded data sets are built.
+    """
+    if source.kind == "documents":
+        from data_pipeline.sources.jsonl import jsonl_documents
+
+        return jsonl_documents(source)
+    if source.kind.startswith("digit_"):
+        from data_pipeline.sources.digits import digit_documents
+
+        return digit_documents(source, datasets)
+    from data_pipeline.sources.text import text_documents
+
+    return text_documents(source, datasets)

@@ -1,0 +1,62 @@
+"""Your own Documents: a file of JSON lines, each a list of texts and pictures.
+
+    ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
+
+Paths of pictures are relative to the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.config import SourceConfig
+from chameleon_jax.document import Document, DocumentError, open_image
+from chameleon_jax.files import FileError
+
+
+def _segment(value: Any, folder: Path):
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
+        return open_image(folder / value["image"])
+    raise DocumentError(f'{json.dumps(value)[:80]}: a segment is text or {{"image": "path"}}')
+
+
+def _document(line: bytes, folder: Path) -> Document:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"not valid UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"not valid JSON: {error.msg} at character {error.pos}") from None
+    if not isinstance(values, list):
+        raise DocumentError("a line must be a list of segments")
+    document = [_segment(value, folder) for value in values]
+    if all(segment == "" for segment in document):
+        raise DocumentError("the document is empty")
+    return document
+
+
+def jsonl_documents(source: SourceConfig) -> Iterator[Document]:
+    """Documents of the file in order; blank lines are passed over.
+
+    Raises:
+      FileError: if the file cannot be read.
+      DocumentError: naming file and line of a document that cannot be used. Nothing is skipped silently.
+    """
+    path = Path(source.path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for number, line in itertools.islice(lines, source.count or None):
+            try:
+                yield _document(line, path.parent)
+            except DocumentError as error:
+                raise DocumentError(f"{path}, line {number}: {error}") from None
