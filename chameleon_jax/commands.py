@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.chameleon import Chameleon
+from chameleon_jax.chameleon import Chameleon, load
 from chameleon_jax.config import (
     ConfigError,
+    GenerationConfig,
     ImageTokenizerCommand,
     PrepareCommand,
     SourceConfig,
@@ -23,10 +24,12 @@ from chameleon_jax.config import (
     TrainConfig,
     require,
 )
+from chameleon_jax.document import Document, open_image, parse_prompt
 from chameleon_jax.files import new_file, new_folder
 from chameleon_jax.progress import progress_bar
+from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import save_image_tokenizer
-from chameleon_jax.tokens.image import ImageTokenizer, to_pixels
+from chameleon_jax.tokens.image import ImageTokenizer, resize_and_crop, scale
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.image_tokenizer import codebook_perplexity, init_state, psnr, train_step
@@ -53,14 +56,15 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
 
 
 def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int) -> np.ndarray:
-    """All pictures of some sources, float32 `[n, resolution, resolution, 3]` in [-1, 1]."""
+    """All pictures of some sources, cropped to squares, uint8 `[n, resolution, resolution, 3]`."""
     from data_pipeline.sources import open_source
 
     pixels = []
     with progress_bar("read pictures", None) as bar:
         for source in sources:
             for document in open_source(source, datasets):
-                pixels += [to_pixels(segment, resolution) for segment in document if not isinstance(segment, str)]
+                images = [segment for segment in document if not isinstance(segment, str)]
+                pixels += [np.asarray(resize_and_crop(image, resolution)) for image in images]
                 bar.update(len(pixels))
     if not pixels:
         raise ConfigError("sources: their documents hold no pictures")
@@ -78,10 +82,11 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
         while True:  # every picture once, then again in another order
             order = rng.permutation(max(len(pixels), config.batch_size)) % len(pixels)
             for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-                yield pixels[order[start : start + config.batch_size]]
+                yield scale(pixels[order[start : start + config.batch_size]])
 
     with new_folder(command.output) as folder:
-        state = init_state(config, jnp.asarray(pixels[rng.integers(0, len(pixels), min(len(pixels), 512))]))
+        sample = pixels[rng.integers(0, len(pixels), min(len(pixels), 512))]
+        state = init_state(config, jnp.asarray(scale(sample)))
         log = (folder / "metrics.jsonl").open("w", encoding="utf-8")
         with log, progress_bar("train image tokenizer", config.steps) as bar:
             for step, batch in zip(range(1, config.steps + 1), batches()):  # noqa: B905
@@ -89,11 +94,13 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
                 if step % command.log_every == 0 or step == config.steps:
                     line = {name: round(float(value), 6) for name, value in metrics.items()}
                     if not np.isfinite(line["loss"]):
-                        raise ConfigError(f"tokenizer.learning_rate = {config.learning_rate}: the loss diverged; lower it")
+                        raise ConfigError(
+                            f"tokenizer.learning_rate = {config.learning_rate}: the loss diverged; lower it"
+                        )
                     log.write(json.dumps({"step": step, **line}) + "\n")
                     bar.update(step, psnr=f"{line['psnr_db']:.1f} dB", perplexity=f"{line['perplexity']:.0f}")
         tokenizer = ImageTokenizer(config.model, jax.device_get(state.params))
-        figures = measure_image_tokenizer(tokenizer, pixels if held_out is None else held_out)
+        figures = measure_image_tokenizer(tokenizer, scale(pixels if held_out is None else held_out))
         save_image_tokenizer(tokenizer, folder)
         (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     return figures
@@ -146,3 +153,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     Chameleon(config.model, state.params, tokenizer).save(Path(config.output) / "model")
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
+
+
+def generate(config: GenerationConfig, model: str, prompt: str, image_files: Sequence[str], output: str) -> Document:
+    """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
+    document = parse_prompt(prompt, [open_image(file) for file in image_files])
+    answer = load(model).generate(document, config)
+    for segment in answer:
+        if isinstance(segment, str):
+            print(segment)
+            continue
+        path = _free_name(Path(output))
+        with new_file(path) as aside:
+            segment.save(aside, "PNG")
+        if can_show_images():
+            print(half_blocks(segment))
+        print(f"[picture: {path}]")
+    if not answer:
+        print("[the model ended the document at once]")
+    return answer
+
+
+def _free_name(folder: Path) -> Path:
+    """The first of 0001.png, 0002.png, … that is not there yet."""
+    return next(path for path in (folder / f"{n:04d}.png" for n in itertools.count(1)) if not path.exists())

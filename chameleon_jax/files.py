@@ -28,8 +28,10 @@ def explain_disk_errors(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FileError(f"{path}: cannot be written: {reason}. Nothing was left behind; free space or choose another "
-                        "folder and run the command again") from error
+        raise FileError(
+            f"{path}: cannot be written: {reason}. Nothing was left behind; free space or choose another "
+            "folder and run the command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -86,8 +88,10 @@ def check_version(header: dict[str, Any], path: str | Path) -> None:
     if not isinstance(version, int):
         raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
     if version > FORMAT_VERSION:
-        raise FileError(f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
-                        "update chameleon_jax")
+        raise FileError(
+            f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
+            "update chameleon_jax"
+        )
 
 
 def save_arrays(path: str | Path, tree: Any) -> None:

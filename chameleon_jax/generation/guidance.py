@@ -52,9 +52,7 @@ def visible_in_prompt(kind: str, ids: np.ndarray, vocabulary: Vocabulary) -> np.
     return visible
 
 
-def visible_when_written(
-    kind: str, before: Int[Array, "B"], after: Int[Array, "B"], in_text: int
-) -> Bool[Array, "B"]:
+def visible_when_written(kind: str, before: Int[Array, "B"], after: Int[Array, "B"], in_text: int) -> Bool[Array, "B"]:
     """Whether a copy sees a token that moved its row from place `before` to place `after`."""
     if kind == FULL:
         return jnp.ones(before.shape, bool)

@@ -66,9 +66,13 @@ def attend(
 ) -> Float[Array, "B T H D"]:
     """softmax(q k^T / sqrt(D)) v; query head h reads key/value head h // (H / K). The softmax is float32."""
     B, T, H, D = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, H // K, D)
-    scores = jnp.einsum("BTKGD,BSKD->BKGTS", q, k, preferred_element_type=jnp.float32) * D**-0.5
+    S, K = k.shape[1:3]
+    G = H // K
+    # Heads before length, and the G query heads of a key head side by side: plain batched matrix products.
+    q = q.reshape(B, T, K, G, D).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, D)
+    scores = jnp.einsum("BKtD,BSKD->BKtS", q, k, preferred_element_type=jnp.float32) * D**-0.5
+    scores = scores.reshape(B, K, G, T, S)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKD->BTKGD", weights, v).reshape(B, T, H, D)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, G * T, S)
+    out = jnp.einsum("BKtS,BSKD->BKtD", weights, v)
+    return out.reshape(B, K, G, T, D).transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)

@@ -35,10 +35,14 @@ def resize_and_crop(image: Image, resolution: int) -> Image:
     return image.crop((left, top, left + resolution, top + resolution))
 
 
+def scale(values: np.ndarray) -> np.ndarray:
+    """8-bit values as float32 in [-1, 1], computed in float64 as the released code does."""
+    return (np.asarray(values, np.float64) / 255 * 2 - 1).astype(np.float32)
+
+
 def to_pixels(image: Image, resolution: int) -> np.ndarray:
-    """A picture as float32 `[resolution, resolution, 3]` in [-1, 1], computed in float64."""
-    values = np.asarray(resize_and_crop(image, resolution), np.float64)
-    return (values / 255 * 2 - 1).astype(np.float32)
+    """A picture as float32 `[resolution, resolution, 3]` in [-1, 1]."""
+    return scale(np.asarray(resize_and_crop(image, resolution)))
 
 
 def to_image(pixels: np.ndarray) -> Image:

@@ -79,7 +79,9 @@ class TextTokenizer:
         try:
             return cls(Path(path).read_bytes())
         except FileNotFoundError:
-            raise FileError(f"{path}: no such text tokenizer; train one with `chameleon train-text-tokenizer`") from None
+            raise FileError(
+                f"{path}: no such text tokenizer; train one with `chameleon train-text-tokenizer`"
+            ) from None
         except (OSError, RuntimeError, ValueError) as error:
             raise FileError(f"{path}: not a usable SentencePiece model: {error}") from None
 

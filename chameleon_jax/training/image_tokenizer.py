@@ -36,9 +36,7 @@ def make_optimizer(config: ImageTokenizerTrainConfig) -> optax.GradientTransform
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, config.steps, config.learning_rate * config.final_fraction
     )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, config.b1, config.b2)
-    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, config.b1, config.b2))
 
 
 def init_state(config: ImageTokenizerTrainConfig, pixels: Float[Array, "B h w 3"]) -> ImageTokenizerState:

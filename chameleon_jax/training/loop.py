@@ -103,7 +103,7 @@ def _summary(waiting: list[dict[str, Any]], step: int) -> dict[str, float]:
     totals = {name: sum(float(each[name]) for each in waiting) for name in waiting[0]}
     if not math.isfinite(totals["total_loss"]) or not math.isfinite(totals["gradient_norm"]):
         raise TrainingError(
-            f"the loss or its gradient is no longer a number at step {step} (or up to {len(waiting) - 1} steps before). "
+            f"the loss or its gradient is no longer a number at step {step} or up to {len(waiting) - 1} before. "
             "The last checkpoint is kept; lower optimizer.learning_rate or lengthen optimizer.warmup_steps"
         )
     means = {name: totals[name] / len(waiting) for name in ("z_loss", "gradient_norm")}
@@ -113,7 +113,9 @@ def _summary(waiting: list[dict[str, Any]], step: int) -> dict[str, float]:
 def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     """Every cut array must divide evenly, said here in the terms of the config."""
     rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
-    require(config.batch_size % rows == 0, "batch_size", config.batch_size, f"must be a multiple of {rows}, data x fsdp")
+    require(
+        config.batch_size % rows == 0, "batch_size", config.batch_size, f"must be a multiple of {rows}, data x fsdp"
+    )
     for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
         size = getattr(config.model, name)
         require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")

@@ -1,0 +1,36 @@
+# The whole set-up: `make demo` runs the main job, `make test` the tests. Both create .venv first.
+# PYTHON=python3.12 selects another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test lint install clean
+
+help:
+	@echo "make demo     train and judge a small Chameleon; opens with out/demo/report.html (some minutes)"
+	@echo "make test     run the tests"
+	@echo "make lint     check format and style"
+	@echo "make install  create $(VENV) with everything in it"
+	@echo "make clean    remove $(VENV) and out/"
+	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another place."
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "$(PYTHON) is older than Python 3.11; choose another with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+demo: install
+	$(BIN)/chameleon demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) out

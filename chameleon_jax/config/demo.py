@@ -1,0 +1,36 @@
+"""The demo and its examination."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from chameleon_jax.config.generation import GenerationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How the demo's model is judged, on pictures and text it never saw."""
+
+    split: str = "test"
+    """Split of the handwritten digits to judge on. Tune on a slice of train, never on test."""
+    train_split: str = "train"
+    """Split that the judge of drawings learns from."""
+    drawings_per_digit: int = 20
+    sums: int = 200
+    """Pairs of pictures to add up."""
+    drawing: GenerationConfig = GenerationConfig(mode="image")
+    """How the judged digits are drawn."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoCommand:
+    """`chameleon demo`: every stage of the paper in small, then a report."""
+
+    output: str = "out/demo"
+    """Folder for everything the demo makes."""
+    recipes: str = ""
+    """Folder with text_tokenizer.yaml, image_tokenizer.yaml, prepare.yaml, train.yaml and evaluation.yaml. Default:
+    configs/demo."""
+    fresh: bool = False
+    """Start over instead of reusing finished stages."""

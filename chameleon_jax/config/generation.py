@@ -1,0 +1,42 @@
+"""Generation: how tokens are drawn and pictures guided."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from chameleon_jax.config.reading import require
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How one token is drawn."""
+
+    temperature: float = 0.7
+    """0 takes the most likely token."""
+    top_p: float = 0.9
+    """Draw from the most likely tokens that together have this probability; 1 draws from all."""
+
+    def __post_init__(self):
+        require(self.temperature >= 0, "temperature", self.temperature, "must be 0 (greedy) or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """What is written after a prompt. Defaults are those of the released code, with pictures switched on."""
+
+    mode: Literal["interleaved", "text", "image"] = "interleaved"
+    """'interleaved': text and pictures as the model likes. 'text': no pictures. 'image': exactly one picture."""
+    max_new_tokens: int = 256
+    """Most tokens to write; a picture counts its codes and two marks, and is begun only if it still fits."""
+    text: SamplingConfig = SamplingConfig()
+    image: SamplingConfig = SamplingConfig()
+    text_guidance: float = 3.0
+    """How strongly a picture follows the text before it; 1 is off."""
+    image_guidance: float = 1.2
+    """How strongly a picture follows the pictures before it; 1 is off and a third cheaper."""
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "must be at least 1")

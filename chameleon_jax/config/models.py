@@ -1,0 +1,123 @@
+"""Sizes of the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from chameleon_jax.config.reading import require
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The unified Transformer (paper section 2.3, table 1)."""
+
+    vocab_size: int = 65536
+    """Rows of the embedding: text pieces, image codes and special tokens of one vocabulary."""
+    d_model: int = 4096
+    """Width of the residual stream."""
+    num_layers: int = 32
+    num_heads: int = 32
+    """Query heads."""
+    num_kv_heads: int = 32
+    """Key/value heads; fewer than `num_heads` is grouped-query attention."""
+    head_dim: int = 128
+    mlp_dim: int = 11008
+    """Hidden width of the SwiGLU feed-forward."""
+    qk_norm: bool = True
+    """LayerNorm on queries and keys (section 2.3: without it the 7B model diverges)."""
+    qk_norm_groups: int = 1
+    """Heads of a group share one scale and bias. Released: 1 for 7B, 4 for 34B (one per model-parallel shard)."""
+    norm_order: Literal["pre", "swin"] = "pre"
+    """'pre': h + F(norm(h)), as in Llama and the 7B. 'swin': h + norm(F(h)), as in the 34B."""
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    dropout: float = 0.0
+    """Dropped share of each branch just before it is added to the residual stream, in training."""
+    init_std: float = 0.02
+    param_dtype: DType = "float32"
+    compute_dtype: DType = "float32"
+    """Precision of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
+    remat: Literal["none", "full"] = "none"
+    """'full' recomputes each layer in the backward pass: less memory, about a third more work."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            self.num_kv_heads,
+            f"must divide num_heads = {self.num_heads}",
+        )
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "must be even, RoPE rotates pairs of channels")
+        require(
+            self.qk_norm_groups > 0
+            and self.num_heads % self.qk_norm_groups == 0
+            and self.num_kv_heads % self.qk_norm_groups == 0,
+            "qk_norm_groups",
+            self.qk_norm_groups,
+            f"must divide num_heads = {self.num_heads} and num_kv_heads = {self.num_kv_heads}",
+        )
+        require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "must be in [0, 1)")
+        require(self.init_std > 0.0, "init_std", self.init_std, "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """The VQGAN that turns a picture into codes and back. The defaults are the released tokenizer."""
+
+    resolution: int = 512
+    """Height and width of a picture in pixels."""
+    space_to_depth: int = 1
+    """Side of the pixel squares folded into channels before the first convolution. Released: 1. A larger one keeps a
+    small tokenizer fast on a CPU, where convolutions at full resolution are slow."""
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level as a multiple of `channels`; the picture is halved between levels."""
+    num_res_blocks: int = 2
+    """Residual blocks per encoder level; the decoder has one more."""
+    latent_channels: int = 256
+    """Channels of the encoder output (`z_channels`)."""
+    code_dim: int = 256
+    num_codes: int = 8192
+    norm_groups: int = 32
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per code along each side."""
+        return self.space_to_depth * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along each side of a picture."""
+        return self.resolution // self.downsampling
+
+    @property
+    def codes_per_image(self) -> int:
+        return self.grid**2
+
+    def __post_init__(self):
+        for name in ("resolution", "space_to_depth", "channels", "num_res_blocks", "latent_channels", "code_dim"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(self.num_codes > 1, "num_codes", self.num_codes, "must be at least 2")
+        require(
+            len(self.channel_multipliers) > 0 and min(self.channel_multipliers) > 0,
+            "channel_multipliers",
+            list(self.channel_multipliers),
+            "must be a list of positive whole numbers",
+        )
+        require(
+            self.resolution % self.downsampling == 0,
+            "resolution",
+            self.resolution,
+            f"must be a multiple of space_to_depth x 2^(levels - 1) = {self.downsampling}",
+        )
+        require(
+            self.norm_groups > 0 and self.channels % self.norm_groups == 0,
+            "norm_groups",
+            self.norm_groups,
+            f"must divide channels = {self.channels}",
+        )

@@ -1,0 +1,211 @@
+"""Strict reading of dataclasses: from YAML, from plain data, from command-line overrides.
+
+A key that does not exist, a value of the wrong type and a combination that cannot work are each one `ConfigError`
+line that names the place, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message is one line meant for a person."""
+
+
+def require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raises `ConfigError` "key = value: allowed" unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{key} = {value!r}: {allowed}")
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_type_name(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return f"a mapping from names to {_type_name(typing.get_args(hint)[1])}"
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint) or "a mapping"
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """Returns `value`, as read from YAML, as an instance of the type `hint`."""
+
+    def wrong() -> ConfigError:
+        return ConfigError(f"{key} = {value!r}: must be {_type_name(hint)}")
+
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, key)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise wrong()
+        return value
+    if origin is types.UnionType:
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _convert(next(option for option in typing.get_args(hint) if option is not type(None)), value, key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise wrong()
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(item, each, f"{key}.{index}") for index, each in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong()
+        return {str(name): _convert(typing.get_args(hint)[1], each, f"{key}.{name}") for name, each in value.items()}
+    if hint is float:
+        # YAML reads 3e-4 (no dot) as text; people write it all the time.
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise wrong() from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise wrong()
+        return float(value)
+    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise wrong()
+    if not isinstance(value, hint):
+        raise wrong()
+    return value
+
+
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+    """Builds the dataclass `cls` from plain data, as strictly as the types say.
+
+    Args:
+      cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X] or
+        other dataclasses.
+      values: a mapping, as `yaml.safe_load` gives it.
+      where: dotted path of `values`, for messages.
+
+    Raises:
+      ConfigError: an unknown key, a missing key, a wrong type or a value the dataclass refuses.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or cls.__name__} = {values!r}: must be a mapping of the keys of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for name in values:
+        if name not in fields:
+            nearest = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "known keys: " + ", ".join(fields)
+            raise ConfigError(f"{prefix}{name}: there is no such key; {hint}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{prefix}{name}: missing; must be {_type_name(hints[name])}")
+    converted = {name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise error if not where else ConfigError(f"{where}.{error}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """The plain data (mappings, lists, numbers, text) that `from_dict` reads back to an equal config."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {name: to_dict(item) for name, item in config.items()}
+    return config
+
+
+def _override(values: Any, path: list[str], value: Any, flag: str) -> None:
+    """Sets `values[path[0]][path[1]]… = value` in nested mappings and lists, in place."""
+    for depth, name in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(values, list):
+            if not name.isdigit() or int(name) >= len(values):
+                raise ConfigError(f"{flag}: {name!r} is not a position in a list of {len(values)}")
+            name = int(name)
+        elif not isinstance(values, dict):
+            raise ConfigError(f"{flag}: {'.'.join(path[:depth])} has no keys of its own")
+        if last:
+            values[name] = value
+        elif isinstance(values, list):
+            values = values[name]
+        else:
+            values = values.setdefault(name, {})
+
+
+def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """Splits `--a.b-c 3 --d=x` into [("--a.b-c", 3), ("--d", "x")]; values are YAML."""
+    pairs = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or flag == "--":
+            raise ConfigError(f"{flag!r}: expected an option such as --key value (keys are those of the YAML file)")
+        flag, separator, text = flag.partition("=")
+        if not separator:
+            if not rest:
+                raise ConfigError(f"{flag}: a value must follow")
+            text = rest.pop(0)
+        try:
+            pairs.append((flag, yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise ConfigError(f"{flag} = {text!r}: cannot be read; quote text that holds YAML's own signs") from None
+    return pairs
+
+
+def find_configs() -> Path:
+    """The folder of ready-made YAML files: in an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Reads a YAML file; a missing or malformed one is a `ConfigError` naming the file and line."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f", line {line + 1}" if line is not None else ""
+        raise ConfigError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def read_config(cls: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
+    """Reads the config `cls` from a YAML file and applies command-line overrides.
+
+    Args:
+      cls: the dataclass to build.
+      path: a YAML file; None starts from the defaults of `cls`.
+      overrides: arguments such as `["--optimizer.learning-rate", "3e-4"]`; `-` and `_` are the same, a number selects
+        from a list (`--sources.0.split test`).
+
+    Raises:
+      ConfigError: naming the file or option, the key, the value and what is allowed.
+    """
+    values = read_yaml(path) if path is not None else {}
+    if values is None:
+        values = {}
+    pairs = _parse_overrides(list(overrides))
+    if isinstance(values, dict):
+        for flag, value in pairs:
+            _override(values, flag.removeprefix("--").replace("-", "_").split("."), value, flag)
+    try:
+        return from_dict(cls, values)
+    except ConfigError as error:
+        raise error if path is None else ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,193 @@
+"""Training: tokenizers, optimizer, mesh, checkpoints, the whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from chameleon_jax.config.models import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.reading import require
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTokenizerConfig:
+    """A SentencePiece byte-pair encoding."""
+
+    vocab_size: int
+    """Text pieces, the 256 bytes among them."""
+    character_coverage: float = 0.9999
+    """Share of all characters that get a piece of their own; the rest is written in bytes."""
+    max_lines: int = 1_000_000
+    """Lines to learn from, drawn at random if there are more."""
+    seed: int = 0
+
+    def __post_init__(self):
+        require(
+            self.vocab_size > 300, "vocab_size", self.vocab_size, "must be above 300: 256 bytes and some characters"
+        )
+        require(0 < self.character_coverage <= 1, "character_coverage", self.character_coverage, "must be in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizerTrainConfig:
+    """Training of the image tokenizer: model, losses, codebook upkeep, schedule."""
+
+    model: ImageTokenizerConfig
+    steps: int
+    batch_size: int
+    """Pictures a step."""
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.05
+    """Learning rate at the end, as a share of the peak."""
+    warmup_steps: int = 50
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0
+    reconstruction: Literal["l1", "l2"] = "l2"
+    commitment: float = 0.25
+    """Weight of mean |sg(code) - z|^2, which keeps the encoder near its codes."""
+    codebook_decay: float = 0.99
+    restart_below: float = 0.05
+    """A code used less than this share of the mean use moves to a latent of the current batch."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(
+            self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, f"must be below steps = {self.steps}"
+        )
+        require(0 < self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "must be in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule. The defaults are the paper's pre-training recipe (section 2.3)."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """'muon' orthogonalises the updates of the matrices inside the layers; the rest stays with AdamW."""
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "exponential", "linear", "constant"] = "exponential"
+    warmup_steps: int = 4000
+    final_fraction: float = 0.01
+    """Learning rate at the last step, as a share of the peak."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    """Applied to matrices and embeddings, not to norms and biases."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    muon_momentum: float = 0.95
+
+    def __post_init__(self):
+        for name in ("learning_rate", "clip_norm", "eps"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
+        for name in ("b1", "b2", "muon_momentum"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must be in [0, 1]")
+        require(
+            self.schedule != "exponential" or self.final_fraction > 0,
+            "final_fraction",
+            self.final_fraction,
+            "must be above 0 for an exponential decay",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged. One size may be -1 and takes the devices that are left."""
+
+    data: int = -1
+    """Copies of the model, each on its own share of the batch."""
+    fsdp: int = 1
+    """Parameters and optimizer state cut into this many parts, gathered as they are needed."""
+    tensor: int = 1
+    """Heads, feed-forward and vocabulary cut into this many parts."""
+
+    def __post_init__(self):
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            require(size == -1 or size > 0, name, size, "must be at least 1, or -1 for the devices that are left")
+        require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one size may be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stretch of training with its own mixture of data."""
+
+    share: float
+    """Share of all steps."""
+    weights: dict[str, float]
+    """Sampling weight of each prepared source; a source that is not named is not read."""
+
+    def __post_init__(self):
+        require(0 < self.share <= 1, "share", self.share, "must be in (0, 1]")
+        require(
+            len(self.weights) > 0 and min(self.weights.values()) >= 0 and sum(self.weights.values()) > 0,
+            "weights",
+            self.weights,
+            "must name at least one source, with weights of 0 or more and one above 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints. The last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self):
+        require(self.every > 0, "every", self.every, "must be at least 1")
+        require(self.keep > 0, "keep", self.keep, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """`chameleon train`: a Transformer on prepared data."""
+
+    data: str
+    """Folder that `chameleon prepare` wrote."""
+    output: str
+    """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
+    model: TransformerConfig
+    steps: int
+    batch_size: int
+    """Rows a step, over all devices."""
+    stages: tuple[StageConfig, ...]
+    """Mixtures of data, one after another."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    z_loss: float = 1e-5
+    """Weight of (log Z)^2, which keeps the logits from drifting."""
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: int = 0
+    """Steps between losses on the held-out rows; 0: at the end only."""
+    evaluation_batches: int = 8
+    """Batches of each held-out source that such an evaluation reads; 0: all."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        for name in ("z_loss", "evaluate_every", "evaluation_batches"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(
+            self.checkpoint.every % self.log_every == 0,
+            "checkpoint.every",
+            self.checkpoint.every,
+            f"must be a multiple of log_every = {self.log_every}, so that a resumed run logs the same lines",
+        )
+        total = sum(stage.share for stage in self.stages)
+        require(abs(total - 1) < 1e-6, "stages", [stage.share for stage in self.stages], "shares must add up to 1")
+        require(
+            self.optimizer.warmup_steps <= self.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"must be at most steps = {self.steps}",
+        )

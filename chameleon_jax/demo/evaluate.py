@@ -1,0 +1,212 @@
+"""What the demo's model can do, measured on pictures and text it never saw. Each figure comes with its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import lzma
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.chameleon import Chameleon
+from chameleon_jax.commands import measure_image_tokenizer
+from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, SourceConfig, from_dict
+from chameleon_jax.demo.judge import Judge, nearest_distances
+from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.tokens.image import to_pixels
+from chameleon_jax.training.losses import token_losses
+from data_pipeline.datasets import open_dataset
+from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.loader import PreparedData
+from data_pipeline.sources import open_source
+from data_pipeline.sources.digits import CAPTION, NUMBERS, QUESTION, SUM
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
+
+
+@dataclasses.dataclass
+class Answers:
+    """Pictures put before the model, what it wrote, and whether that is right."""
+
+    pictures: list[list[Image]]
+    texts: list[str]
+    right: list[bool]
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.right))
+
+
+@dataclasses.dataclass
+class Drawings:
+    """Digits drawn on request, row by row of `per_digit` for each digit."""
+
+    pictures: list[Image]
+    asked: list[int]
+    judged: list[int]
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(np.equal(self.asked, self.judged)))
+
+
+def digit_pictures(split: str, datasets: str) -> tuple[list[Image], np.ndarray]:
+    """Real handwritten digits of a split and their labels."""
+    from PIL import Image
+
+    examples = open_dataset("handwritten_digits", split, datasets)
+    images = [Image.open(io.BytesIO(example["png"])) for example in examples]
+    return images, np.array([int(example["label"]) for example in examples])
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers that are spelled out in a text, in order."""
+    return [NUMBERS.index(word) for word in re.findall("[a-z]+", text) if word in NUMBERS]
+
+
+def _ask(model: Chameleon, documents: list[list], max_new_tokens: int) -> list[str]:
+    config = GenerationConfig(mode="text", max_new_tokens=max_new_tokens, text=GREEDY)
+    return ["".join(answer) for answer in model.generate_many(documents, config)]
+
+
+def ask_captions(model: Chameleon, images: list[Image], labels: np.ndarray) -> Answers:
+    """Right if the first number the caption names is the digit."""
+    texts = _ask(model, [[image] for image in images], 12)
+    right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
+    return Answers([[image] for image in images], texts, right)
+
+
+def ask_questions(model: Chameleon, images: list[Image], labels: np.ndarray) -> Answers:
+    """Right if the first number in the answer to "which digit is this?" is the digit."""
+    texts = _ask(model, [[image, QUESTION] for image in images], 6)
+    right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
+    return Answers([[image] for image in images], texts, right)
+
+
+def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: EvaluationConfig) -> Answers:
+    """Right if the last number the model names is the sum of the two pictured digits."""
+    pairs = np.random.default_rng(config.seed).integers(len(images), size=(config.sums, 2))
+    pictures = [[images[first], images[second]] for first, second in pairs]
+    texts = _ask(model, [[first, " plus ", second, SUM] for first, second in pictures], 20)
+    right = [_numbers(text)[-1:] == [labels[pair].sum()] for text, pair in zip(texts, pairs, strict=True)]
+    return Answers(pictures, texts, right)
+
+
+def draw(model: Chameleon, judge: Judge, config: EvaluationConfig) -> Drawings:
+    """`drawings_per_digit` of each digit, from the caption alone."""
+    asked = [digit for digit in range(10) for _ in range(config.drawings_per_digit)]
+    answers = model.generate_many([[CAPTION.format(WORDS[digit])] for digit in asked], config.drawing)
+    pictures = [answer[0] for answer in answers]
+    return Drawings(pictures, asked, [int(digit) for digit in judge(pictures)])
+
+
+def share_of_copies(model: Chameleon, drawings: list[Image], train: list[Image], real: list[Image]) -> dict[str, float]:
+    """How many drawings lie as near to a training picture as that picture's own reconstruction typically does.
+
+    The same share for real pictures the model never saw says how often chance alone comes so near.
+    """
+    resolution = model.tokenizer.image.config.resolution
+    drawn, known, unseen = (
+        np.stack([to_pixels(image, resolution) for image in images]) for images in (drawings, train, real)
+    )
+    tokenizer = model.tokenizer.image
+    rebuilt = np.clip(tokenizer.decode_codes(tokenizer.encode_pixels(known)), -1, 1)
+    near = float(np.median(np.sqrt(np.mean((rebuilt - known) ** 2, axis=(1, 2, 3)))))
+    return {
+        "copied_drawings": float(np.mean(nearest_distances(drawn, known) <= near)),
+        "real_pictures_as_near": float(np.mean(nearest_distances(unseen, known) <= near)),
+    }
+
+
+def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
+    """Bits the model needs for a byte of held-out text; every token counts, ends of documents included."""
+
+    @jax.jit
+    def nats(params, batch):
+        logits = Transformer(model.config).apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
+        return jnp.sum(token_losses(logits, batch.targets)[0] * batch.loss_weights)
+
+    total = sum(float(nats(model.params, batch)) for batch in data.held_out_batches(name, 16))
+    return total / math.log(2) / data.header["held_out"][name]["text_bytes"]
+
+
+def xz_bits_per_byte(data: PreparedData, name: str, datasets: str) -> float:
+    """What `xz -9` needs for the same bytes."""
+    source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
+    text = b"".join(segment.encode() for document in open_source(source, datasets) for segment in document)
+    return 8 * len(lzma.compress(text, preset=9)) / len(text)
+
+
+def continue_documents(
+    model: Chameleon, images: list[Image], labels: np.ndarray, data: PreparedData, datasets: str
+) -> list[tuple[list, list]]:
+    """Prompts and what the model writes after them: interleaved documents, prose, code."""
+    first = {int(label): image for image, label in reversed(list(zip(images, labels, strict=True)))}
+    mixed = [
+        ["Counting up from three: three ", first[3]],
+        ["Counting down from nine: nine ", first[9]],
+        ["Counting up from five:"],
+        [first[8], " plus ", first[1]],
+    ]
+    texts = []
+    for name in ("python_reference", "python_stdlib"):
+        source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
+        texts.append([next(iter(open_source(source, datasets)))[0][:300]])
+    interleaved = GenerationConfig(max_new_tokens=120)
+    prose = GenerationConfig(mode="text", max_new_tokens=100)
+    answers = model.generate_many(mixed, interleaved) + model.generate_many(texts, prose)
+    return list(zip(mixed + texts, answers, strict=True))
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Everything the report shows."""
+
+    metrics: dict[str, float]
+    captions: Answers
+    questions: Answers
+    sums: Answers
+    drawings: Drawings
+    continuations: list[tuple[list, list]]
+    pixels: np.ndarray  # float32 [n, h, w, 3], the pictures judged on
+    training_pictures: int
+    guidance: float
+
+
+def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, datasets: str) -> Evaluation:
+    """Judges a model on the split named in `config`, once."""
+    images, labels = digit_pictures(config.split, datasets)
+    train_images, train_labels = digit_pictures(config.train_split, datasets)
+    judge = Judge(train_images, train_labels, config.seed)
+    captions = ask_captions(model, images, labels)
+    questions = ask_questions(model, images, labels)
+    sums = ask_sums(model, images, labels, config)
+    drawings = draw(model, judge, config)
+    resolution = model.tokenizer.image.config.resolution
+    pixels = np.stack([to_pixels(image, resolution) for image in images])
+    metrics: dict[str, Any] = {
+        "caption_accuracy": captions.accuracy,
+        "drawing_accuracy": drawings.accuracy,
+        "question_accuracy": questions.accuracy,
+        "sum_accuracy": sums.accuracy,
+        "judge_accuracy_on_real_digits": float(np.mean(judge(images) == labels)),
+        **share_of_copies(model, drawings.pictures, train_images, images),
+        **measure_image_tokenizer(model.tokenizer.image, pixels),
+        "text_bits_per_byte": bits_per_byte(model, data, "python_reference"),
+        "xz_bits_per_byte": xz_bits_per_byte(data, "python_reference", datasets),
+        "code_bits_per_byte": bits_per_byte(model, data, "python_stdlib"),
+        "xz_code_bits_per_byte": xz_bits_per_byte(data, "python_stdlib", datasets),
+    }
+    continuations = continue_documents(model, images, labels, data, datasets)
+    return Evaluation(
+        metrics, captions, questions, sums, drawings, continuations, pixels, len(train_images),
+        config.drawing.text_guidance,
+    )  # fmt: skip

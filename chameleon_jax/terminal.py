@@ -1,0 +1,33 @@
+"""Pictures on a terminal, drawn with coloured half blocks: two pixels a character, in any terminal with colours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def can_show_images() -> bool:
+    """Whether standard output is a terminal that claims 24-bit or 256 colours."""
+    colours = os.environ.get("COLORTERM", "") in ("truecolor", "24bit") or "256color" in os.environ.get("TERM", "")
+    return sys.stdout.isatty() and colours and "NO_COLOR" not in os.environ
+
+
+def half_blocks(image: Image, columns: int = 32) -> str:
+    """The picture as lines of '▀', upper pixel in the foreground and lower one in the background colour."""
+    columns = min(columns, image.width)
+    rows = max(2, round(image.height * columns / image.width / 2) * 2)
+    pixels = np.asarray(image.convert("RGB").resize((columns, rows)))
+    lines = []
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+        cells = (
+            f"\x1b[38;2;{a[0]};{a[1]};{a[2]}m\x1b[48;2;{b[0]};{b[1]};{b[2]}m▀"
+            for a, b in zip(upper, lower, strict=True)
+        )
+        lines.append("".join(cells) + "\x1b[0m")
+    return "\n".join(lines)

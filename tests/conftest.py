@@ -1,0 +1,27 @@
+"""Eight fake CPU devices, shapes checked while the tests run, and small models shared between tests."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: every annotated array shape is now checked at each call.
+install_import_hook(
+    [
+        "chameleon_jax.models",
+        "chameleon_jax.training.losses",
+        "chameleon_jax.training.image_tokenizer",
+        "chameleon_jax.generation",
+    ],
+    "beartype.beartype",
+)
+
+from hypothesis import settings
+
+# The same examples every time: a failure on one machine is a failure on all.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")

@@ -1,0 +1,71 @@
+"""Embedded data sets and prepared rows, made once for all tests of the data pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import image_tokenizer, random_picture, text_tokenizer
+
+from chameleon_jax.config import PrepareCommand, SourceConfig
+from chameleon_jax.files import write_text
+from chameleon_jax.tokens.documents import save_image_tokenizer
+from data_pipeline.prepare import prepare
+
+
+def write_documents(path: Path, documents: list) -> Path:
+    """A file of JSON lines; a number in a document stands for the picture of that number, saved beside it."""
+    lines = []
+    for document in documents:
+        segments = []
+        for segment in document:
+            if isinstance(segment, int):
+                random_picture(segment).save(path.parent / f"{segment}.png")
+                segment = {"image": f"{segment}.png"}
+            segments.append(segment)
+        lines.append(json.dumps(segments) + "\n")
+    write_text(path, "".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory, datasets) -> PrepareCommand:
+    """Tokenizers and documents to prepare: 40 with pictures, 60 of text, 9 held out."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "text.model").write_bytes(text_tokenizer().model)
+    save_image_tokenizer(image_tokenizer(), folder / "image")
+    mixed = [[f"Picture {number}: ", number, " and ", number + 1, "."][: 2 + number % 4] for number in range(40)]
+    prose = [[f"The fox said {number} to the dog. " * (1 + number % 3)] for number in range(60)]
+    held_out = [[1000 + number, f" is picture {number}, which nobody has seen."] for number in range(9)]
+    source = lambda name, documents: SourceConfig(  # noqa: E731
+        "documents", name=name, path=str(write_documents(folder / f"{name}.jsonl", documents))
+    )
+    return PrepareCommand(
+        text_tokenizer=str(folder / "text.model"),
+        image_tokenizer=str(folder / "image"),
+        output=str(folder / "rows"),
+        sequence_length=48,
+        sources=(source("mixed", mixed), source("prose", prose)),
+        held_out=(source("unseen", held_out),),
+        datasets=datasets,
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(command) -> Path:
+    """The folder of prepared rows. Tests that change it copy it first."""
+    prepare(command)
+    return Path(command.output)
+
+
+@pytest.fixture
+def own_command(command, tmp_path) -> PrepareCommand:
+    """The same job with another output."""
+    return dataclasses.replace(command, output=str(tmp_path / "rows"))

@@ -1,0 +1,144 @@
+"""Preparing makes a folder that is whole or not there, and says what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import image_tokenizer, random_picture
+
+from chameleon_jax.config import ConfigError, SourceConfig, from_dict
+from chameleon_jax.document import DocumentError
+from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
+from data_pipeline.loader import PreparedData
+from data_pipeline.prepare import prepare
+
+
+def documents_of(path: str) -> list:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_header_counts_what_is_in_the_rows(prepared, command):
+    data = PreparedData(prepared)
+    vocabulary = data.tokenizer().vocabulary
+    assert data.header["vocab_size"] == vocabulary.size
+    for part, sources in (("sources", command.sources), ("held_out", command.held_out)):
+        assert list(data.header[part]) == [source.name for source in sources]
+        for source in sources:
+            entry, documents = data.header[part][source.name], documents_of(source.path)
+            rows = data.rows(part, source.name)
+            targets = np.stack([rows[index]["targets"] for index in range(len(rows))])
+            counted = np.stack([rows[index]["loss_weights"] for index in range(len(rows))]) > 0
+            texts = [segment for document in documents for segment in document if isinstance(segment, str)]
+            assert entry["documents"] == len(documents) == (targets[counted] == vocabulary.eos).sum()
+            assert entry["pictures"] == sum(map(len, documents)) - len(texts)
+            assert entry["pictures"] == (targets[counted] == vocabulary.begin_image).sum()
+            assert entry["text_bytes"] == sum(len(text.encode()) for text in texts)
+            modality = vocabulary.modality[targets[counted]]
+            assert entry["text_tokens"] == (modality == TEXT).sum()
+            assert entry["image_tokens"] == (modality == IMAGE).sum() == 4 * entry["pictures"]
+            assert entry["tokens"] == counted.sum() - entry["documents"]
+            assert from_dict(SourceConfig, entry["source"]) == source
+
+
+def test_rows_hold_the_documents(prepared, command):
+    """Text comes back word for word, and each picture as its codes draw it."""
+    data = PreparedData(prepared)
+    tokenizer = data.tokenizer()
+    rows = data.rows("held_out", "unseen")
+    found = []
+    for index in range(len(rows)):
+        row = rows[index]
+        for segment in range(1, row["segment_ids"].max() + 1):
+            found.append(tokenizer.decode(row["targets"][row["segment_ids"] == segment]))
+    found.sort(key=lambda document: document[1])
+    assert [text for _, text in found] == [text for _, text in documents_of(command.held_out[0].path)]
+    for number, (picture, _) in enumerate(found):
+        codes = tokenizer.image.tokenize([random_picture(1000 + number)])
+        (expected,) = tokenizer.image.detokenize(codes)
+        assert picture.tobytes() == expected.tobytes()
+
+
+def test_preparing_twice_gives_the_same_rows(prepared, own_command):
+    assert prepare(own_command)["fingerprint"] == PreparedData(prepared).fingerprint
+
+
+def test_fingerprint_differs_with_the_documents(prepared, own_command, tmp_path):
+    lines = Path(own_command.sources[1].path).read_text()
+    changed = tmp_path / "prose.jsonl"
+    changed.write_text(lines.replace("The fox said 7 ", "The fox said 8 "))
+    mixed, prose = own_command.sources
+    command = dataclasses.replace(own_command, sources=(mixed, dataclasses.replace(prose, path=str(changed))))
+    header, before = prepare(command), PreparedData(prepared).header
+    assert header["sources"]["prose"]["sha256"] != before["sources"]["prose"]["sha256"]
+    assert header["sources"]["mixed"]["sha256"] == before["sources"]["mixed"]["sha256"]
+    assert header["fingerprint"] != before["fingerprint"]
+
+
+def test_fingerprint_differs_with_the_image_tokenizer(prepared, own_command):
+    """Rows of text alone are the same, but the model would draw with other codes."""
+    folder = Path(own_command.output).parent / "other_image_tokenizer"
+    save_image_tokenizer(image_tokenizer(seed=1), folder)
+    text_only = dataclasses.replace(own_command, sources=own_command.sources[1:], held_out=())
+    first = prepare(text_only)
+    other = prepare(dataclasses.replace(text_only, image_tokenizer=str(folder), output=f"{own_command.output}-2"))
+    assert first["fingerprint"] != other["fingerprint"]
+
+
+def test_row_that_cannot_hold_a_picture_is_refused_at_once(own_command):
+    with pytest.raises(ConfigError, match=r"sequence_length = 5: must be at least 6.*4 codes"):
+        prepare(dataclasses.replace(own_command, sequence_length=5))
+    assert not Path(own_command.output).exists()
+
+
+def test_row_of_just_one_picture_works(own_command):
+    header = prepare(dataclasses.replace(own_command, sequence_length=6))
+    assert header["sources"]["mixed"]["pictures"] > 0
+    data = PreparedData(own_command.output)
+    rows, begin_image = data.rows("sources", "mixed"), data.tokenizer().vocabulary.begin_image
+    assert (
+        sum((rows[index]["targets"] == begin_image).sum() for index in range(len(rows)))
+        == header["sources"]["mixed"]["pictures"]
+    )
+
+
+def test_source_without_documents_is_named(own_command, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    source = SourceConfig("documents", name="empty", path=str(tmp_path / "empty.jsonl"))
+    with pytest.raises(ConfigError, match=r"sources\.empty: has no documents"):
+        prepare(dataclasses.replace(own_command, sources=(source,)))
+
+
+def test_interrupted_job_leaves_nothing_behind(own_command, tmp_path, monkeypatch):
+    import data_pipeline.prepare as module
+
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = module._write_rows
+    monkeypatch.setattr(module, "_write_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(own_command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_document_leaves_the_old_rows_as_they_were(own_command, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('["good"]\n["bad", 3]\n')
+    prepare(own_command)
+    before = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
+    source = SourceConfig("documents", name="bad", path=str(bad))
+    with pytest.raises(DocumentError, match=r"bad\.jsonl, line 2"):
+        prepare(dataclasses.replace(own_command, sources=(*own_command.sources, source)))
+    after = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
+    assert before == after
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "rows"]

@@ -1,0 +1,90 @@
+"""Whatever is drawn from the allowed tokens is text and whole pictures."""
+
+from __future__ import annotations
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import scrambled_vocabulary
+
+from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, place_after
+from chameleon_jax.tokens.vocabulary import Vocabulary
+
+ROWS, STEPS = 8, 30
+
+
+def letters(vocabulary: Vocabulary, tokens) -> str:
+    """One letter a token: b begin, c code, e end, t text or end of sequence, ? what must never be written."""
+    names = dict.fromkeys(vocabulary.text_ids.tolist(), "t") | dict.fromkeys(vocabulary.image_ids.tolist(), "c")
+    names |= {vocabulary.eos: "t", vocabulary.begin_image: "b", vocabulary.end_image: "e"}
+    return "".join(names.get(int(token), "?") for token in tokens)
+
+
+def walk(vocabulary: Vocabulary, codes: int, may_begin: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random allowed tokens `[ROWS, STEPS]` from places in text, and the places `[ROWS, STEPS + 1]` between them."""
+    rng = np.random.default_rng(seed)
+    rules = ModalityRules.build(vocabulary, codes, vocabulary.size + 4)
+    place, tokens, places = jnp.full(ROWS, IN_TEXT), [], [np.full(ROWS, IN_TEXT)]
+    for step in range(STEPS):
+        mask = np.asarray(allowed(rules, place, jnp.asarray(may_begin[:, step])))
+        assert mask.any(axis=1).all()
+        # Marks are rare among the allowed; draw them as often as everything else together.
+        weight = np.where(np.arange(mask.shape[1]) == vocabulary.begin_image, 10, 1) * mask
+        token = jnp.asarray([rng.choice(len(row), p=row / row.sum()) for row in weight])
+        place = advance(rules, place, token)
+        tokens.append(np.asarray(token))
+        places.append(np.asarray(place))
+    return np.stack(tokens, axis=1), np.stack(places, axis=1)
+
+
+@settings(max_examples=15)
+@given(codes=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_random_walks_write_text_and_whole_pictures(codes, seed):
+    vocabulary = scrambled_vocabulary(num_pieces=9, num_codes=5, seed=seed)
+    tokens, places = walk(vocabulary, codes, np.ones((ROWS, STEPS), bool), seed)
+    shape = re.compile(rf"(t|bc{{{codes}}}e)*(bc{{0,{codes}}})?")
+    for row in tokens:
+        assert shape.fullmatch(letters(vocabulary, row)), letters(vocabulary, row)
+    assert (tokens == vocabulary.begin_image).any()
+    for row, row_places in zip(tokens, places, strict=True):
+        for stop in range(1, STEPS + 1):  # what is read back of a prompt agrees with what was counted while writing
+            assert place_after(vocabulary, row[:stop]) == row_places[stop]
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6))
+def test_picture_is_begun_only_where_it_may(seed):
+    vocabulary = scrambled_vocabulary(num_pieces=9, num_codes=5, seed=seed)
+    may_begin = np.random.default_rng(seed).random((ROWS, STEPS)) < 0.5
+    tokens, _ = walk(vocabulary, 3, may_begin, seed)
+    begun = tokens == vocabulary.begin_image
+    assert begun.any()
+    assert not (begun & ~may_begin).any()
+
+
+def test_allowed_tokens_by_place():
+    vocabulary = scrambled_vocabulary(num_pieces=7, num_codes=4, seed=1)
+    rules = ModalityRules.build(vocabulary, codes_per_image=2, vocab_size=vocabulary.size + 10)
+    places = jnp.asarray([IN_TEXT, IN_TEXT, 0, 1, 2])
+    mask = np.asarray(allowed(rules, places, jnp.asarray([True, False, True, False, True])))
+    text, codes = {vocabulary.eos, *vocabulary.text_ids.tolist()}, set(vocabulary.image_ids.tolist())
+    expected = [text | {vocabulary.begin_image}, text, codes, codes, {vocabulary.end_image}]
+    assert [set(np.flatnonzero(row).tolist()) for row in mask] == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "place"), [("", IN_TEXT), ("tt", IN_TEXT), ("tb", 0), ("tbcc", 2), ("bcce", IN_TEXT), ("bccetbc", 1)]
+)
+def test_place_after_a_prompt(word, place):
+    vocabulary = scrambled_vocabulary(num_pieces=7, num_codes=4, seed=2)
+    ids = {
+        "t": int(vocabulary.text_ids[3]),
+        "b": vocabulary.begin_image,
+        "c": int(vocabulary.image_ids[0]),
+        "e": vocabulary.end_image,
+    }
+    assert place_after(vocabulary, np.asarray([vocabulary.bos, *(ids[letter] for letter in word)])) == place

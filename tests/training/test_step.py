@@ -1,0 +1,151 @@
+"""One step learns, and gives the same numbers however the devices are arranged."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from chameleon_jax.config import MeshConfig
+from chameleon_jax.sharding import make_mesh
+from chameleon_jax.training.state import init_state
+from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_train_step
+
+ONE = MeshConfig(data=1)
+MESHES = {
+    "data 8": MeshConfig(data=8),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "data 4, tensor 2": MeshConfig(data=4, tensor=2),
+    "data 2, fsdp 2, tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+RECIPES = {
+    "pre, adamw": {"model__norm_order": "pre", "optimizer__name": "adamw"},
+    "swin, muon": {"model__norm_order": "swin", "optimizer__name": "muon", "model__qk_norm_groups": 2},
+}
+
+
+def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
+    return make_mesh(config, jax.devices()[:1] if config is ONE else None)
+
+
+def run(tiny, config, mesh_config, steps: int):
+    """State after `steps` steps on different batches, and the metrics of each."""
+    mesh = mesh_of(mesh_config)
+    state = init_state(config, mesh)
+    step = make_train_step(config, tiny.is_image_id, mesh)
+    history = []
+    with jax.set_mesh(mesh):
+        for number in range(steps):
+            state, metrics = step(state, tiny.batch(number))
+            history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny):
+    """Three steps of a recipe on one device, done once."""
+    return functools.cache(lambda recipe: run(tiny, tiny.config(**RECIPES[recipe]), ONE, 3))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_device, recipe, mesh):
+    expected_state, expected_history = on_one_device(recipe)
+    state, history = run(tiny, tiny.config(**RECIPES[recipe]), MESHES[mesh], 3)
+    for metrics, expected in zip(history, expected_history, strict=True):
+        assert metrics.keys() == expected.keys()
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    assert int(state.step) == 3
+    # Sums in another order differ in the last bits of a float32; three updates of size 1e-2 carry that on.
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: compare(np.asarray(a), np.asarray(b)), state.params, expected_state.params)
+
+
+def test_parameters_and_moments_are_cut_as_the_rules_say(tiny):
+    config = tiny.config(model__qk_norm_groups=2)
+    state, _ = run(tiny, config, MESHES["data 2, fsdp 2, tensor 2"], 1)
+    # Width 16 is halved over fsdp; 4 heads, 2 key/value heads, 24 hidden channels and 32 ids over tensor.
+    expected = {
+        "embed": (16, 8),
+        "layers": {
+            "attention": {
+                "q": (2, 8, 2, 4), "k": (2, 8, 1, 4), "v": (2, 8, 1, 4), "o": (2, 2, 4, 8),
+                "q_norm": {"scale": (2, 2, 4), "bias": (2, 2, 4)},
+                "k_norm": {"scale": (2, 2, 4), "bias": (2, 2, 4)},
+            },
+            "mlp": {"gate": (2, 8, 12), "up": (2, 8, 12), "down": (2, 12, 8)},
+            "attention_norm": {"scale": (2, 8)},
+            "mlp_norm": {"scale": (2, 8)},
+        },
+        "norm": {"scale": (8,)},
+        "output": (8, 16),
+    }  # fmt: skip
+    piece = lambda leaf: leaf.addressable_shards[0].data.shape  # noqa: E731
+    assert jax.tree.map(piece, state.params) == expected
+    adam = next(part for part in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(part))
+    assert jax.tree.map(piece, adam.mu) == jax.tree.map(piece, adam.nu) == expected
+
+
+def is_adam(part) -> bool:
+    return isinstance(part, optax.ScaleByAdamState)
+
+
+def test_muon_moments_are_cut_like_their_parameters(tiny):
+    config = tiny.config(optimizer__name="muon")
+    state = init_state(config, mesh_of(MESHES["data 2, fsdp 2, tensor 2"]))
+    pieces = {
+        leaf.shape: leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
+    }
+    assert pieces[(2, 16, 4, 4)] == (2, 8, 2, 4)  # q: Muon's momentum
+    assert pieces[(2, 24, 16)] == (2, 12, 8)  # down
+    assert pieces[(32, 16)] == (16, 8)  # embed: AdamW's moments
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
+    config = tiny.config(steps=40, **RECIPES[recipe])
+    mesh = mesh_of(ONE)
+    state, step = init_state(config, mesh), make_train_step(config, tiny.is_image_id, mesh)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, tiny.batch(0))
+        losses.append(float(metrics["total_loss"]))
+    assert losses[0] == pytest.approx(np.log(config.model.vocab_size), abs=0.1)  # knows nothing at first
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_descended(tiny):
+    config = tiny.config(optimizer__clip_norm=1e-3, z_loss=0.1)
+    mesh = mesh_of(ONE)
+    state = init_state(config, mesh)
+    loss = lambda params: batch_loss(config, tiny.is_image_id, params, tiny.batch(0))  # noqa: E731
+    (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    norm = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(grads)))
+    _, metrics = make_train_step(config, tiny.is_image_id, mesh)(state, tiny.batch(0))
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert float(metrics["total_loss"]) == pytest.approx(float(value), rel=1e-6)
+    mean = float(sums["loss_sum"]) / float(sums["weight_sum"])
+    assert float(value) == pytest.approx(mean + float(sums["z_loss"]), rel=1e-6)
+
+
+def test_dropout_follows_from_the_seed_and_the_step_alone(tiny):
+    config = tiny.config(model__dropout=0.3)
+    _, first = run(tiny, config, ONE, 2)
+    _, again = run(tiny, config, ONE, 2)
+    _, without = run(tiny, tiny.config(), ONE, 2)
+    assert first == again
+    assert first[0]["loss_sum"] != without[0]["loss_sum"]
+
+
+def test_evaluation_drops_nothing_and_counts_like_training(tiny):
+    mesh = mesh_of(ONE)
+    config = tiny.config(model__dropout=0.3)
+    params = init_state(config, mesh).params
+    sums = make_evaluation_step(config, tiny.is_image_id, mesh)(params, tiny.batch(0))
+    _, expected = run(tiny, tiny.config(), ONE, 1)
+    for name, value in sums.items():
+        assert float(value) == pytest.approx(expected[0][name], rel=1e-5, abs=1e-7)
