@@ -21,6 +21,7 @@ _HOMES = {
         "read_config",
     ),
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
+    "chameleon_jax.errors": ("ChameleonError",),
     "chameleon_jax.files": ("FileError",),
     "chameleon_jax.models.transformer": ("KVCache", "Transformer"),
     "chameleon_jax.models.vq": ("VQModel",),

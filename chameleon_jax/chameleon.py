@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ class Chameleon:
         codes_per_image = self.tokenizer.image.config.codes_per_image
         tokens = generate_ids(
             self.config,
-            config,
+            dataclasses.replace(config, seed=0),  # the keys carry the seed; another one must not compile anew
             self.params,
             ModalityRules.build(vocabulary, codes_per_image, self.config.vocab_size),
             make_prompts(prompts, vocabulary, config),
@@ -103,17 +104,18 @@ class Chameleon:
 
 
 def load(folder: str | Path) -> Chameleon:
-    """Opens a model that `Chameleon.save` or `chameleon train` wrote (also given the run's own folder).
+    """Opens a model that `Chameleon.save` wrote; the folder of a `chameleon train` run or of the demo will do too.
 
     Raises:
       FileError: if it is missing, incomplete, damaged or written by a newer version.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
-        folder = folder / "model"
-    if not (folder / "config.json").exists():
-        hint = "its training has not finished" if (folder / "checkpoints").exists() else "expected config.json in it"
-        raise FileError(f"{folder}: is not a model folder ({hint})")
+    given = Path(folder)
+    for folder in (given, given / "model", given / "run" / "model"):
+        if (folder / "config.json").exists():
+            break
+    else:
+        hint = "its training has not finished" if (given / "checkpoints").exists() else "expected config.json in it"
+        raise FileError(f"{given}: is not a model folder ({hint})")
     header = read_json(folder / "config.json")
     check_version(header, folder / "config.json")
     config = from_dict(TransformerConfig, header.get("model"), f"{folder}/config.json: model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,7 @@ from typing import Any
 
 from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config
-from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import ChameleonError
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
         raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
     figures = command.run(read_config(command.config, positional[0] if positional else None, overrides))
     for key, value in figures.items():
-        print(f"{key:<24}{value:.4g}" if isinstance(value, float) else f"{key:<24}{value}")
+        print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{value}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(_help())
         return 0
     name, *rest = arguments
+    # Libraries log the tracebacks of errors that are raised as well, and are explained below.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if name not in commands:
             raise ConfigError(f"{name!r} is no command; there are {', '.join(commands)}")
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 2
-    except (DocumentError, FileError) as error:
+    except ChameleonError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

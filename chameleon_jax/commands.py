@@ -118,10 +118,12 @@ def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> di
 
 
 def prepare(command: PrepareCommand) -> dict[str, Any]:
-    """Tokenizes and packs all sources. Returns the contents of dataset.json."""
+    """Tokenizes and packs all sources. Returns totals over those to learn from."""
     from data_pipeline.prepare import prepare as run
 
-    return run(command)
+    sources = run(command)["sources"].values()
+    keys = ("documents", "pictures", "tokens", "image_tokens", "rows")
+    return {key: sum(source[key] for source in sources) for key in keys}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

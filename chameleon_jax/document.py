@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chameleon_jax.errors import ChameleonError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -18,8 +20,8 @@ IMAGE_MARKS = ("⟨image⟩", "<image>")
 """Where pictures go in a prompt typed as one text."""
 
 
-class DocumentError(ValueError):
-    """A document, or a picture for one, that cannot be used. The message is meant for a person."""
+class DocumentError(ChameleonError, ValueError):
+    """A document, or a picture for one, that cannot be used."""
 
 
 def open_image(path: str | Path) -> Image:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,44 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.errors import ChameleonError
+
 FORMAT_VERSION = 1
 """Version of the layout of our own folders. Raised when older code could no longer read them."""
 
 
-class FileError(Exception):
-    """A file or folder that cannot be read or written. The message is meant for a person."""
+class FileError(ChameleonError):
+    """A file or folder that cannot be read or written."""
 
 
 @contextlib.contextmanager
 def explain_disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like into a `FileError` that names `path`."""
+    """Turns a full disk, a missing permission and the like into a `FileError` that names `path`.
+
+    Orbax and ArrayRecord write through C++ and report the system's error as text in a ValueError or RuntimeError.
+    """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            reason = next((text for text in _SYSTEM_ERRORS if text in str(error)), None)
+        if reason is None:
+            raise
         raise FileError(
-            f"{path}: cannot be written: {reason}. Nothing was left behind; free space or choose another "
+            f"{path}: cannot be written: {reason}. What was complete before is untouched; free space or choose another "
             "folder and run the command again"
         ) from error
+
+
+_SYSTEM_ERRORS = (
+    "No space left on device",
+    "Permission denied",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Input/output error",
+)
 
 
 @contextlib.contextmanager
@@ -61,7 +81,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             os.replace(aside, path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        # Writers in the background may still add a file after a failure.
+        for _ in range(50):
+            shutil.rmtree(aside, ignore_errors=True)
+            if not aside.exists():
+                break
+            time.sleep(0.1)
 
 
 def write_text(path: str | Path, text: str) -> None:

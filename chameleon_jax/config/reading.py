@@ -15,11 +15,13 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from chameleon_jax.errors import ChameleonError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used. The message is one line meant for a person."""
+class ConfigError(ChameleonError, ValueError):
+    """A configuration that cannot be used. The message is one line."""
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:

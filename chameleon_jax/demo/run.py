@@ -115,7 +115,7 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     stages = _Stages(output)
     stages.run("train text tokenizer", text, paths["text"], lambda: commands.train_text_tokenizer(text))
     stages.run("train image tokenizer", image, paths["image"], lambda: commands.train_image_tokenizer(image))
-    stages.run("prepare data", prepare, paths["rows"], lambda: _essence(commands.prepare(prepare)))
+    stages.run("prepare data", prepare, paths["rows"], lambda: commands.prepare(prepare))
     stages.run("train Chameleon", train, paths["run"], lambda: commands.train(train))
     metrics = stages.run(
         "judge and report", examination, output / "report.html",
@@ -123,15 +123,6 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     )  # fmt: skip
     console.print(f"\nOpen [bold]{output / 'report.html'}[/] in a browser.\n")
     return metrics
-
-
-def _essence(header: dict[str, Any]) -> dict[str, Any]:
-    """What the report says of prepared data."""
-    keys = ("documents", "pictures", "rows", "text_tokens", "image_tokens")
-    return {
-        part: {name: {key: source[key] for key in keys} for name, source in header[part].items()}
-        for part in ("sources", "held_out")
-    }
 
 
 def _judge(

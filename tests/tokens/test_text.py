@@ -90,7 +90,7 @@ def test_training_twice_gives_the_same_bytes():
 
 def test_training_on_a_sample_of_the_lines_gives_the_same_bytes():
     lines = [f"line {number} of many: {TEXTS[number % 5]}" for number in range(200)]
-    config = TextTokenizerConfig(vocab_size=360, max_lines=50)
+    config = TextTokenizerConfig(vocab_size=360, max_lines=150)
     assert train_text_tokenizer(config, lines).model == train_text_tokenizer(config, lines).model
 
 

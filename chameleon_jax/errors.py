@@ -1,0 +1,6 @@
+"""What all our own errors have in common."""
+
+
+class ChameleonError(Exception):
+    """Something a person can put right. The message says what was wrong, where, and what to try; the command line
+    prints it without a traceback."""

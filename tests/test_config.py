@@ -1,0 +1,221 @@
+"""Configs are read strictly, and every mistake is one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chameleon_jax.config import (
+    ConfigError,
+    EvaluationConfig,
+    GenerationConfig,
+    ImageTokenizerCommand,
+    ImageTokenizerConfig,
+    PrepareCommand,
+    SamplingConfig,
+    SourceConfig,
+    StageConfig,
+    TextTokenizerCommand,
+    TrainConfig,
+    TransformerConfig,
+    from_dict,
+    read_config,
+    to_dict,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CLASSES = {
+    "evaluation": EvaluationConfig,
+    "image_tokenizer": ImageTokenizerCommand,
+    "prepare": PrepareCommand,
+    "text_tokenizer": TextTokenizerCommand,
+    "train": TrainConfig,
+}
+STAGES = [{"share": 1.0, "weights": {"a": 1}}]
+TRAIN = {"data": "rows", "output": "run", "model": {}, "steps": 5000, "batch_size": 8, "stages": STAGES}
+PREPARE = {
+    "text_tokenizer": "text.model",
+    "image_tokenizer": "image",
+    "output": "rows",
+    "sequence_length": 64,
+    "sources": [{"kind": "digit_sums"}],
+}
+TOKENIZER_TRAINING = {"model": {}, "steps": 100, "batch_size": 4}
+
+
+def message_of(cls, values) -> str:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(cls, values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def nested(path: str, value) -> dict:
+    """{"a": {"b": value}} for "a.b"."""
+    first, _, rest = path.partition(".")
+    return {first: nested(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_configs_of_the_repository_can_be_read(path):
+    stem = next((name for name in sorted(CLASSES, key=len, reverse=True) if path.stem.startswith(name)), None)
+    assert stem is not None, f"{path.name}: begin the name with one of {', '.join(CLASSES)}"
+    config = read_config(CLASSES[stem], path)
+    assert from_dict(CLASSES[stem], to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "key", "value", "allowed"),
+    [
+        # Wrong types, one for each kind of field.
+        (TransformerConfig, {"d_model": "wide"}, "d_model", "'wide'", "a whole number"),
+        (TransformerConfig, {"d_model": 1.5}, "d_model", "1.5", "a whole number"),
+        (TransformerConfig, {"d_model": True}, "d_model", "True", "a whole number"),
+        (TransformerConfig, {"d_model": None}, "d_model", "None", "a whole number"),
+        (TransformerConfig, {"dropout": "some"}, "dropout", "'some'", "a number"),
+        (TransformerConfig, {"dropout": False}, "dropout", "False", "a number"),
+        (TransformerConfig, {"dropout": [0.1]}, "dropout", "[0.1]", "a number"),
+        (TransformerConfig, {"qk_norm": 1}, "qk_norm", "1", "true or false"),
+        (TransformerConfig, {"qk_norm": "no way"}, "qk_norm", "'no way'", "true or false"),
+        (TransformerConfig, {"norm_order": "post"}, "norm_order", "'post'", "'pre', 'swin'"),
+        (TransformerConfig, {"param_dtype": ["float32"]}, "param_dtype", "['float32']", "'float32', 'bfloat16'"),
+        (SourceConfig, {"kind": "digit_sums", "split": 3}, "split", "3", "text"),
+        (TrainConfig, {**TRAIN, "stages": {"share": 1}}, "stages", "{'share': 1}", "a list"),
+        (TrainConfig, {**TRAIN, "mesh": "data"}, "mesh", "'data'", "a mapping"),
+        (StageConfig, {"share": 1, "weights": ["a"]}, "weights", "['a']", "a mapping from names to a number"),
+        (StageConfig, {"share": 1, "weights": {"a": "much"}}, "weights.a", "'much'", "a number"),
+        (ImageTokenizerConfig, {"channel_multipliers": 2}, "channel_multipliers", "2", "a list of a whole number"),
+        (ImageTokenizerConfig, {"channel_multipliers": [1, "x"]}, "channel_multipliers.1", "'x'", "a whole number"),
+        # Values outside their range.
+        (TransformerConfig, {"num_layers": 0}, "num_layers", "0", "at least 1"),
+        (TransformerConfig, {"head_dim": 7}, "head_dim", "7", "even"),
+        (TransformerConfig, {"dropout": 1.0}, "dropout", "1.0", "[0, 1)"),
+        (TransformerConfig, {"dropout": float("nan")}, "dropout", "nan", "[0, 1)"),
+        (TransformerConfig, {"norm_eps": 0.0}, "norm_eps", "0.0", "positive"),
+        (TransformerConfig, {"rope_theta": -1.0}, "rope_theta", "-1.0", "positive"),
+        (ImageTokenizerConfig, {"num_codes": 1}, "num_codes", "1", "at least 2"),
+        (ImageTokenizerConfig, {"channel_multipliers": []}, "channel_multipliers", "[]", "positive whole numbers"),
+        (StageConfig, {"share": 0.0, "weights": {"a": 1}}, "share", "0.0", "(0, 1]"),
+        (StageConfig, {"share": 1, "weights": {}}, "weights", "{}", "at least one source"),
+        (StageConfig, {"share": 1, "weights": {"a": 0}}, "weights", "{'a': 0.0}", "one above 0"),
+        (StageConfig, {"share": 1, "weights": {"a": 2, "b": -1}}, "weights", "-1.0", "0 or more"),
+        (SamplingConfig, {"temperature": -0.1}, "temperature", "-0.1", "0 (greedy) or more"),
+        (SamplingConfig, {"top_p": 0.0}, "top_p", "0.0", "(0, 1]"),
+        (GenerationConfig, {"max_new_tokens": 0}, "max_new_tokens", "0", "at least 1"),
+        (GenerationConfig, {"text": {"top_p": 2}}, "text.top_p", "2.0", "(0, 1]"),
+        (PrepareCommand, {**PREPARE, "sequence_length": 1}, "sequence_length", "1", "at least 2"),
+        (PrepareCommand, {**PREPARE, "sources": []}, "sources", "[]", "at least one source"),
+        (TrainConfig, {**TRAIN, "batch_size": 0}, "batch_size", "0", "at least 1"),
+        (TrainConfig, {**TRAIN, "z_loss": -1}, "z_loss", "-1.0", "0 or more"),
+        (TrainConfig, {**TRAIN, "checkpoint": {"keep": 0}}, "checkpoint.keep", "0", "at least 1"),
+        (TrainConfig, {**TRAIN, "mesh": {"tensor": 0}}, "mesh.tensor", "0", "at least 1, or -1"),
+        (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 256}, "sources": [{"kind": "python_stdlib"}]},
+         "tokenizer.vocab_size", "256", "above 300"),
+        (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 500, "max_lines": 50}, "sources": []},
+         "tokenizer.max_lines", "50", "above 100"),
+        # Values that do not go together.
+        (TransformerConfig, {"num_heads": 6, "num_kv_heads": 4}, "num_kv_heads", "4", "must divide num_heads = 6"),
+        (TransformerConfig, {"num_heads": 4, "num_kv_heads": 2, "qk_norm_groups": 4}, "qk_norm_groups", "4",
+         "must divide num_heads = 4 and num_kv_heads = 2"),
+        (ImageTokenizerConfig, {"resolution": 500}, "resolution", "500", "= 16"),
+        (ImageTokenizerConfig, {"resolution": 48, "space_to_depth": 2}, "resolution", "48", "= 32"),
+        (ImageTokenizerConfig, {"channels": 48}, "norm_groups", "32", "must divide channels = 48"),
+        (SourceConfig, {"kind": "documents"}, "path", "''", "goes with kind 'documents' only"),
+        (SourceConfig, {"kind": "digit_sums", "path": "a.jsonl"}, "path", "'a.jsonl'", "goes with kind 'documents' only"),
+        (SourceConfig, {"kind": "digit_sums", "name": "../up"}, "name", "'../up'", "letters, digits"),
+        (PrepareCommand, {**PREPARE, "sources": [{"kind": "digit_sums"}] * 2}, "sources", "digit_sums", "names must differ"),
+        (ImageTokenizerCommand, {"output": "o", "sources": [], "tokenizer": {**TOKENIZER_TRAINING, "steps": 50}},
+         "tokenizer.warmup_steps", "50", "below steps = 50"),
+        (TrainConfig, {**TRAIN, "mesh": {"data": -1, "tensor": -1}}, "mesh", "-1", "only one size may be -1"),
+        (TrainConfig, {**TRAIN, "checkpoint": {"every": 15}}, "checkpoint.every", "15", "multiple of log_every = 10"),
+        (TrainConfig, {**TRAIN, "stages": [{"share": 0.5, "weights": {"a": 1}}] * 3}, "stages", "[0.5, 0.5, 0.5]",
+         "add up to 1"),
+        (TrainConfig, {**TRAIN, "stages": []}, "stages", "[]", "add up to 1"),
+        (TrainConfig, {**TRAIN, "steps": 100}, "optimizer.warmup_steps", "4000", "at most steps = 100"),
+        (TrainConfig, {**TRAIN, "optimizer": {"final_fraction": 0}}, "optimizer.final_fraction", "0.0", "above 0"),
+    ],
+)  # fmt: skip
+def test_value_that_cannot_be_used(cls, values, key, value, allowed):
+    message = message_of(cls, values)
+    place, _, rest = message.partition(" = ")
+    assert place == key
+    assert value in rest
+    assert allowed in rest
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_head": 3}, "num_head: there is no such key; did you mean 'num_heads'?"),
+        ({"dmodel": 3}, "dmodel: there is no such key; did you mean 'd_model'?"),
+        ({3: 4}, "3: there is no such key; known keys: vocab_size, d_model"),
+        ({"zzz": 3}, "zzz: there is no such key; known keys: vocab_size, d_model"),
+    ],
+)
+def test_unknown_key_gets_the_nearest_known_one(values, message):
+    assert message_of(TransformerConfig, values).startswith(message)
+
+
+def test_unknown_key_deep_inside_is_named_in_full():
+    values = {**PREPARE, "sources": [{"kind": "digit_sums"}, {"kind": "digit_captions", "augmented": True}]}
+    assert message_of(PrepareCommand, values) == "sources.1.augmented: there is no such key; did you mean 'augment'?"
+
+
+def test_missing_key_says_what_it_must_be():
+    values = dict(TRAIN)
+    del values["steps"]
+    assert message_of(TrainConfig, values) == "steps: missing; must be a whole number"
+    assert message_of(TrainConfig, {**TRAIN, "stages": [{"share": 1}]}).startswith("stages.0.weights: missing; must be")
+    assert "one of 'digit_captions'" in message_of(SourceConfig, {})
+
+
+@pytest.mark.parametrize("values", [None, [], "text", 3])
+def test_config_that_is_no_mapping(values):
+    assert "must be a mapping of the keys of TrainConfig" in message_of(TrainConfig, values)
+
+
+def test_numbers_as_people_write_them():
+    config = from_dict(TransformerConfig, {"dropout": 0, "norm_eps": "1e-6", "rope_theta": 10_000})
+    assert (config.dropout, config.norm_eps, config.rope_theta) == (0.0, 1e-6, 10_000.0)
+    assert all(isinstance(value, float) for value in (config.dropout, config.norm_eps, config.rope_theta))
+
+
+def test_source_is_called_by_its_kind_unless_named():
+    assert from_dict(SourceConfig, {"kind": "digit_sums"}).name == "digit_sums"
+    assert from_dict(SourceConfig, {"kind": "digit_sums", "name": "my-sums_2"}).name == "my-sums_2"
+
+
+@given(
+    heads=st.integers(1, 4), groups=st.integers(1, 3), repeats=st.integers(1, 3), half=st.integers(1, 64),
+    width=st.integers(1, 10**6), dropout=st.floats(0, 1, exclude_max=True), eps=st.floats(1e-12, 1),
+    order=st.sampled_from(["pre", "swin"]), dtype=st.sampled_from(["float32", "bfloat16"]), norm=st.booleans(),
+)  # fmt: skip
+def test_config_survives_files(heads, groups, repeats, half, width, dropout, eps, order, dtype, norm):
+    """Through plain data, JSON (checkpoints) and YAML (recipes)."""
+    config = TransformerConfig(
+        d_model=width,
+        num_heads=heads * groups * repeats,
+        num_kv_heads=heads * groups,
+        qk_norm_groups=groups,
+        head_dim=2 * half,
+        dropout=dropout,
+        norm_eps=eps,
+        norm_order=order,
+        compute_dtype=dtype,
+        qk_norm=norm,
+    )
+    plain = to_dict(config)
+    for values in (plain, json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
+        assert from_dict(TransformerConfig, values) == config
+
+
+def test_nested_config_survives_files():
+    config = from_dict(TrainConfig, {**TRAIN, "mesh": {"fsdp": 4}, "optimizer": {"name": "muon"}})
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert (config.mesh.fsdp, config.optimizer.name, config.stages) == (4, "muon", (StageConfig(1.0, {"a": 1.0}),))

@@ -1,0 +1,233 @@
+"""A checkpoint gives back every bit, or says why it cannot."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chameleon_jax.config import CheckpointConfig, MeshConfig
+from chameleon_jax.files import FileError
+from chameleon_jax.sharding import make_mesh
+from chameleon_jax.training import checkpoint as checkpoint_module
+from chameleon_jax.training.checkpoint import Checkpoints
+from chameleon_jax.training.state import TrainState, abstract_state, init_state
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return tiny.config()
+
+
+@pytest.fixture(scope="module")
+def initial(config, mesh):
+    return init_state(config, mesh)
+
+
+@pytest.fixture
+def at_step(initial):
+    """A state of a given step; its parameters tell which step it is."""
+
+    def state(step: int) -> TrainState:
+        params = jax.tree.map(lambda leaf: leaf + step, initial.params)
+        return TrainState(jnp.asarray(step, jnp.int32), params, initial.opt_state)
+
+    return state
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def save(folder: Path, config, *states: TrainState, keep: int = 9) -> None:
+    with Checkpoints(folder, CheckpointConfig(every=1, keep=keep)) as checkpoints:
+        for state in states:
+            checkpoints.save(state, config, "the data")
+
+
+def restore(folder: Path, config, mesh, fingerprint: str = "the data") -> TrainState | None:
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        return checkpoints.restore(abstract_state(config, mesh), config, fingerprint)
+
+
+def assert_same(state, expected) -> None:
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), state, expected
+    )
+
+
+def test_an_empty_folder_has_nothing_to_restore(folder, config, mesh):
+    assert restore(folder, config, mesh) is None
+
+
+def test_every_bit_comes_back_on_any_arrangement_of_devices(folder, config, mesh, at_step):
+    saved = at_step(3)
+    save(folder, config, saved)
+    assert_same(restore(folder, config, mesh), saved)
+    other = make_mesh(MeshConfig(data=1, fsdp=8))
+    state = restore(folder, config, other)
+    assert_same(state, saved)
+    assert state.params["embed"].addressable_shards[0].data.shape == (32, 2)  # born cut into eight along the width
+
+
+def test_training_on_while_a_checkpoint_is_written_does_not_change_it(folder, tiny, mesh):
+    # Some megabytes, so that writing is still going on when the arrays are given away and overwritten.
+    config = tiny.config(model__vocab_size=4096, model__d_model=128)
+    state = init_state(config, mesh)
+    expected = jax.tree.map(np.array, state)
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 + 7, state), donate_argnums=0)
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        checkpoints.save(state, config, "the data")
+        for _ in range(5):
+            state = overwrite(state)
+        jax.block_until_ready(state)
+    assert_same(restore(folder, config, mesh), expected)
+
+
+def test_only_the_newest_are_kept_and_the_newest_is_restored(folder, config, mesh, at_step):
+    save(folder, config, *map(at_step, (1, 2, 3, 4)), keep=2)
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["3", "4"]
+    assert int(restore(folder, config, mesh).step) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other runs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer__learning_rate": 0.5}, r"optimizer\.learning_rate was 0\.01, now 0\.5"),
+        ({"model__mlp_dim": 48}, r"model\.mlp_dim was 24, now 48"),
+        ({"seed": 3}, r"seed was 0, now 3"),
+        ({"stages": [{"share": 1.0, "weights": {"all": 2.0}}]}, r"stages\.0\.weights\.all was 1\.0, now 2\.0"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_checkpoints_of_another_config_are_refused_by_the_name_of_the_difference(
+    folder, tiny, config, mesh, at_step, change, message
+):
+    save(folder, config, at_step(1))
+    with pytest.raises(FileError, match=message):
+        restore(folder, tiny.config(**change), mesh)
+
+
+def test_what_does_not_change_the_numbers_may_differ(folder, tiny, config, mesh, at_step):
+    save(folder, config, at_step(1))
+    changes = {"mesh__tensor": 2, "checkpoint__keep": 1, "evaluate_every": 2, "data": "moved", "output": "moved"}
+    assert_same(restore(folder, tiny.config(**changes), mesh), at_step(1))
+
+
+def test_checkpoints_of_other_data_are_refused(folder, config, mesh, at_step):
+    save(folder, config, at_step(1))
+    with pytest.raises(FileError, match="other data"):
+        restore(folder, config, mesh, fingerprint="other")
+
+
+def test_checkpoints_of_a_newer_version_are_refused(folder, config, mesh, at_step, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", checkpoint_module.FORMAT_VERSION + 1)
+    save(folder, config, at_step(1))
+    with pytest.raises(FileError, match=r"newer.*update chameleon_jax"):
+        restore(folder, config, mesh)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Damage
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete_state(folder: Path) -> None:
+    shutil.rmtree(folder / "state")
+
+
+def delete_header(folder: Path) -> None:
+    shutil.rmtree(folder / "run")
+
+
+def delete_largest(folder: Path) -> None:
+    max(files_in(folder), key=lambda path: path.stat().st_size).unlink()
+
+
+def truncate_largest(folder: Path) -> None:
+    truncate(max(files_in(folder), key=lambda path: path.stat().st_size))
+
+
+def empty_all_files(folder: Path) -> None:
+    for path in files_in(folder):
+        path.write_bytes(b"")
+
+
+def delete_all_files(folder: Path) -> None:
+    for path in files_in(folder):
+        path.unlink()
+
+
+DAMAGES = [
+    delete_state, delete_header, delete_largest, truncate_largest, empty_all_files, delete_all_files,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, config, initial):
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    states = [
+        TrainState(jnp.asarray(step, jnp.int32), jax.tree.map(functools.partial(jnp.add, step), initial.params),
+                   initial.opt_state)
+        for step in (1, 2)
+    ]  # fmt: skip
+    save(folder, config, *states)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    folder, config, mesh, at_step, two_checkpoints, damage, capsys
+):
+    shutil.copytree(two_checkpoints, folder)
+    damage(folder / "2")
+    assert_same(restore(folder, config, mesh), at_step(1))
+    message = capsys.readouterr().err
+    assert str(folder / "2") in message.replace("\n", "")
+    assert "damaged" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [truncate, Path.unlink], ids=["truncated", "deleted"])
+def test_no_single_damaged_file_ever_gives_wrong_values(tmp_path, config, mesh, at_step, two_checkpoints, harm):
+    names = [path.relative_to(two_checkpoints) for path in files_in(two_checkpoints / "2")]
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, folder)
+        harm(folder / name)
+        state = restore(folder, config, mesh)
+        assert_same(state, at_step(int(state.step)))  # of step 2 if the file was not needed, else of step 1
+
+
+def test_if_all_are_damaged_it_says_so(folder, config, mesh, two_checkpoints):
+    shutil.copytree(two_checkpoints, folder)
+    for name in ("1", "2"):
+        truncate_largest(folder / name)
+    with pytest.raises(FileError, match=r"none of the checkpoints 2, 1 can be read"):
+        restore(folder, config, mesh)
