@@ -20,8 +20,10 @@ install_import_hook(
     "beartype.beartype",
 )
 
-from hypothesis import settings
 
-# The same examples every time: a failure on one machine is a failure on all.
-settings.register_profile("tests", deadline=None, derandomize=True, database=None)
-settings.load_profile("tests")
+def pytest_configure():
+    """The same random examples every time: a failure on one machine is a failure on all."""
+    from hypothesis import settings
+
+    settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+    settings.load_profile("tests")

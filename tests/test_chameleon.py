@@ -19,7 +19,7 @@ from chameleon_jax.files import FileError
 from chameleon_jax.generation import engine
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
-CONFIG = GenerationConfig(max_new_tokens=24, text=HOT, image=HOT)
+CONFIG = GenerationConfig(max_new_tokens=24, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
 PROMPTS = [["A handwritten three: "], [random_picture(1), " Which digit is this?"], []]
 
 
@@ -55,7 +55,7 @@ def test_opened_model_is_the_saved_one(model, saved):
     ids = model.encode(PROMPTS[1])
     np.testing.assert_array_equal(loaded.encode(PROMPTS[1]), ids)
     np.testing.assert_array_equal(loaded.logits(ids[None]), model.logits(ids[None]))
-    assert frozen(loaded.generate_many(PROMPTS, CONFIG)) == frozen(model.generate_many(PROMPTS, CONFIG))
+    assert frozen([loaded.generate(PROMPTS[1], CONFIG)]) == frozen([model.generate(PROMPTS[1], CONFIG)])
 
 
 def test_parameters_of_another_precision_come_back(model, tmp_path):
@@ -124,7 +124,11 @@ def test_folder_of_a_run_opens_its_model(saved, tmp_path):
 
 @pytest.mark.parametrize(
     ("made", "message"),
-    [([], "is not a model folder"), (["checkpoints"], "training has not finished"), (["model"], "is not a model folder")],
+    [
+        ([], "is not a model folder"),
+        (["checkpoints"], "training has not finished"),
+        (["model"], "is not a model folder"),
+    ],
 )
 def test_folder_without_a_model_is_named(tmp_path, made, message):
     folder = tmp_path / "run"
@@ -159,7 +163,11 @@ def changed_header(saved: Path, tmp_path: Path, change) -> Path:
         (lambda header: header.update(format_version=7), FileError, r"config\.json: format_version 7 is newer"),
         (lambda header: header.pop("format_version"), FileError, r"config\.json: has no format_version"),
         (lambda header: header.pop("model"), ConfigError, r"config\.json: model = None: must be a mapping"),
-        (lambda header: header["model"].update(heads=3), ConfigError, r"config\.json: model\.heads: there is no such key"),
+        (
+            lambda header: header["model"].update(heads=3),
+            ConfigError,
+            r"config\.json: model\.heads: there is no such key",
+        ),
         (lambda header: header["model"].update(mlp_dim=25), FileError, r"layers/mlp/.*has shape .*the config expects"),
         (lambda header: header["model"].update(qk_norm=False), FileError, r"k_norm.*the config expects no such array"),
     ],
@@ -180,7 +188,9 @@ def test_vocabulary_larger_than_the_model_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied"])
-@pytest.mark.parametrize("name", ["params", "tokenizer/text.model", "tokenizer/vocabulary.json", "tokenizer/image/params"])
+@pytest.mark.parametrize(
+    "name", ["params", "tokenizer/text.model", "tokenizer/vocabulary.json", "tokenizer/image/params"]
+)
 def test_damaged_part_is_named(saved, tmp_path, name, damage):
     folder = copy_of(saved, tmp_path)
     path = folder / name

@@ -106,7 +106,10 @@ def test_defaults_can_be_changed_without_a_file():
         (["--stages.first.share", "1"], "--stages.first.share: 'first' is not a position in a list of 2"),
         (["--steps.every", "1"], "--steps.every: steps has no keys of its own"),
         (["--stepps", "1"], "stepps: there is no such key; did you mean 'steps'?"),
-        (["--optimizer.learning-rat", "1"], "optimizer.learning_rat: there is no such key; did you mean 'learning_rate'?"),
+        (
+            ["--optimizer.learning-rat", "1"],
+            "optimizer.learning_rat: there is no such key; did you mean 'learning_rate'?",
+        ),
         (["--model.d-model", "wide"], "model.d_model = 'wide': must be a whole number"),
         (["--steps", ""], "steps = None: must be a whole number"),
     ],

@@ -32,15 +32,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def fail_to_write(new, path: Path, error: BaseException) -> None:
+    """Half of what was to be written is there when `error` strikes."""
+    with new(path) as aside:
+        if new is new_folder:
+            (aside / "inner").mkdir()
+        (aside / "inner" / "new" if new is new_folder else aside).write_bytes(b"half of the n")
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError("a mistake"), KeyboardInterrupt(), DISK_FULL])
 @pytest.mark.parametrize("before", [None, b"old"])
 def test_failed_file_leaves_everything_as_it_was(tmp_path, error, before):
     path = tmp_path / "file"
     if before is not None:
         path.write_bytes(before)
-    with pytest.raises(FileError if isinstance(error, OSError) else type(error)), new_file(path) as aside:
-        aside.write_bytes(b"half of the n")
-        raise error
+    with pytest.raises(FileError if isinstance(error, OSError) else type(error)):
+        fail_to_write(new_file, path, error)
     assert contents(tmp_path) == ({} if before is None else {"file": before})
 
 
@@ -51,10 +59,8 @@ def test_failed_folder_leaves_everything_as_it_was(tmp_path, error, exists):
     if exists:
         (path / "inner").mkdir(parents=True)
         (path / "inner" / "old").write_bytes(b"old")
-    with pytest.raises(FileError if isinstance(error, OSError) else type(error)), new_folder(path) as aside:
-        (aside / "inner").mkdir()
-        (aside / "inner" / "new").write_bytes(b"half of the n")
-        raise error
+    with pytest.raises(FileError if isinstance(error, OSError) else type(error)):
+        fail_to_write(new_folder, path, error)
     assert contents(tmp_path) == ({"folder/inner/old": b"old"} if exists else {})
     assert [each.name for each in tmp_path.iterdir()] == (["folder"] if exists else [])
 
@@ -74,7 +80,10 @@ def test_finished_file_and_folder_replace_the_old_ones(tmp_path):
 
 def test_full_disk_is_named_with_its_reason(tmp_path):
     for new in (new_file, new_folder):
-        with pytest.raises(FileError, match=r"result: cannot be written: No space left on device"), new(tmp_path / "result"):
+        with (
+            pytest.raises(FileError, match=r"result: cannot be written: No space left on device"),
+            new(tmp_path / "result"),
+        ):
             raise DISK_FULL
 
 
@@ -100,7 +109,10 @@ def test_unwritable_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     try:
         for new in (new_file, new_folder):
-            with pytest.raises(FileError, match="result: cannot be written: Permission denied"), new(tmp_path / "result"):
+            with (
+                pytest.raises(FileError, match="result: cannot be written: Permission denied"),
+                new(tmp_path / "result"),
+            ):
                 pass
     finally:
         tmp_path.chmod(0o700)
@@ -138,13 +150,13 @@ def test_versions():
     with pytest.raises(FileError, match=rf"^here: format_version {FORMAT_VERSION + 1} is newer .*update"):
         check_version({"format_version": FORMAT_VERSION + 1}, "here")
     for header in ({}, {"format_version": "1"}, {"format_version": None}):
-        with pytest.raises(FileError, match="^here: has no format_version"):
+        with pytest.raises(FileError, match=r"^here: has no format_version"):
             check_version(header, "here")
 
 
 @pytest.mark.parametrize("header", [[], "text", None, 3])
 def test_header_that_is_no_mapping_is_named(header):
-    with pytest.raises(FileError, match="^here: "):
+    with pytest.raises(FileError, match=r"^here: "):
         check_version(header, "here")
 
 

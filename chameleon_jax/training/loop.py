@@ -71,7 +71,9 @@ def train(
     ):
         state = checkpoints.restore(abstract_state(config, mesh), config, data_fingerprint)
         start = 0 if state is None else int(state.step)
-        if start:
+        if start == config.steps:
+            console.print(f"All {start:,} steps of this run are done already.")
+        elif start:
             console.print(f"Going on from the checkpoint at step {start:,} of {config.steps:,}.")
         state = init_state(config, mesh) if state is None else state
         metrics_file = MetricsFile(Path(config.output) / "metrics.jsonl", start)

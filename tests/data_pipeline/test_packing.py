@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -22,7 +23,7 @@ pieces_of_text = st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), max_siz
 pictures = st.lists(st.sampled_from(VOCABULARY.image_ids.tolist()), min_size=CODES, max_size=CODES).map(
     lambda codes: [BEGIN, *codes, END]
 )
-documents = st.lists(st.one_of(pieces_of_text, pictures), max_size=7).map(lambda parts: sum(parts, []))
+documents = st.lists(st.one_of(pieces_of_text, pictures), max_size=7).map(lambda parts: list(itertools.chain(*parts)))
 lengths = st.integers(CODES + 2, 30)
 
 
@@ -70,7 +71,7 @@ def test_cut_pieces_make_the_document_again(ids, length):
 @given(ids=documents, length=lengths)
 def test_pieces_are_as_long_as_they_can_be(ids, length):
     pieces = cut(np.asarray(ids, np.int32), length, VOCABULARY)
-    for piece, following in zip(pieces, pieces[1:], strict=False):
+    for piece, following in itertools.pairwise(pieces):
         next_unit = CODES + 2 if following[1] == BEGIN else 1
         assert len(piece) - 1 + next_unit > length
 

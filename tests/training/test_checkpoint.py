@@ -165,12 +165,18 @@ def delete_header(folder: Path) -> None:
     shutil.rmtree(folder / "run")
 
 
-def delete_largest(folder: Path) -> None:
-    max(files_in(folder), key=lambda path: path.stat().st_size).unlink()
+def array_files(folder: Path) -> list[Path]:
+    return [path for path in files_in(folder / "state") if path.parent.name == "d"]
 
 
-def truncate_largest(folder: Path) -> None:
-    truncate(max(files_in(folder), key=lambda path: path.stat().st_size))
+def delete_arrays(folder: Path) -> None:
+    for path in array_files(folder):
+        path.unlink()
+
+
+def truncate_arrays(folder: Path) -> None:
+    for path in array_files(folder):
+        truncate(path)
 
 
 def empty_all_files(folder: Path) -> None:
@@ -184,7 +190,7 @@ def delete_all_files(folder: Path) -> None:
 
 
 DAMAGES = [
-    delete_state, delete_header, delete_largest, truncate_largest, empty_all_files, delete_all_files,
+    delete_state, delete_header, delete_arrays, truncate_arrays, empty_all_files, delete_all_files,
 ]  # fmt: skip
 
 
@@ -228,6 +234,6 @@ def test_no_single_damaged_file_ever_gives_wrong_values(tmp_path, config, mesh, 
 def test_if_all_are_damaged_it_says_so(folder, config, mesh, two_checkpoints):
     shutil.copytree(two_checkpoints, folder)
     for name in ("1", "2"):
-        truncate_largest(folder / name)
+        truncate_arrays(folder / name)
     with pytest.raises(FileError, match=r"none of the checkpoints 2, 1 can be read"):
         restore(folder, config, mesh)
