@@ -68,6 +68,8 @@ class Chameleon:
         Raises:
           ConfigError: if a picture is asked for that does not fit `max_new_tokens`.
         """
+        if not documents:
+            return []
         config = config or GenerationConfig()
         vocabulary = self.tokenizer.vocabulary
         begin = [vocabulary.begin_image] if config.mode == "image" else []
@@ -121,4 +123,10 @@ def load(folder: str | Path) -> Chameleon:
     config = from_dict(TransformerConfig, header.get("model"), f"{folder}/config.json: model")
     init = lambda key: nn.unbox(Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"])  # noqa: E731
     params = load_arrays(folder / "params", jax.eval_shape(init, jax.random.key(0)))
-    return Chameleon(config, params, DocumentTokenizer.load(folder / "tokenizer"))
+    tokenizer = DocumentTokenizer.load(folder / "tokenizer")
+    if tokenizer.vocabulary.size > config.vocab_size:
+        raise FileError(
+            f"{folder}: its tokenizer has {tokenizer.vocabulary.size} ids but its Transformer only "
+            f"{config.vocab_size}; two models are mixed in one folder"
+        )
+    return Chameleon(config, params, tokenizer)

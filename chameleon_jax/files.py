@@ -65,7 +65,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
             yield aside
             os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 @contextlib.contextmanager
@@ -75,6 +76,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with explain_disk_errors(path):
+            shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
             aside.mkdir(parents=True)
             yield aside
             if path.exists():
@@ -109,7 +111,7 @@ def read_json(path: str | Path) -> Any:
 
 def check_version(header: dict[str, Any], path: str | Path) -> None:
     """Refuses a folder that a newer version of this library wrote."""
-    version = header.get("format_version")
+    version = header.get("format_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
         raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
     if version > FORMAT_VERSION:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, to_dict
 from chameleon_jax.files import FORMAT_VERSION, new_folder, write_json
 from chameleon_jax.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokenizer
+from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.packing import cut, pack
@@ -71,6 +73,13 @@ def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[li
     return files, total, digest.hexdigest()
 
 
+def _hash(tokenizer: ImageTokenizer) -> str:
+    digest = hashlib.sha256(json.dumps(to_dict(tokenizer.config)).encode())
+    for leaf in jax.tree.leaves(tokenizer.params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def prepare(command: PrepareCommand) -> dict[str, Any]:
     """Tokenizes and packs all sources into `command.output`, which appears only when it is complete.
 
@@ -110,6 +119,10 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
                 header[part][source.name] = {
                     "files": files, "rows": total, "sha256": digest, **vars(counts), "source": to_dict(source)
                 }  # fmt: skip
+        header["tokenizer"] = {
+            "text": hashlib.sha256(tokenizer.text.model).hexdigest(),
+            "image": _hash(tokenizer.image),
+        }
         header["fingerprint"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
         write_json(folder / "dataset.json", header)
     return header

@@ -115,7 +115,8 @@ def test_configs_of_the_repository_can_be_read(path):
         (TrainConfig, {**TRAIN, "z_loss": -1}, "z_loss", "-1.0", "0 or more"),
         (TrainConfig, {**TRAIN, "checkpoint": {"keep": 0}}, "checkpoint.keep", "0", "at least 1"),
         (TrainConfig, {**TRAIN, "mesh": {"tensor": 0}}, "mesh.tensor", "0", "at least 1, or -1"),
-        (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 256}, "sources": []}, "tokenizer.vocab_size", "256", "above 300"),
+        (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 256}, "sources": []},
+         "tokenizer.vocab_size", "256", "above 300"),
         (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 500, "max_lines": 50}, "sources": []},
          "tokenizer.max_lines", "50", "above 100"),
         # Values that do not go together.
@@ -131,7 +132,7 @@ def test_configs_of_the_repository_can_be_read(path):
         (PrepareCommand, {**PREPARE, "sources": [{"kind": "digit_sums"}] * 2}, "sources", "digit_sums", "must differ"),
         (ImageTokenizerCommand, {"output": "o", "sources": [], "tokenizer": {**TOKENIZER_TRAINING, "steps": 50}},
          "tokenizer.warmup_steps", "50", "below steps = 50"),
-        (TrainConfig, {**TRAIN, "mesh": {"data": -1, "tensor": -1}}, "mesh", "-1", "only one size may be -1"),
+        (TrainConfig, {**TRAIN, "mesh": {"data": -1, "tensor": -1}}, "mesh.data", "-1", "only one size may be -1"),
         (TrainConfig, {**TRAIN, "checkpoint": {"every": 15}}, "checkpoint.every", "15", "multiple of log_every = 10"),
         (TrainConfig, {**TRAIN, "stages": [{"share": 0.5, "weights": {"a": 1}}] * 3}, "stages", "[0.5, 0.5, 0.5]",
          "add up to 1"),

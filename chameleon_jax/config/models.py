@@ -62,7 +62,8 @@ class TransformerConfig:
             f"must divide num_heads = {self.num_heads} and num_kv_heads = {self.num_kv_heads}",
         )
         require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "must be in [0, 1)")
-        require(self.init_std > 0.0, "init_std", self.init_std, "must be positive")
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)

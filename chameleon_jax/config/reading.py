@@ -140,6 +140,8 @@ def _override(values: Any, path: list[str], value: Any, flag: str) -> None:
             name = int(name)
         elif not isinstance(values, dict):
             raise ConfigError(f"{flag}: {'.'.join(path[:depth])} has no keys of its own")
+        elif name not in values:  # names that people gave, such as those of sources, may have dashes
+            name = name.replace("-", "_")
         if last:
             values[name] = value
         elif isinstance(values, list):
@@ -174,10 +176,23 @@ def find_configs() -> Path:
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, and a key written twice is the error that the YAML standard says it is."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is written twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> Any:
     """Reads a YAML file; a missing or malformed one is a `ConfigError` naming the file and line."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -206,7 +221,7 @@ def read_config(cls: type[T], path: str | Path | None = None, overrides: list[st
     pairs = _parse_overrides(list(overrides))
     if isinstance(values, dict):
         for flag, value in pairs:
-            _override(values, flag.removeprefix("--").replace("-", "_").split("."), value, flag)
+            _override(values, flag.removeprefix("--").split("."), value, flag)
     try:
         return from_dict(cls, values)
     except ConfigError as error:

@@ -25,6 +25,7 @@ class TextTokenizerConfig:
         require(
             self.vocab_size > 300, "vocab_size", self.vocab_size, "must be above 300: 256 bytes and some characters"
         )
+        require(self.max_lines > 100, "max_lines", self.max_lines, "must be above 100, SentencePiece's least")
         require(0 < self.character_coverage <= 1, "character_coverage", self.character_coverage, "must be in (0, 1]")
 
 
@@ -111,7 +112,7 @@ class MeshConfig:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
             require(size == -1 or size > 0, name, size, "must be at least 1, or -1 for the devices that are left")
-        require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one size may be -1")
+        require(list(sizes.values()).count(-1) <= 1, "data", self.data, f"only one size may be -1, here: {sizes}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def _figure(width: float, height: float, result: list[str]) -> Iterator[Any]:
 def loss_curves(lines: Sequence[dict[str, Any]]) -> str:
     """Training loss per modality, and the held-out losses where they were measured, from metrics.jsonl."""
     result: list[str] = []
-    with _figure(6.6, 3.4, result) as axes:
+    with _figure(10, 4, result) as axes:
         for key, colour, name in (("text_loss", TEXT, "text"), ("image_loss", IMAGE, "image codes")):
             points = [(line["step"], line[key]) for line in lines if key in line]
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=f"{name}, training")
@@ -57,7 +57,7 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> str:
 def tokenizer_curve(lines: Sequence[dict[str, Any]]) -> str:
     """PSNR and codebook perplexity of the image tokenizer while it trains."""
     result: list[str] = []
-    with _figure(6.6, 2.6, result) as axes:
+    with _figure(10, 3, result) as axes:
         steps = [line["step"] for line in lines]
         axes.plot(steps, [line["psnr_db"] for line in lines], color=IMAGE, linewidth=1.8)
         axes.set(xlabel="step", ylabel="PSNR, dB")
@@ -74,7 +74,7 @@ def code_use(codes: np.ndarray, num_codes: int) -> str:
     """How often each code occurs, most frequent first; codes never used are marked."""
     result: list[str] = []
     counts = np.sort(np.bincount(codes.ravel(), minlength=num_codes))[::-1]
-    with _figure(6.6, 2.2, result) as axes:
+    with _figure(10, 2.4, result) as axes:
         axes.fill_between(np.arange(num_codes), counts, step="mid", color=IMAGE, alpha=0.75, linewidth=0)
         used = int((counts > 0).sum())
         axes.axvline(used, color=INK, linewidth=1)

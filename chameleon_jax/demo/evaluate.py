@@ -159,7 +159,8 @@ def continue_documents(
     texts = []
     for name in ("python_reference", "python_stdlib"):
         source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
-        texts.append([next(iter(open_source(source, datasets)))[0][:300]])
+        text = next(iter(open_source(source, datasets)))[0]
+        texts.append([text[: text.find("\n", 250) + 1]])
     interleaved = GenerationConfig(max_new_tokens=120)
     prose = GenerationConfig(mode="text", max_new_tokens=100)
     answers = model.generate_many(mixed, interleaved) + model.generate_many(texts, prose)

@@ -49,9 +49,9 @@ img { image-rendering: auto; border-radius: 4px; background: #fff; }
 .drawings img.bad { border-color: var(--red); }
 .pairs { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px;
   overflow-x: auto; margin-bottom: 18px; }
-.pairs div { display: flex; gap: 4px; min-width: 980px; }
+.pairs div { display: flex; gap: 4px; min-width: 980px; margin: 6px 0; }
 .pairs img { width: 46px; height: 46px; }
-svg { max-width: 100%; height: auto; display: block; margin: 14px 0; }
+svg { width: 100%; height: auto; display: block; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 18px 0; }
 th { text-align: left; font-weight: 600; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }

@@ -12,7 +12,15 @@ import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FORMAT_VERSION, check_version, load_arrays, read_json, save_arrays, write_json
+from chameleon_jax.files import (
+    FORMAT_VERSION,
+    FileError,
+    check_version,
+    load_arrays,
+    read_json,
+    save_arrays,
+    write_json,
+)
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import TextTokenizer
@@ -120,8 +128,11 @@ class DocumentTokenizer:
         values = read_json(folder / "vocabulary.json")
         check_version(values, folder / "vocabulary.json")
         del values["format_version"]
-        text = TextTokenizer.load(folder / "text.model")
-        return cls(text, load_image_tokenizer(folder / "image"), Vocabulary.from_dict(values))
+        try:
+            vocabulary = Vocabulary.from_dict(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: {error}") from None
+        return cls(TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "image"), vocabulary)
 
 
 def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
@@ -135,7 +146,7 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
     header = read_json(Path(folder) / "config.json")
     check_version(header, Path(folder) / "config.json")
-    config = from_dict(ImageTokenizerConfig, header["model"], f"{folder}/config.json: model")
+    config = from_dict(ImageTokenizerConfig, header.get("model"), f"{folder}/config.json: model")
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
     abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
     return ImageTokenizer(config, load_arrays(Path(folder) / "params", abstract))

@@ -15,6 +15,9 @@ from chameleon_jax.files import FileError
 # SentencePiece writes spaces as this character, so the character itself has to go around it, as its UTF-8 bytes.
 _SPACE_MARK = "\u2581"
 
+LONGEST_LINE = 16384
+"""Characters of a line that the trainer is given at a time; each takes at most four bytes."""
+
 
 class TextTokenizer:
     """Text to pieces and back. Pieces are numbered from 0; the Vocabulary gives them their ids."""
@@ -25,6 +28,8 @@ class TextTokenizer:
         """
         import sentencepiece
 
+        if not model:
+            raise ValueError("the SentencePiece model is empty")
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
@@ -97,13 +102,19 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> T
     """
     import sentencepiece
 
-    # Long texts are cut at line ends: the trainer drops sentences over its length limit without a word.
-    lines = (line for text in texts for line in text.splitlines(keepends=True) if line.strip())
+    # The trainer drops sentences over its length limit without a word, so long lines are cut first.
+    lines = (
+        line[start : start + LONGEST_LINE]
+        for text in texts
+        for line in text.splitlines()
+        for start in range(0, len(line), LONGEST_LINE)
+        if line.strip()
+    )
     output = io.BytesIO()
     sentencepiece.set_random_generator_seed(config.seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(line.rstrip("\n") for line in lines),
+            sentence_iterator=lines,
             model_writer=output,
             model_type="bpe",
             vocab_size=config.vocab_size,
@@ -114,7 +125,7 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> T
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            max_sentence_length=1 << 16,
+            max_sentence_length=4 * LONGEST_LINE,
             input_sentence_size=config.max_lines,
             shuffle_input_sentence=True,
             unk_id=0,

@@ -42,4 +42,5 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
     try:
         return builder.as_data_source(split)
     except (ValueError, AssertionError) as error:
-        raise ConfigError(f"split = {split!r}: {name} has {', '.join(builder.info.splits)}: {error}") from None
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"split = {split!r}: {name} has {', '.join(builder.info.splits)}: {reason}") from None

@@ -20,6 +20,8 @@ from chameleon_jax.files import FileError
 
 def _segment(value: Any, folder: Path):
     if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text")
         return value
     if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
         return open_image(folder / value["image"])
@@ -33,6 +35,8 @@ def _document(line: bytes, folder: Path) -> Document:
         raise DocumentError(f"not valid UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise DocumentError(f"not valid JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise DocumentError("not usable JSON, nested too deeply; a line is a list of texts and pictures") from None
     if not isinstance(values, list):
         raise DocumentError("a line must be a list of segments")
     document = [_segment(value, folder) for value in values]

@@ -169,6 +169,18 @@ def test_samples_depend_on_the_seed_and_the_row_only():
     np.testing.assert_array_equal(rows[1], other_neighbours[1])
 
 
+def test_steps_are_drawn_independently():
+    params = params_that_draw(seed=5)
+    params["output"] = 0 * params["output"]  # every allowed token is equally likely
+    config = GenerationConfig(mode="text", max_new_tokens=16, text=HOT)
+    rows = generate(params, [PROMPTS[0]] * 128, config)
+    choices = len(TEXT) + 1
+    for distance in (1, 2, 3):
+        both = (rows[:, distance:] != PAD) & (rows[:, :-distance] != PAD)
+        same = (rows[:, distance:] == rows[:, :-distance])[both]
+        assert abs(same.mean() - 1 / choices) < 4 * (1 / choices / same.size) ** 0.5
+
+
 @pytest.mark.parametrize("room", [CODES + 1, CODES + 2, CODES + 5])
 def test_picture_is_begun_only_where_it_still_fits(room):
     params = params_that_draw(seed=5)

@@ -233,7 +233,7 @@ def test_every_layer_and_branch_drops_other_elements_and_none_when_deterministic
     def watch(next_function, args, kwargs, context):
         result = next_function(*args, **kwargs)
         if isinstance(context.module, nn.Dropout):
-            jax.debug.callback(lambda y: masks.append(np.asarray(y != 0)), result, ordered=True)
+            jax.debug.callback(lambda y: masks.append(np.asarray(y != 0)), result)
         return result
 
     with nn.intercept_methods(watch):
@@ -247,8 +247,8 @@ def test_every_layer_and_branch_drops_other_elements_and_none_when_deterministic
     np.testing.assert_array_equal(still, logits_of(dataclasses.replace(config, dropout=0.0), params, inputs))
 
 
-@pytest.mark.parametrize("config", [TINY, SWIN], ids=["pre", "swin"])
-def test_recomputing_layers_changes_neither_values_nor_gradients(config):
+def test_recomputing_layers_changes_neither_values_nor_gradients():
+    config = TINY
     params, inputs = random_params(config), tokens(2, 6)
 
     def loss(params, config):

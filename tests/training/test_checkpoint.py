@@ -63,9 +63,7 @@ def restore(folder: Path, config, mesh, fingerprint: str = "the data") -> TrainS
 
 def assert_same(state, expected) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(expected)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), state, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), state, expected)
 
 
 def test_an_empty_folder_has_nothing_to_restore(folder, config, mesh):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,12 @@ MODEL = ImageTokenizerConfig(
     num_codes=16, norm_groups=4,
 )  # fmt: skip
 CONFIG = ImageTokenizerTrainConfig(model=MODEL, steps=60, batch_size=8, learning_rate=5e-3, warmup_steps=5)
+UNCLIPPED = dataclasses.replace(CONFIG, commitment=0.7, clip_norm=1e9)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def run_model(variables, x, method: str):
+    return VQModel(MODEL).apply(variables, x, method=method)
 
 
 def pictures(count: int = 8) -> jax.Array:
@@ -27,6 +34,17 @@ def pictures(count: int = 8) -> jax.Array:
     direction = rng.normal(size=(count, 2, 3))
     ramps = direction[:, 0, None, None] * y[..., None] + direction[:, 1, None, None] * x[..., None]
     return jnp.asarray(np.tanh(ramps + rng.normal(0, 0.5, (count, 1, 1, 3))), jnp.float32)
+
+
+@pytest.fixture
+def fresh():
+    """A state before its first step, as copies that a step may take."""
+    return jax.tree.map(jnp.copy, first_state())
+
+
+@functools.cache
+def first_state():
+    return init_state(CONFIG, pictures())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -76,26 +94,35 @@ def test_dead_codes_move_onto_latents_of_the_batch_and_live_on(averages):
         assert float(counts[code]) == len(latents) / len(codebook)  # as if used like an average code
         np.testing.assert_allclose(sums[code], codebook[code] * counts[code], rtol=1e-5)
     other, *_ = update_codebook(CONFIG, jax.random.key(1), *map(jnp.asarray, averages))
-    assert not np.array_equal(other[[1, 4]], codebook[[1, 4]])
+    assert not np.array_equal(np.asarray(other)[[1, 4]], np.asarray(codebook)[[1, 4]])
 
 
 def test_nothing_is_restarted_while_all_codes_are_used(averages):
     counts, sums, latents, _ = averages
     codes = np.arange(len(latents), dtype=np.int32) % len(counts)
     full = np.full_like(counts, 4.0)
-    codebook, *_, restarted = update_codebook(CONFIG, jax.random.key(0), *map(jnp.asarray, (full, sums, latents, codes)))
+    codebook, *_, restarted = update_codebook(
+        CONFIG, jax.random.key(0), *map(jnp.asarray, (full, sums, latents, codes))
+    )
     assert int(restarted) == 0
     expected_counts, expected_sums, _ = update_by_hand(CONFIG, full, sums, latents, codes)
     np.testing.assert_allclose(codebook, expected_sums / expected_counts[:, None], rtol=1e-4, atol=1e-6)
 
 
 def test_the_codebook_starts_near_latents_of_the_pictures():
-    state = init_state(CONFIG, pictures())
-    latents = VQModel(MODEL).apply({"params": state.params}, pictures(), method="latents").reshape(-1, MODEL.code_dim)
+    state = first_state()
+    latents = run_model({"params": state.params}, pictures(), "latents").reshape(-1, MODEL.code_dim)
     distance = np.linalg.norm(np.asarray(state.params["codebook"])[:, None] - np.asarray(latents), axis=-1).min(axis=1)
     assert distance.max() < 0.5 * np.linalg.norm(np.std(latents, axis=0))
     np.testing.assert_array_equal(state.sums / state.counts[:, None], state.params["codebook"])
     assert len(np.unique(state.params["codebook"], axis=0)) == MODEL.num_codes  # no two alike
+
+
+def test_the_same_seed_starts_the_same_and_another_differently():
+    again = init_state(CONFIG, pictures())
+    jax.tree.map(np.testing.assert_array_equal, again, first_state())
+    other = init_state(dataclasses.replace(CONFIG, seed=1), pictures())
+    assert not np.array_equal(other.params["codebook"], again.params["codebook"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -131,32 +158,29 @@ def test_perplexity_is_the_number_of_codes_that_would_be_used_alike(codes, expec
 
 def losses_by_hand(config, params, pixels):
     """Reconstruction and commitment from their formulas, through the model's own encode and decode."""
-    model, variables = VQModel(config.model), {"params": params}
-    z = np.asarray(model.apply(variables, pixels, method="latents"), np.float64)
-    codes = model.apply(variables, pixels, method="encode")
+    variables = {"params": params}
+    z = np.asarray(run_model(variables, pixels, "latents"), np.float64)
+    codes = run_model(variables, pixels, "encode")
     q = np.asarray(params["codebook"], np.float64)[np.asarray(codes).reshape(z.shape[:-1])]
-    error = np.asarray(pixels, np.float64) - np.asarray(model.apply(variables, codes, method="decode"), np.float64)
+    error = np.asarray(pixels, np.float64) - np.asarray(run_model(variables, codes, "decode"), np.float64)
     reconstruction = np.mean(np.abs(error)) if config.reconstruction == "l1" else np.mean(error**2)
     return reconstruction, np.mean((z - q) ** 2)
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_losses_are_those_of_the_formulas(kind):
-    config = dataclasses.replace(CONFIG, reconstruction=kind, commitment=0.7)
-    state = init_state(config, pictures())
-    reconstruction, commitment = losses_by_hand(config, state.params, pictures())
-    _, metrics = train_step(config, state, pictures())
+def test_losses_are_those_of_the_formulas(kind, fresh):
+    config = dataclasses.replace(UNCLIPPED, reconstruction=kind)
+    reconstruction, commitment = losses_by_hand(config, fresh.params, pictures())
+    _, metrics = train_step(config, fresh, pictures())
     assert float(metrics["reconstruction"]) == pytest.approx(reconstruction, rel=1e-5)
     assert float(metrics["commitment"]) == pytest.approx(commitment, rel=1e-4)
     assert float(metrics["loss"]) == pytest.approx(reconstruction + 0.7 * commitment, rel=1e-5)
 
 
-def test_the_gradient_goes_straight_through_the_rounding_to_the_encoder():
+def test_the_gradient_goes_straight_through_the_rounding_to_the_encoder(fresh):
     """Adam's first moment after one step is (1 - b1) times the gradient; it is compared with one made by hand."""
-    config = dataclasses.replace(CONFIG, commitment=0.5, clip_norm=1e9)
     model, pixels = VQModel(MODEL), pictures()
-    state = init_state(config, pixels)
-    params = jax.tree.map(jnp.copy, state.params)
+    params = first_state().params
 
     def latents(params):
         return model.apply({"params": params}, pixels, method="latents")
@@ -167,14 +191,14 @@ def test_the_gradient_goes_straight_through_the_rounding_to_the_encoder():
     z, pull_back = jax.jit(lambda params: jax.vjp(latents, params))(params)
     q = params["codebook"][nearest_code(z, params["codebook"])]
     # What the decoder wants of q is handed to z as it is; the commitment pulls z to q.
-    (by_hand,) = pull_back(jax.grad(decoded_error)(q) + 0.5 * 2 * (z - q) / z.size)
+    (by_hand,) = pull_back(jax.jit(jax.grad(decoded_error))(q) + UNCLIPPED.commitment * 2 * (z - q) / z.size)
 
-    next_state, _ = train_step(config, state, pixels)
+    next_state, _ = train_step(UNCLIPPED, fresh, pixels)
     moment = next(part.mu for part in jax.tree.leaves(next_state.opt_state, is_leaf=is_adam) if is_adam(part))
     for name in ("encoder", "quant_conv"):
         expected = jax.tree.leaves(by_hand[name])
         for got, want in zip(jax.tree.leaves(moment[name]), expected, strict=True):
-            np.testing.assert_allclose(got, (1 - config.b1) * want, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(got, (1 - UNCLIPPED.b1) * want, rtol=1e-3, atol=1e-6)
     assert np.all(moment["codebook"] == 0)  # the codebook follows its averages, not the gradient
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(moment["decoder"]))
 
@@ -183,22 +207,22 @@ def is_adam(part) -> bool:
     return hasattr(part, "mu")
 
 
-def learn(config, steps: int):
-    state, history = init_state(config, pictures()), []
+def learn(steps: int):
+    state, history = jax.tree.map(jnp.copy, first_state()), []
     for _ in range(steps):
-        state, metrics = train_step(config, state, pictures())
+        state, metrics = train_step(CONFIG, state, pictures())
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
 
 
 def test_training_lowers_the_loss_keeps_many_codes_and_repeats_exactly():
-    state, history = learn(CONFIG, 60)
+    state, history = learn(60)
     assert history[-1]["reconstruction"] < 0.5 * history[0]["reconstruction"]
     assert history[-1]["psnr_db"] > history[0]["psnr_db"] + 3
     assert history[-1]["perplexity"] > 0.4 * MODEL.num_codes
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
     assert int(state.step) == 60
 
-    again, history_again = learn(CONFIG, 60)
+    again, history_again = learn(60)
     assert history_again == history
     jax.tree.map(np.testing.assert_array_equal, again, state)
