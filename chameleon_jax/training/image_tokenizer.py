@@ -39,6 +39,7 @@ def make_optimizer(config: ImageTokenizerTrainConfig) -> optax.GradientTransform
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, config.b1, config.b2))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_state(config: ImageTokenizerTrainConfig, pixels: Float[Array, "B h w 3"]) -> ImageTokenizerState:
     """Fresh parameters; the codebook starts as latents of `pixels`, a little apart from each other."""
     model = VQModel(config.model)

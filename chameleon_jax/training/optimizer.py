@@ -35,41 +35,38 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in ("scale", "bias"), params)
 
 
+_MATRIX_AXES = {
+    **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
+    "o": ((1, 2), (3,)),
+    **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
+}
+"""Input and output axes of the matrices inside the layers; their first axis counts layers."""
+
+
+def _optimizer_of_each(params: Any) -> Any:
+    """Muon for the matrices inside the layers; embedding, output and norms stay with AdamW, as its authors advise."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _name(path) in _MATRIX_AXES else "adamw", params)
+
+
 def _muon_dimensions(params: Any) -> Any:
-    """Which axes of each parameter are a matrix's input and output; None for what AdamW takes.
-
-    The first axis of layer weights counts layers. Embedding and output are left to AdamW, as Muon's authors advise.
-    """
-    axes = {
-        **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
-        "o": ((1, 2), (3,)),
-        **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
-    }
-
-    def dimensions(path, _):
-        reduction, output = axes.get(_name(path), (None, None))
-        return reduction and optax.contrib.MuonDimensionNumbers(reduction, output)
-
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: optax.contrib.MuonDimensionNumbers(*_MATRIX_AXES[_name(path)]), params
+    )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW, or Muon for the matrices inside the layers and AdamW for the rest."""
     schedule = make_schedule(config, steps)
-    if config.name == "adamw":
-        optimizer = optax.adamw(
-            schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask
-        )
-    else:
-        # consistent_rms gives Muon's updates the size of AdamW's, so that one learning rate serves both.
-        optimizer = optax.contrib.muon(
+    optimizer = optax.adamw(
+        schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask
+    )
+    if config.name == "muon":
+        muon = optax.contrib.muon(
             schedule,
             beta=config.muon_momentum,
             weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=0.0,
             muon_weight_dimension_numbers=_muon_dimensions,
-            consistent_rms=0.2,
+            consistent_rms=0.2,  # updates of the size of AdamW's, so that one learning rate serves both
         )
+        optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _optimizer_of_each)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -59,7 +59,7 @@ def make_train_step(
             )(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**sums, "total_loss": loss, "gradient_norm": optax.global_norm(grads)}
+        metrics = {**sums, "total_loss": loss, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     shardings = state_shardings(config, mesh)

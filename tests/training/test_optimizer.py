@@ -158,7 +158,9 @@ def test_adamw_equals_numpy(params, clip_norm):
 @pytest.fixture(scope="module")
 def muon_update(params):
     """One update by Muon without decay at rate 1, and its optimizer's first state."""
-    config = OptimizerConfig(name="muon", learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0)
+    config = OptimizerConfig(
+        name="muon", learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0, eps=1e-12
+    )
     optimizer = make_optimizer(config, 5)
     state = optimizer.init(params)
     updates, _ = jax.jit(optimizer.update)(gradients(params, 1), state, params)

@@ -1,0 +1,85 @@
+"""The command line: what people see when they ask for help or make a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from chameleon_jax.cli import main
+
+COMMANDS = ("demo", "train-text-tokenizer", "train-image-tokenizer", "prepare", "train", "generate")
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_its_keys(name, capsys):
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"usage: chameleon {name}" in said
+    known = {"demo": "--recipes", "generate": "--text.temperature", "prepare": "--sequence-length"}
+    assert known.get(name, "--output") in said
+
+
+def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{data: rows, output: run, steps: 4321, batch_size: 2, model: {}, "
+        "stages: [{share: 1, weights: {a: 1}}], optimizer: {warmup_steps: 7}}"
+    )
+    assert main(["train", str(path), "--help"]) == 0
+    assert "4321" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "'trian' is no command; there are demo"),
+        (["train"], "expected one YAML file, got none; for example configs/demo/train.yaml"),
+        (["train", "a.yaml", "b.yaml"], "expected one YAML file, got ['a.yaml', 'b.yaml']"),
+        (["train", "gone.yaml"], "gone.yaml: no such file"),
+        (["train", "{recipe}", "--optimizer.learning_rte", "3"], "did you mean 'learning_rate'?"),
+        (["train", "{recipe}", "--model.num-kv-heads", "4"], "num_kv_heads = 4: must divide num_heads = 6"),
+        (["train", "{recipe}", "--steps"], "--steps: a value must follow"),
+        (["generate"], "expected MODEL and PROMPT"),
+        (["generate", "model", "a", "b"], "expected MODEL and PROMPT"),
+        (["generate", "model", "a", "--text.temperature", "-1"], "text.temperature = -1.0: must be 0 (greedy) or more"),
+    ],
+)
+def test_wrong_commands_are_one_line_and_status_2(arguments, message, capsys):
+    from chameleon_jax.config import find_configs
+
+    recipe = str(find_configs() / "demo" / "train.yaml")
+    assert main([recipe if argument == "{recipe}" else argument for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.startswith(f"chameleon {arguments[0]}: ")
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "{folder}", "x"], "is not a model folder"),
+        (["generate", "{folder}", "x", "--image", "{folder}/gone.png"], "gone.png: no such picture file"),
+        (["generate", "{folder}", "⟨image⟩ and ⟨image⟩"], "2 ⟨image⟩ marks but 0 pictures"),
+        (["train", "{recipe}", "--data", "{folder}"], "holds no prepared data"),
+        (["prepare", "{prepare}", "--text-tokenizer", "{folder}/gone.model"], "gone.model: no such text tokenizer"),
+    ],
+)
+def test_missing_things_are_one_line_and_status_1(arguments, message, tmp_path, capsys):
+    from chameleon_jax.config import find_configs
+
+    recipes = find_configs() / "demo"
+    values = {"folder": tmp_path, "recipe": recipes / "train.yaml", "prepare": recipes / "prepare.yaml"}
+    assert main([argument.format(**values) for argument in arguments]) == 1
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
