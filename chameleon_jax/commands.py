@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon, load
@@ -29,11 +26,13 @@ from chameleon_jax.files import new_file, new_folder
 from chameleon_jax.progress import progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import save_image_tokenizer
-from chameleon_jax.tokens.image import ImageTokenizer, resize_and_crop, scale
+from chameleon_jax.tokens.image import resize_and_crop, scale
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE
-from chameleon_jax.training.image_tokenizer import codebook_perplexity, init_state, psnr, train_step
+from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
+from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.loop import train as run_training
+from chameleon_jax.training.metrics import MetricsFile
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
@@ -74,47 +73,19 @@ def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int)
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     """Trains the VQGAN and writes its folder, with metrics.jsonl inside. Returns figures on the held-out pictures."""
     config = command.tokenizer
-    pixels = _pictures(command.sources, command.datasets, config.model.resolution)
-    held_out = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else None
-    rng = np.random.default_rng(config.seed)
-
-    def batches() -> Iterator[np.ndarray]:
-        while True:  # every picture once, then again in another order
-            order = rng.permutation(max(len(pixels), config.batch_size)) % len(pixels)
-            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-                yield scale(pixels[order[start : start + config.batch_size]])
-
+    pictures = _pictures(command.sources, command.datasets, config.model.resolution)
+    unseen = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else pictures
     with new_folder(command.output) as folder:
-        sample = pixels[rng.integers(0, len(pixels), min(len(pixels), 512))]
-        state = init_state(config, jnp.asarray(scale(sample)))
-        log = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        with log, progress_bar("train image tokenizer", config.steps) as bar:
-            for step, batch in zip(range(1, config.steps + 1), batches()):  # noqa: B905
-                state, metrics = train_step(config, state, jnp.asarray(batch))
-                if step % command.log_every == 0 or step == config.steps:
-                    line = {name: round(float(value), 6) for name, value in metrics.items()}
-                    if not np.isfinite(line["loss"]):
-                        raise ConfigError(
-                            f"tokenizer.learning_rate = {config.learning_rate}: the loss diverged; lower it"
-                        )
-                    log.write(json.dumps({"step": step, **line}) + "\n")
-                    bar.update(step, psnr=f"{line['psnr_db']:.1f} dB", perplexity=f"{line['perplexity']:.0f}")
-        tokenizer = ImageTokenizer(config.model, jax.device_get(state.params))
-        figures = measure_image_tokenizer(tokenizer, scale(pixels if held_out is None else held_out))
+        metrics = MetricsFile(folder / "metrics.jsonl", 0)
+        with progress_bar("train image tokenizer", config.steps) as bar:
+
+            def log(step: int, figures: dict[str, float]) -> None:
+                metrics.write(step, **figures)
+                bar.update(step, psnr=f"{figures['psnr_db']:.1f} dB", perplexity=f"{figures['perplexity']:.0f}")
+
+            tokenizer = learn_image_tokenizer(config, pictures, log, command.log_every)
         save_image_tokenizer(tokenizer, folder)
-        (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
-    return figures
-
-
-def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
-    """PSNR of reconstructions, share of codes that occur, and their perplexity."""
-    codes = tokenizer.encode_pixels(pixels)
-    error = psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))
-    return {
-        "reconstruction_psnr_db": float(jnp.mean(error)),
-        "codebook_used": len(np.unique(codes)) / tokenizer.config.num_codes,
-        "codebook_perplexity": float(codebook_perplexity(jnp.asarray(codes), tokenizer.config.num_codes)),
-    }
+    return measure_image_tokenizer(tokenizer, scale(unseen))
 
 
 def prepare(command: PrepareCommand) -> dict[str, Any]:
@@ -127,7 +98,7 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains on prepared data and writes `<output>/model`. Returns the losses on the held-out rows."""
+    """Trains on prepared data and writes `<output>/model`. Returns how long it took."""
     from data_pipeline.loader import PreparedData
 
     data = PreparedData(config.data)

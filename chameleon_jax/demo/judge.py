@@ -40,13 +40,21 @@ class Judge:
         return self._classifier.predict(_features(images))
 
 
-def nearest_distances(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+def nearest_distances(images: np.ndarray, references: np.ndarray, shift: int = 0) -> np.ndarray:
     """Root mean square pixel difference of each picture to its nearest reference, in [-1, 1] units.
 
     Args:
       images: float32 `[n, h, w, 3]`.
       references: float32 `[m, h, w, 3]`.
+      shift: references are also tried moved by up to this many pixels, white moving in.
     """
-    a, b = images.reshape(len(images), -1), references.reshape(len(references), -1)
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squared.min(axis=1), 0) / a.shape[1])
+    height, width = images.shape[1:3]
+    a = images.reshape(len(images), -1)
+    padded = np.pad(references, ((0, 0), (shift, shift), (shift, shift), (0, 0)), constant_values=1)
+    nearest = np.full(len(images), np.inf)
+    for top in range(2 * shift + 1):
+        for left in range(2 * shift + 1):
+            b = padded[:, top : top + height, left : left + width].reshape(len(references), -1)
+            squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+            nearest = np.minimum(nearest, squared.min(axis=1))
+    return np.sqrt(np.maximum(nearest, 0) / a.shape[1])

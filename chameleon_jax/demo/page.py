@@ -86,8 +86,10 @@ becomes one line of both. The model predicts the next token, whatever it is. Wha
 <p>Asked for “A handwritten three.” and so on, it writes image codes, steered by classifier-free guidance
 {guidance}. Every drawing was shown to a judge, a support vector machine that has only seen real digits
 (right on {judge} of real test digits). Failures are framed in red.</p>{drawings}
-<p class="count">{copied} of the drawings lie as near to a training picture as that picture’s own reconstruction
-typically does; of real pictures it never saw, {as_near} do.</p></section>
+<p class="count">Are they copies? {copied} of the drawings lie as near to some training picture, moved by
+up to two pixels, as a picture typically lies to its own reconstruction; of real pictures it never saw,
+{as_near} do.</p>
+</section>
 <section><h2>It answers questions</h2>{questions}</section>
 <section><h2>It adds what it sees</h2>{sums}</section>
 <section><h2>It continues documents</h2>

@@ -9,17 +9,20 @@ Legend: B batch, N codes, e code dimension, M = B * codes per picture.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ImageTokenizerTrainConfig
+from chameleon_jax.errors import TrainingError
 from chameleon_jax.models.vq import VQModel, nearest_code
+from chameleon_jax.tokens.image import ImageTokenizer, scale
 
 
 class ImageTokenizerState(NamedTuple):
@@ -137,12 +140,54 @@ def train_step(
     return ImageTokenizerState(state.step + 1, params, opt_state, counts, sums), metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-    """How well a tokenizer keeps pictures it was not trained on."""
+def train_image_tokenizer(
+    config: ImageTokenizerTrainConfig,
+    pictures: np.ndarray,
+    log: Callable[[int, dict[str, float]], None],
+    log_every: int,
+) -> ImageTokenizer:
+    """Trains a VQGAN; goes through all pictures in a new random order each time.
 
-    psnr_db: float
-    """Mean over the pictures."""
-    codebook_used: float
-    """Share of the codes that occur at least once."""
-    perplexity: float
+    Args:
+      pictures: uint8 `[n, resolution, resolution, 3]`.
+      log: called with the step and its metrics every `log_every` steps and after the last.
+
+    Raises:
+      TrainingError: if the loss stops being a number.
+    """
+    rng = np.random.default_rng(config.seed)
+
+    def batches() -> Iterator[np.ndarray]:
+        while True:
+            order = rng.permutation(max(len(pictures), config.batch_size)) % len(pictures)
+            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
+                yield scale(pictures[order[start : start + config.batch_size]])
+
+    sample = pictures[rng.integers(0, len(pictures), min(len(pictures), 512))]
+    state = init_state(config, jnp.asarray(scale(sample)))
+    for step, batch in zip(range(1, config.steps + 1), batches()):  # noqa: B905
+        state, metrics = train_step(config, state, jnp.asarray(batch))
+        if step % log_every == 0 or step == config.steps:
+            figures = {name: round(float(value), 6) for name, value in metrics.items()}
+            if not np.isfinite(figures["loss"]):
+                raise TrainingError(
+                    f"the image tokenizer's loss is no longer a number at step {step}; lower tokenizer.learning_rate "
+                    f"= {config.learning_rate}"
+                )
+            log(step, figures)
+    return ImageTokenizer(config.model, jax.device_get(state.params))
+
+
+def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
+    """PSNR of reconstructions, share of codes that occur, and their perplexity.
+
+    Args:
+      pixels: float32 `[n, h, w, 3]` in [-1, 1].
+    """
+    codes = tokenizer.encode_pixels(pixels)
+    error = psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))
+    return {
+        "reconstruction_psnr_db": float(jnp.mean(error)),
+        "codebook_used": len(np.unique(codes)) / tokenizer.config.num_codes,
+        "codebook_perplexity": float(codebook_perplexity(jnp.asarray(codes), tokenizer.config.num_codes)),
+    }

@@ -13,7 +13,7 @@ import numpy as np
 
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import TrainConfig, require
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import TrainingError
 from chameleon_jax.progress import console, progress_bar
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.checkpoint import Checkpoints
@@ -21,10 +21,6 @@ from chameleon_jax.training.metrics import MetricsFile, per_modality
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState, abstract_state, init_state
 from chameleon_jax.training.step import make_evaluation_step, make_train_step
-
-
-class TrainingError(ChameleonError):
-    """Training cannot go on."""
 
 
 def train(

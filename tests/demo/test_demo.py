@@ -122,3 +122,13 @@ def test_nearest_distances_are_root_mean_squares():
     images, references = rng.normal(size=(3, 4, 4, 3)), rng.normal(size=(5, 4, 4, 3))
     expected = [min(np.sqrt(np.mean((image - other) ** 2)) for other in references) for image in images]
     np.testing.assert_allclose(nearest_distances(images, references), expected, rtol=1e-6)
+
+
+def test_nearest_distances_see_through_small_moves():
+    rng = np.random.default_rng(0)
+    picture = np.ones((1, 8, 8, 3))
+    picture[0, 2:6, 2:6] = rng.normal(size=(4, 4, 3))
+    moved = np.roll(picture, (1, -2), axis=(1, 2))
+    assert nearest_distances(moved, picture)[0] > 0.1
+    assert nearest_distances(moved, picture, shift=1)[0] > 0.1
+    np.testing.assert_allclose(nearest_distances(moved, picture, shift=2), 0, atol=1e-6)
