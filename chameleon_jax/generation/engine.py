@@ -16,7 +16,14 @@ import numpy as np
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import GenerationConfig, TransformerConfig
-from chameleon_jax.generation.guidance import NOTHING, copies, guide, visible_in_prompt, visible_when_written
+from chameleon_jax.generation.guidance import (
+    NOTHING,
+    copies,
+    forget_before_picture,
+    guide,
+    visible_in_prompt,
+    visible_when_written,
+)
 from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, place_after
 from chameleon_jax.generation.sampling import sample
 from chameleon_jax.models.transformer import KVCache, Transformer
@@ -111,13 +118,13 @@ def generate_ids(
         cache, positions, visible = loop.cache, loop.positions, []
         for copy, kind in enumerate(kinds):
             visible.append(visible_when_written(kind, loop.place, place, IN_TEXT) & ~loop.done)
-            if kind == NOTHING:  # a new picture begins from nothing but the begin of sequence
-                begins = (loop.place == IN_TEXT) & (place == 0)
+            if kind == NOTHING:
                 rows = slice(copy * B, (copy + 1) * B)
-                start = jnp.arange(cache.segment_ids.shape[1]) == prompts.first_slot[:, None]
-                segments = jnp.where(begins[:, None], start.astype(jnp.int32), cache.segment_ids[rows])
+                segments, start = forget_before_picture(
+                    cache.segment_ids[rows], positions[copy], (loop.place == IN_TEXT) & (place == 0), prompts.first_slot
+                )
                 cache = cache._replace(segment_ids=cache.segment_ids.at[rows].set(segments))
-                positions = positions.at[copy].set(jnp.where(begins, 1, positions[copy]))
+                positions = positions.at[copy].set(start)
         visible = jnp.stack(visible)
         logits, cache = feed(cache, jnp.broadcast_to(token, (C, B)), positions, visible)
         tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, loop.step))

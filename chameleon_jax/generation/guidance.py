@@ -59,3 +59,19 @@ def visible_when_written(kind: str, before: Int[Array, "B"], after: Int[Array, "
     if kind == PICTURES:
         return (before != in_text) | (after != in_text)
     return after != in_text
+
+
+def forget_before_picture(
+    segment_ids: Int[Array, "B S"], positions: Int[Array, "B"], begins: Bool[Array, "B"], first_slot: Int[Array, "B"]
+) -> tuple[Int[Array, "B S"], Int[Array, "B"]]:
+    """What the copy 'nothing' sees from now on: rows that begin a picture keep only their begin of sequence.
+
+    Args:
+      segment_ids: of the cache; 0 hides a slot.
+      positions: of the row's next token.
+      begins: rows that begin a picture now.
+      first_slot: where each row's begin of sequence stands.
+    """
+    start = jnp.arange(segment_ids.shape[1]) == first_slot[:, None]
+    kept = jnp.where(begins[:, None], start.astype(segment_ids.dtype), segment_ids)
+    return kept, jnp.where(begins, 1, positions)

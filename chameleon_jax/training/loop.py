@@ -54,13 +54,6 @@ def train(
     evaluate_fn = make_evaluation_step(config, is_image_id, mesh)
     schedule = make_schedule(config.optimizer, config.steps)
 
-    def evaluate(params: Any) -> dict[str, dict[str, float]]:
-        results = {}
-        for name, some in (held_out or {}).items():
-            sums = [evaluate_fn(params, batch) for batch in some]
-            results[name] = per_modality(jax.tree.map(lambda *parts: sum(map(float, parts)), *sums))
-        return results
-
     with (
         jax.set_mesh(mesh),
         Checkpoints(Path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
@@ -87,7 +80,7 @@ def train(
                     line |= {"learning_rate": float(schedule(step - 1)), "tokens_per_second": round(rate)}
                     bar.update(step, loss=f"{line['loss']:.3f}", **{"tokens/s": f"{rate:,.0f}"})
                     if last or (config.evaluate_every and step % config.evaluate_every == 0):
-                        line["held_out"] = evaluate(state.params)
+                        line["held_out"] = _evaluate(evaluate_fn, state.params, held_out or {})
                     metrics_file.write(step, **line)
                     waiting, since = [], time.monotonic()
                 if step % config.checkpoint.every == 0 or last:
@@ -95,6 +88,17 @@ def train(
         if int(state.step) != config.steps:
             raise TrainingError(f"the data ended after {int(state.step)} batches; {config.steps} steps need as many")
     return state
+
+
+def _evaluate(
+    evaluate_fn: Callable[[Any, Batch], dict[str, Any]], params: Any, held_out: Mapping[str, Sequence[Batch]]
+) -> dict[str, dict[str, float]]:
+    """Mean losses on each held-out source."""
+    results = {}
+    for name, batches in held_out.items():
+        sums = [evaluate_fn(params, batch) for batch in batches]
+        results[name] = per_modality(jax.tree.map(lambda *parts: sum(map(float, parts)), *sums))
+    return results
 
 
 def _summary(waiting: list[dict[str, Any]], step: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +50,7 @@ def _library_files() -> Iterator[tuple[str, str]]:
 
 class _PythonText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
-
-    def _texts(self) -> Iterator[tuple[str, str]]:
-        raise NotImplementedError
+    texts: Callable[[], Iterator[tuple[str, str]]]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -64,7 +62,7 @@ class _PythonText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        texts = [(name, text) for name, text in self._texts() if text.strip()]
+        texts = [(name, text) for name, text in self.texts() if text.strip()]
         return {
             "train": self._generate_examples((n, t) for n, t in texts if not _held_out(n)),
             "test": self._generate_examples((n, t) for n, t in texts if _held_out(n)),
@@ -79,15 +77,11 @@ class PythonReference(_PythonText):
     """The prose of Python's language reference (pydoc_data.topics), without repeated paragraphs, split by topic."""
 
     VERSION = tfds.core.Version("1.0.0")
-
-    def _texts(self):
-        return _topics_without_repeats()
+    texts = staticmethod(_topics_without_repeats)
 
 
 class PythonStdlib(_PythonText):
     """The top-level modules of Python's standard library as source code, split by file."""
 
     VERSION = tfds.core.Version("1.0.0")
-
-    def _texts(self):
-        return _library_files()
+    texts = staticmethod(_library_files)
