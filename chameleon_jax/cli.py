@@ -12,6 +12,9 @@ from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config
 from chameleon_jax.errors import ChameleonError
 
+EXTRAS = ("sklearn", "matplotlib")
+"""Packages that only the extra `demo` installs: the embedded digits and the report's charts need them."""
+
 
 @dataclass(frozen=True)
 class _Command:
@@ -167,6 +170,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ChameleonError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRAS:
+            raise
+        print(
+            f"chameleon {name}: needs {error.name}, which is not installed; pip install 'chameleon-jax[demo]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(f"\nchameleon {name}: stopped", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from chameleon_jax.cli import main
@@ -83,3 +85,14 @@ def test_missing_things_are_one_line_and_status_1(arguments, message, tmp_path, 
     assert message in said.err
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
+    from chameleon_jax.config import find_configs
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    recipe = str(find_configs() / "demo" / "text_tokenizer.yaml")
+    arguments = ["--datasets", str(tmp_path / "datasets"), "--output", str(tmp_path / "text.model")]
+    overrides = ["--sources", "[{kind: digit_captions}]"]
+    assert main(["train-text-tokenizer", recipe, *arguments, *overrides]) == 1
+    assert "pip install 'chameleon-jax[demo]'" in capsys.readouterr().err

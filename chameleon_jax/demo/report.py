@@ -149,19 +149,18 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return f"<table><tr>{heading}</tr>{body}</table>"
 
 
-def _stage_table(stages: dict[str, Any], minutes: float) -> str:
+def _stage_table(stages: dict[str, Any], metrics: dict[str, float]) -> str:
+    done = {title: stage for title, stage in stages.items() if stage["finished"]}
     rows = []
-    for title, stage in stages.items():
-        if not stage["finished"]:
-            continue
+    for title, stage in done.items():
         note = " (after a stop; the last part only)" if stage["continued"] else ""
-        rows.append(
-            (f"{title}{note}", f"{stage['seconds']:.0f} s", f"{stage['cpu_seconds'] / 60:.1f} min",
-             f"{stage['peak_memory_gib']:.2f} GiB")
-        )  # fmt: skip
-    rest = minutes * 60 - sum(stage["seconds"] for stage in stages.values() if stage["finished"])
-    rows.append(("judge and report", f"{rest:.0f} s", "", ""))
-    return _table(("stage", "wall time", "CPU time", "peak memory so far"), rows)
+        rows.append((title + note, stage["seconds"], stage["cpu_seconds"]))
+    wall, cpu = metrics["total_minutes"] * 60, metrics["cpu_minutes"] * 60
+    rows.append(("judge", wall - sum(row[1] for row in rows), cpu - sum(row[2] for row in rows)))
+    rows.append(("all, from raw data to this page", wall, cpu))
+    return _table(
+        ("stage", "wall time", "CPU time"), ((name, f"{a:.0f} s", f"{b / 60:.1f} min") for name, a, b in rows)
+    )
 
 
 def _config_table(model: Chameleon, train: TrainConfig) -> str:
@@ -221,7 +220,7 @@ def write_report(
         "code_use": charts.code_use(codes, model.tokenizer.image.config.num_codes),
         "tokenizer_curve": charts.tokenizer_curve(tokenizer_lines),
         "loss_curves": charts.loss_curves(run_lines),
-        "stages": _stage_table(stages, metrics["total_minutes"]),
+        "stages": _stage_table(stages, metrics),
         "config": _config_table(model, train),
         "metrics": _table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items())),
     }

@@ -132,13 +132,14 @@ def _judge(
     from chameleon_jax.demo.report import write_report
     from data_pipeline.loader import PreparedData
 
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     model, data = load(train.output), PreparedData(train.data)
     evaluation = evaluate(model, data, examination, prepare.datasets)
     before = [stage for stage in stages.values() if stage["finished"]]
     metrics = {
         **evaluation.metrics,
         "total_minutes": (sum(stage["seconds"] for stage in before) + time.monotonic() - began) / 60,
+        "cpu_minutes": (sum(stage["cpu_seconds"] for stage in before) + time.process_time() - cpu_began) / 60,
         "peak_memory_gib": max(peak_memory_gib(), *(stage["peak_memory_gib"] for stage in before)),
     }
     write_json(output / "metrics.json", metrics)
