@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from chameleon_jax.config import GenerationConfig, TransformerConfig, from_dict, require, to_dict
-from chameleon_jax.files import (
-    FORMAT_VERSION,
-    FileError,
-    check_version,
-    load_arrays,
-    new_folder,
-    read_json,
-    save_arrays,
-    write_json,
-)
+from chameleon_jax.config import DType, GenerationConfig, PreprocessingConfig, TransformerConfig, require
+from chameleon_jax.document import DocumentError
+from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
 from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.progress import bytes_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.weights.checkpoint import Checkpoint, Format
+from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
+from chameleon_jax.weights.sources import MemoryWeights, leaves_of
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from chameleon_jax.document import Document
+
+
+class CannotDraw(ChameleonError):
+    """A picture was asked of a model that has not learned to draw, or has no image decoder."""
 
 
 class Chameleon:
@@ -38,25 +44,100 @@ class Chameleon:
     Attributes:
       config: sizes of the Transformer.
       params: its parameter tree.
-      tokenizer: text tokenizer, image tokenizer and vocabulary.
+      tokenizer: text tokenizer, image tokenizer and vocabulary; None if the model came without any.
+      missing: what of 'text', 'image', 'decoder' and 'vocabulary' the model came without, and why.
+      image_head_trained: whether the output layer learned to write pictures; None if nothing says so. Set it to True
+        to have pictures drawn all the same.
     """
 
-    def __init__(self, config: TransformerConfig, params: Any, tokenizer: DocumentTokenizer):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        params: Any,
+        tokenizer: DocumentTokenizer | None,
+        *,
+        missing: Mapping[str, str] | None = None,
+        image_head_trained: bool | None = None,
+    ):
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
+        self.missing = dict(missing or {})
+        self.image_head_trained = image_head_trained
+
+    def _tokenizer(self) -> DocumentTokenizer:
+        if self.tokenizer is None:
+            raise DocumentError(f"this model has no tokenizer: {self.missing.get('vocabulary', 'none was given')}")
+        return self.tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Which ids are text, image codes and special tokens. Raises `DocumentError` without a tokenizer."""
+        return self._tokenizer().vocabulary
+
+    @property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """The VQGAN: `encode_pixels`, `decode_codes`. Raises `DocumentError` if the model came without."""
+        if self._tokenizer().image is None:
+            raise DocumentError(f"this model has no image tokenizer: {self.missing.get('image', 'none was given')}")
+        return self._tokenizer().image
 
     def encode(self, document: Document) -> np.ndarray:
-        """Ids int32 `[n]` of a document, without begin and end of sequence."""
-        return self.tokenizer.encode(document)
+        """Ids int32 `[n]` of a document, without begin and end of sequence.
+
+        Raises:
+          DocumentError: if a segment cannot be encoded, or the tokenizer it needs is missing.
+        """
+        return self._tokenizer().encode(document)
 
     def decode(self, ids: np.ndarray) -> Document:
         """The document that `ids` stand for."""
-        return self.tokenizer.decode(ids)
+        return self._tokenizer().decode(ids)
+
+    def tokenize_images(self, images: Sequence[Image]) -> np.ndarray:
+        """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode; not ids of the vocabulary."""
+        return self.image_tokenizer.tokenize(images)
+
+    def detokenize_images(self, codes: np.ndarray) -> list[Image]:
+        """The pictures that codes `[n, codes_per_image]` stand for.
+
+        Raises:
+          NoImageDecoder: if the weights came without the image decoder.
+        """
+        return self.image_tokenizer.detokenize(codes)
 
     def logits(self, ids: np.ndarray) -> jax.Array:
-        """float32 `[batch, length, vocab]` for ids `[batch, length]`; nothing is masked."""
-        return Transformer(self.config).apply({"params": self.params}, jnp.asarray(ids))
+        """float32 `[batch, length, vocab]` for ids `[batch, length]` that begin with the begin of sequence, as the
+        model was trained; nothing is masked.
+
+        Raises:
+          ValueError: for ids outside the vocabulary.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids of type {ids.dtype} and shape {ids.shape}: expected whole numbers [batch, length]")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
+            raise ValueError(f"ids from {ids.min()} to {ids.max()}: must be from 0 to {self.config.vocab_size - 1}")
+        return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
+
+    @property
+    def why_no_pictures(self) -> str | None:
+        """Why this model cannot draw and what to do about it; None if it can."""
+        if self.tokenizer is None or self.tokenizer.image is None:
+            return f"it has no image tokenizer ({self.missing.get('image', 'none was given')})"
+        if not self.tokenizer.image.can_decode:
+            return (
+                "it has no image decoder, as Hugging Face's releases. Give the folder `tokenizer` of Meta's release: "
+                "chameleon_jax.load(path, image_tokenizer=folder). The released weights also never learned to draw: "
+                "Anole and Lumina-mGPT are public fine-tunings that did"
+            )
+        if self.image_head_trained is False:
+            return (
+                "its output layer was never trained on pictures, which were taken out of the released weights. "
+                "Fine-tune the image rows of `output`, or use weights where that was done, such as Anole. To see the "
+                "noise it draws as it is: model.image_head_trained = True"
+            )
+        return None
 
     def generate(self, document: Document, config: GenerationConfig | None = None) -> Document:
         """What the model writes after `document`: its continuation, without the prompt."""
@@ -70,21 +151,15 @@ class Chameleon:
         """
         if not documents:
             return []
-        config = config or GenerationConfig()
-        vocabulary = self.tokenizer.vocabulary
+        config = self._with_mode(config or GenerationConfig())
+        tokenizer, vocabulary = self._tokenizer(), self.vocabulary
         begin = [vocabulary.begin_image] if config.mode == "image" else []
-        if config.mode == "image":
-            require(
-                config.max_new_tokens >= self.tokenizer.image_block - 1,
-                "max_new_tokens",
-                config.max_new_tokens,
-                f"one picture needs {self.tokenizer.image_block - 1}",
-            )
+        turn = [vocabulary.end_of_turn] if config.form == "chat" else []
         prompts = [
-            np.concatenate([[vocabulary.bos], ids, begin]).astype(np.int32)
-            for ids in self.tokenizer.encode_many(documents)
+            np.concatenate([[vocabulary.bos], ids, turn, begin]).astype(np.int32)
+            for ids in tokenizer.encode_many(documents)
         ]
-        codes_per_image = self.tokenizer.image.config.codes_per_image
+        codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
             dataclasses.replace(config, seed=0),  # the keys carry the seed; another one must not compile anew
@@ -97,36 +172,96 @@ class Chameleon:
         )
         return [self.decode(np.concatenate([begin, row]).astype(np.int32)) for row in np.asarray(tokens)]
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the model as a folder: config.json, params/, tokenizer/. It appears only when it is complete."""
-        with new_folder(folder) as aside:
-            save_arrays(aside / "params", self.params)
-            self.tokenizer.save(aside / "tokenizer")
-            write_json(aside / "config.json", {"format_version": FORMAT_VERSION, "model": to_dict(self.config)})
+    def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
+        """Decides 'auto', and refuses pictures that cannot be drawn or do not fit."""
+        why_not = self.why_no_pictures
+        if config.mode == "auto":
+            config = dataclasses.replace(config, mode="text" if why_not else "interleaved")
+        if config.mode != "text" and why_not:
+            raise CannotDraw(f"mode = {config.mode!r}: this model cannot draw: {why_not}")
+        if config.mode == "image":
+            needed = self._tokenizer().image_block - 1
+            require(
+                config.max_new_tokens >= needed, "max_new_tokens", config.max_new_tokens, f"one picture needs {needed}"
+            )
+        return config
+
+    def save(
+        self,
+        folder: str | Path,
+        format: Format = "chameleon",
+        *,
+        dtype: DType | None = None,
+        shards: int | None = None,
+    ) -> None:
+        """Writes the model as a folder, which appears only when it is complete. An older model there is replaced.
+
+        Args:
+          format: 'chameleon' (ours, what `load` opens fastest), 'huggingface' (for transformers) or 'meta'.
+          dtype: type of the Transformer's parameters; by default as they are.
+          shards: number of files of Meta's format; by default one for each row of QK-norm.
+
+        Raises:
+          ConversionError: if the format cannot hold the model.
+          FileError: if the folder is something else than a model, or cannot be written.
+        """
+        image = self.tokenizer.image if self.tokenizer is not None else None
+        checkpoint = Checkpoint(
+            folder=Path(folder),
+            format="chameleon",
+            layout="in memory",
+            config=self.config,
+            weights=MemoryWeights(leaves_of(self.params)),
+            image_config=image.config if image else None,
+            image_weights=MemoryWeights(leaves_of(image.params)) if image else None,
+            preprocessing=image.preprocessing if image else PreprocessingConfig(),
+            vocabulary=self.tokenizer.vocabulary if self.tokenizer is not None else None,
+            text=self.tokenizer.text if self.tokenizer is not None else None,
+            missing=self.missing,
+            image_head_trained=self.image_head_trained,
+        )
+        write_checkpoint(checkpoint, folder, format, dtype, shards, replace=True)
 
 
-def load(folder: str | Path) -> Chameleon:
-    """Opens a model that `Chameleon.save` wrote; the folder of a `chameleon train` run or of the demo will do too.
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config: TransformerConfig, params: Any, ids: jax.Array) -> jax.Array:
+    return Transformer(config).apply({"params": params}, ids)
+
+
+def load(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
+    *,
+    image_tokenizer: str | Path | None = None,
+    preprocessing: PreprocessingConfig | None = None,
+) -> Chameleon:
+    """Opens a model: one of ours, of Hugging Face's or of Meta's format, which is found out.
+
+    Args:
+      path: its folder; also the folder of a `chameleon train` run or of the demo, the root of Meta's download if it
+        holds one model, or a name on the Hugging Face Hub such as 'facebook/chameleon-7b'.
+      mesh: devices to lay the parameters out on, as `make_mesh` gives them; each is read only onto its own devices. By
+        default everything goes to the first device.
+      dtype: 'float32' or 'bfloat16', for parameters and computation; by default the type of the files. The image
+        tokenizer is always float32.
+      image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release.
+      preprocessing: how pictures are brought to size; by default as Meta's code does.
 
     Raises:
-      FileError: if it is missing, incomplete, damaged or written by a newer version.
+      FileError: if there is no model, or it is incomplete, damaged or written by a newer version.
     """
-    given = Path(folder)
-    for folder in (given, given / "model", given / "run" / "model"):
-        if (folder / "config.json").exists():
-            break
-    else:
-        hint = "its training has not finished" if (given / "checkpoints").exists() else "expected config.json in it"
-        raise FileError(f"{given}: is not a model folder ({hint})")
-    header = read_json(folder / "config.json")
-    check_version(header, folder / "config.json")
-    config = from_dict(TransformerConfig, header.get("model"), f"{folder}/config.json: model")
-    init = lambda key: nn.unbox(Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"])  # noqa: E731
-    params = load_arrays(folder / "params", jax.eval_shape(init, jax.random.key(0)))
-    tokenizer = DocumentTokenizer.load(folder / "tokenizer")
-    if tokenizer.vocabulary.size > config.vocab_size:
-        raise FileError(
-            f"{folder}: its tokenizer has {tokenizer.vocabulary.size} ids but its Transformer only "
-            f"{config.vocab_size}; two models are mixed in one folder"
-        )
-    return Chameleon(config, params, tokenizer)
+    checkpoint = open_checkpoint(path, image_tokenizer)
+    for warning in checkpoint.warnings:
+        warnings.warn(f"{checkpoint.folder}: {warning}", stacklevel=2)
+    if preprocessing is not None:
+        checkpoint.preprocessing = preprocessing
+    with bytes_bar(f"load {checkpoint.folder.name}", checkpoint.weights.nbytes) as progress:
+        config, params = checkpoint.load_params(mesh, dtype, progress)
+    return Chameleon(
+        config,
+        params,
+        checkpoint.load_tokenizer(),
+        missing=checkpoint.missing,
+        image_head_trained=checkpoint.image_head_trained,
+    )

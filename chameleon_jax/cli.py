@@ -12,8 +12,8 @@ from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config
 from chameleon_jax.errors import ChameleonError
 
-EXTRAS = ("sklearn", "matplotlib")
-"""Packages that only the extra `demo` installs: the embedded digits and the report's charts need them."""
+EXTRAS = {"sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released"}
+"""Packages that only an extra installs."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,20 @@ class _Command:
     run: Callable[..., Any]
     arguments: str
     example: str
+    details: tuple[str, ...] = ()
+    """Meaning of what is no key of the config."""
+    options: tuple[str, ...] = ()
+    """Options that are no keys of the config; each may be repeated."""
+    count: tuple[int, int] | None = None
+    """How many arguments, at least and at most. Without it there is one, a YAML file."""
 
 
 def _commands() -> dict[str, _Command]:
     def lazily(module: str, name: str) -> Callable[..., Any]:
-        def call(*args):
+        def call(*args, **options):
             import importlib
 
-            return getattr(importlib.import_module(module), name)(*args)
+            return getattr(importlib.import_module(module), name)(*args, **options)
 
         return call
 
@@ -58,8 +64,30 @@ def _commands() -> dict[str, _Command]:
         "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,
-            lazily("chameleon_jax.commands", "generate"), "MODEL [PROMPT]",
+            lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",
             'out/demo/run "⟨image⟩ Which digit is this?" --image digit.png',
+            (
+                "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format",
+                "PROMPT         text; ⟨image⟩ or <image> marks where each picture goes",
+                "--image FILE   a picture for the prompt; repeat for more",
+                "--output DIR   where pictures are written (default: out/generated)",
+                "--config FILE  a YAML file of the keys below",
+            ),
+            ("--image", "--output", "--config"), (1, 2),
+        ),
+        "convert": _Command(
+            "write a model in another format", configs.ConvertCommand, lazily("chameleon_jax.commands", "convert"),
+            "SRC and DST", "models/chameleon-7b models/chameleon-7b-jax --format chameleon",
+            (
+                "SRC            a model folder: ours, Hugging Face's or Meta's; which one is found out",
+                "DST            the folder to write; nothing may be there yet",
+            ),
+            count=(2, 2),
+        ),
+        "inspect": _Command(
+            "say what a model folder holds, and what it lacks", configs.InspectCommand,
+            lazily("chameleon_jax.commands", "inspect"), "PATH", "models/chameleon-7b",
+            ("PATH           a model folder: ours, Hugging Face's or Meta's",), count=(1, 1),
         ),
     }  # fmt: skip
 
@@ -80,6 +108,10 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def _usage(command: _Command) -> str:
+    return " ".join(word for word in command.arguments.split(" (")[0].split() if word != "and")
+
+
 def _command_help(name: str, command: _Command, path: str | None) -> None:
     """Prints usage, then every key with its type, its meaning and its value in the YAML file (or the example's)."""
     import contextlib
@@ -87,20 +119,14 @@ def _command_help(name: str, command: _Command, path: str | None) -> None:
     import tyro
 
     print(f"{command.summary}\nexample: chameleon {name} {command.example}".rstrip() + "\n")
-    if name == "generate":
-        print(
-            "  MODEL          a folder that `chameleon train` wrote\n"
-            "  PROMPT         text; ⟨image⟩ or <image> marks where each picture goes\n"
-            "  --image FILE   a picture for the prompt; repeat for more\n"
-            "  --output DIR   where pictures are written (default: out/generated)\n"
-            "  --config FILE  a YAML file of the keys below\n"
-        )
+    if command.details:
+        print("".join(f"  {line}\n" for line in command.details))
     if path is None and command.arguments == "CONFIG":
         path = find_configs().parent / command.example
     default = {"default": read_config(command.config, path)} if path else {}
     with contextlib.suppress(SystemExit):
         tyro.cli(
-            command.config, args=["--help"], prog=f"chameleon {name} {command.arguments}", description="",
+            command.config, args=["--help"], prog=f"chameleon {name} {_usage(command)}", description="",
             config=(tyro.conf.FlagConversionOff,), **default,
         )  # fmt: skip
 
@@ -129,19 +155,18 @@ def _split(arguments: list[str], own: tuple[str, ...]) -> tuple[list[str], dict[
 
 
 def _run(name: str, command: _Command, arguments: list[str]) -> None:
-    own = ("--image", "--output", "--config") if name == "generate" else ()
-    positional, options, overrides = _split(arguments, own)
-    if name == "generate":
-        if not 1 <= len(positional) <= 2:
-            raise ConfigError(f"expected MODEL and PROMPT (quote the prompt), got {positional or 'nothing'}")
-        path = options["--config"][-1] if options["--config"] else None
-        output = options["--output"][-1] if options["--output"] else "out/generated"
-        config = read_config(command.config, path, overrides)
-        command.run(config, positional[0], "".join(positional[1:]), options["--image"], output)
-        return
-    if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
-        raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
-    figures = command.run(read_config(command.config, positional[0] if positional else None, overrides))
+    positional, options, overrides = _split(arguments, command.options)
+    if command.count is None:
+        if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
+            raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
+        figures = command.run(read_config(command.config, positional[0] if positional else None, overrides))
+    else:
+        low, high = command.count
+        if not low <= len(positional) <= high:
+            raise ConfigError(f"expected {command.arguments}, got {positional or 'nothing'}")
+        path = (options.pop("--config", None) or [None])[-1]
+        arguments = {name.removeprefix("--"): values for name, values in options.items() if values}
+        figures = command.run(read_config(command.config, path, overrides), *positional, **arguments)
     for key, value in figures.items():
         print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{value}")
 
@@ -172,10 +197,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRAS:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
         print(
-            f"chameleon {name}: needs {error.name}, which is not installed; pip install 'chameleon-jax[demo]'",
+            f"chameleon {name}: needs {error.name}, which is not installed; pip install 'chameleon-jax[{extra}]'",
             file=sys.stderr,
         )
         return 1

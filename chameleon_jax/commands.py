@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,19 @@ import numpy as np
 from chameleon_jax.chameleon import Chameleon, load
 from chameleon_jax.config import (
     ConfigError,
+    ConvertCommand,
     GenerationConfig,
     ImageTokenizerCommand,
+    InspectCommand,
     PrepareCommand,
     SourceConfig,
     TextTokenizerCommand,
     TrainConfig,
     require,
 )
-from chameleon_jax.document import Document, open_image, parse_prompt
+from chameleon_jax.document import open_image, parse_prompt
 from chameleon_jax.files import new_file, new_folder
-from chameleon_jax.progress import progress_bar
+from chameleon_jax.progress import bytes_bar, progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import save_image_tokenizer
 from chameleon_jax.tokens.image import resize_and_crop, scale
@@ -33,6 +37,8 @@ from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile
+from chameleon_jax.weights.describe import describe
+from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
@@ -128,15 +134,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
 
 
-def generate(config: GenerationConfig, model: str, prompt: str, image_files: Sequence[str], output: str) -> Document:
+def generate(
+    config: GenerationConfig, model: str, prompt: str = "", *, image: Sequence[str] = (), output: Sequence[str] = ()
+) -> dict[str, Any]:
     """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
-    document = parse_prompt(prompt, [open_image(file) for file in image_files])
+    document = parse_prompt(prompt, [open_image(file) for file in image])
+    folder = Path(output[-1] if output else "out/generated")
     answer = load(model).generate(document, config)
     for segment in answer:
         if isinstance(segment, str):
             print(segment)
             continue
-        path = _free_name(Path(output))
+        path = _free_name(folder)
         with new_file(path) as aside:
             segment.save(aside, "PNG")
         if can_show_images():
@@ -144,7 +153,33 @@ def generate(config: GenerationConfig, model: str, prompt: str, image_files: Seq
         print(f"[picture: {path}]")
     if not answer:
         print("[the model ended the document at once]")
-    return answer
+    return {}
+
+
+def convert(config: ConvertCommand, source: str, target: str) -> dict[str, Any]:
+    """Writes a model in another format. Returns what was written."""
+    checkpoint = open_checkpoint(source, config.image_tokenizer)
+    for warning in checkpoint.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    began = time.monotonic()
+    size = bytes_to_write(checkpoint, config.dtype)
+    with bytes_bar(f"convert {checkpoint.folder.name}", size) as progress:
+        write_checkpoint(checkpoint, target, config.format, config.dtype, config.shards, progress)
+    return {"written": target, "gigabytes": size / 1e9, "seconds": time.monotonic() - began}
+
+
+def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
+    """Prints what a model folder holds."""
+    found = describe(open_checkpoint(path))
+    if config.json:
+        print(json.dumps(found, indent=2))
+        return {}
+    width = max(map(len, found)) + 2
+    for name, value in found.items():
+        lines = value if isinstance(value, list) else [value]
+        for place, line in enumerate(lines):
+            print(f"{name if place == 0 else '':<{width}}{line}")
+    return {}
 
 
 def _free_name(folder: Path) -> Path:

@@ -142,6 +142,22 @@ def load_arrays(path: str | Path, abstract: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     path = Path(path)
+    check_arrays(path, abstract)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
+    )
+    try:
+        return ocp.load(path.absolute(), placed)
+    except Exception as error:
+        raise FileError(f"{path}: damaged ({_first_line(error)}); write it again") from error
+
+
+def check_arrays(path: str | Path, abstract: Any) -> None:
+    """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path)
     if not path.is_dir():
         raise FileError(f"{path}: no such folder of arrays")
     try:
@@ -155,14 +171,6 @@ def load_arrays(path: str | Path, abstract: Any) -> Any:
                 f"{path}: {name} has shape {found.get(name, 'none (missing)')}, "
                 f"the config expects {wanted.get(name, 'no such array')}"
             )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
-    )
-    try:
-        return ocp.load(path.absolute(), placed)
-    except Exception as error:
-        raise FileError(f"{path}: damaged ({_first_line(error)}); write it again") from error
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

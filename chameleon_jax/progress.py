@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -64,3 +64,22 @@ def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]
     with Progress(*columns, console=console) as bar.progress:
         bar.task = bar.progress.add_task(title, total=total, completed=start, figures="")
         yield bar
+
+
+@contextlib.contextmanager
+def bytes_bar(title: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `size` bytes, counted in MiB; yields what is told of the bytes done. Small amounts show nothing."""
+    if size < 256 << 20:
+        yield lambda done: None
+        return
+    total, done, shown = size >> 20, 0, 0
+    with progress_bar(f"{title}, MiB", total) as bar:
+
+        def count(more: int) -> None:
+            nonlocal done, shown
+            done += more
+            if done >> 20 > shown and shown < total:
+                shown = min(done >> 20, total)
+                bar.update(shown)
+
+        yield count

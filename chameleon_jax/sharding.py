@@ -56,8 +56,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def params_shardings(abstract_boxed_params: Any, mesh: Mesh) -> Any:
-    """Shardings of a parameter tree, from the logical names that the modules put on it."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed_params), mesh, RULES)
+    """Shardings of a parameter tree, from the logical names that the modules put on it. Axes that the mesh lacks count
+    as one device."""
+    rules = [(name, axis if axis in mesh.axis_names else None) for name, axis in RULES if isinstance(axis, str | None)]
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed_params), mesh, rules)
 
 
 def optimizer_shardings(abstract_opt_state: Any, params_sharding: Any, mesh: Mesh) -> Any:

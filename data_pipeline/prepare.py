@@ -15,9 +15,8 @@ import numpy as np
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, to_dict
 from chameleon_jax.files import FORMAT_VERSION, new_folder, write_json
 from chameleon_jax.progress import progress_bar
-from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokenizer
+from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokenizer, load_text_tokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.packing import cut, pack
 from data_pipeline.sources import open_source
@@ -90,7 +89,7 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
       ConfigError: if one picture does not fit a row, or a source has no documents.
     """
     tokenizer = DocumentTokenizer.join(
-        TextTokenizer.load(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
+        load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
     )
     length = command.sequence_length
     if length < tokenizer.image_block:

@@ -17,6 +17,7 @@ from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
 from chameleon_jax.document import DocumentError
 from chameleon_jax.files import FileError
 from chameleon_jax.generation import engine
+from chameleon_jax.tokens.documents import DocumentTokenizer
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
 CONFIG = GenerationConfig(max_new_tokens=24, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
@@ -140,10 +141,10 @@ def test_folder_without_a_model_is_named(tmp_path, made, message):
 
 
 def test_interrupted_saving_leaves_no_folder(model, tmp_path, monkeypatch):
-    def interrupted(folder):
+    def interrupted(tokenizer, folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model.tokenizer, "save", interrupted)
+    monkeypatch.setattr(DocumentTokenizer, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -121,8 +121,8 @@ def test_configs_of_the_repository_can_be_read(path):
          "tokenizer.max_lines", "50", "above 100"),
         # Values that do not go together.
         (TransformerConfig, {"num_heads": 6, "num_kv_heads": 4}, "num_kv_heads", "4", "must divide num_heads = 6"),
-        (TransformerConfig, {"num_heads": 4, "num_kv_heads": 2, "qk_norm_groups": 4}, "qk_norm_groups", "4",
-         "must divide num_heads = 4 and num_kv_heads = 2"),
+        (TransformerConfig, {"num_heads": 12, "num_kv_heads": 4, "qk_norm_groups": 6}, "qk_norm_groups", "6",
+         "must divide num_heads = 12, and divide num_kv_heads = 4 or be a multiple"),
         (ImageTokenizerConfig, {"resolution": 500}, "resolution", "500", "= 16"),
         (ImageTokenizerConfig, {"resolution": 48, "space_to_depth": 2}, "resolution", "48", "= 32"),
         (ImageTokenizerConfig, {"channels": 48}, "norm_groups", "32", "must divide channels = 48"),

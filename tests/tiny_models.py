@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +18,7 @@ from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.text import TextTokenizer, train_text_tokenizer
+from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 TRANSFORMER = TransformerConfig(
@@ -71,8 +74,23 @@ def image_tokenizer(seed: int = 0) -> ImageTokenizer:
 
 
 @functools.cache
-def text_tokenizer() -> TextTokenizer:
+def text_tokenizer() -> SentencePieceTokenizer:
     return train_text_tokenizer(TextTokenizerConfig(vocab_size=360), TEXTS)
+
+
+def released_json() -> dict[str, Any]:
+    """Content of a small text_tokenizer.json like the released one, with 16 image codes."""
+    return json.loads((Path(__file__).parent / "data" / "released_tokenizer.json").read_text(encoding="utf-8"))
+
+
+def scrambled_json(seed: int = 0, unused: int = 5) -> dict[str, Any]:
+    """`released_json` with other ids in another order, some of which mean nothing."""
+    content = released_json()
+    names = content["model"]["vocab"]
+    ids = np.random.default_rng(seed).permutation(len(names) + unused).tolist()
+    content["model"]["vocab"] = {name: ids[token] for name, token in names.items()}
+    content["added_tokens"] = [{**token, "id": ids[token["id"]]} for token in content["added_tokens"]]
+    return content
 
 
 def scrambled_vocabulary(num_pieces: int, num_codes: int, seed: int = 0, unused: int = 3) -> Vocabulary:

@@ -3,7 +3,7 @@
 from chameleon_jax.config.data import ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
-from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.models import DType, ImageTokenizerConfig, PreprocessingConfig, TransformerConfig
 from chameleon_jax.config.reading import (
     ConfigError,
     find_configs,
@@ -22,10 +22,12 @@ from chameleon_jax.config.training import (
     TextTokenizerConfig,
     TrainConfig,
 )
+from chameleon_jax.config.weights import ConvertCommand, InspectCommand
 
 __all__ = [
     "CheckpointConfig",
     "ConfigError",
+    "ConvertCommand",
     "DType",
     "DemoCommand",
     "EvaluationConfig",
@@ -33,9 +35,11 @@ __all__ = [
     "ImageTokenizerCommand",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",
+    "InspectCommand",
     "MeshConfig",
     "OptimizerConfig",
     "PrepareCommand",
+    "PreprocessingConfig",
     "SamplingConfig",
     "SourceConfig",
     "StageConfig",

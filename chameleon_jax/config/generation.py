@@ -24,14 +24,23 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """What is written after a prompt. Defaults are those of the released code, with pictures switched on."""
+    """What is written after a prompt. Defaults are those of the released code, with pictures switched on and
+    its repetition penalty off."""
 
-    mode: Literal["interleaved", "text", "image"] = "interleaved"
-    """'interleaved': text and pictures as the model likes. 'text': no pictures. 'image': exactly one picture."""
+    mode: Literal["auto", "interleaved", "text", "image"] = "auto"
+    """'interleaved': text and pictures as the model likes. 'text': no pictures. 'image': exactly one picture. 'auto':
+    'interleaved' if the model can draw, 'text' otherwise."""
+    form: Literal["completion", "chat"] = "completion"
+    """'completion': the model goes on where the prompt stops. 'chat': an end-of-turn token is put after the prompt, so
+    that a model tuned on dialogues answers it."""
     max_new_tokens: int = 256
-    """Most tokens to write; a picture counts its codes and two marks, and is begun only if it still fits."""
+    """Most tokens to write; a picture counts its codes and two marks, and is begun only if it and one more token still
+    fit, as in the released code."""
     text: SamplingConfig = SamplingConfig()
     image: SamplingConfig = SamplingConfig()
+    repetition_penalty: float = 1.0
+    """Above 1, text tokens that the prompt or the answer already holds become less likely; 1 is off. Pictures are never
+    penalised. The released code's default is 1.2; ours is off, since results with it are other results."""
     text_guidance: float = 3.0
     """How strongly a picture follows the text before it; 1 is off."""
     image_guidance: float = 1.2
@@ -40,3 +49,6 @@ class GenerationConfig:
 
     def __post_init__(self):
         require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "must be at least 1")
+        require(
+            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "must be positive; 1 is off"
+        )

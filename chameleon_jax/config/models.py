@@ -29,7 +29,8 @@ class TransformerConfig:
     qk_norm: bool = True
     """LayerNorm on queries and keys (section 2.3: without it the 7B model diverges)."""
     qk_norm_groups: int = 1
-    """Heads of a group share one scale and bias. Released: 1 for 7B, 4 for 34B (one per model-parallel shard)."""
+    """Heads of a group share one scale and bias. Released: 1 for 7B, 4 for 34B (one per model-parallel shard). More
+    groups than key/value heads give each key/value head its own."""
     norm_order: Literal["pre", "swin"] = "pre"
     """'pre': h + F(norm(h)), as in Llama and the 7B. 'swin': h + norm(F(h)), as in the 34B."""
     norm_eps: float = 1e-5
@@ -56,10 +57,11 @@ class TransformerConfig:
         require(
             self.qk_norm_groups > 0
             and self.num_heads % self.qk_norm_groups == 0
-            and self.num_kv_heads % self.qk_norm_groups == 0,
+            and 0 in (self.num_kv_heads % self.qk_norm_groups, self.qk_norm_groups % self.num_kv_heads),
             "qk_norm_groups",
             self.qk_norm_groups,
-            f"must divide num_heads = {self.num_heads} and num_kv_heads = {self.num_kv_heads}",
+            f"must divide num_heads = {self.num_heads}, and divide num_kv_heads = {self.num_kv_heads} or be a "
+            "multiple of it",
         )
         require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "must be in [0, 1)")
         for name in ("norm_eps", "rope_theta", "init_std"):
@@ -121,4 +123,26 @@ class ImageTokenizerConfig:
             "norm_groups",
             self.norm_groups,
             f"must divide channels = {self.channels}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingConfig:
+    """How a picture of any size and mode becomes the square that the image tokenizer reads."""
+
+    style: Literal["meta", "huggingface"] = "meta"
+    """Whose arithmetic: that of the released code, or that of transformers' Chameleon processor. They give different
+    codes for the same picture, so use the one the model was trained with."""
+    fit: Literal["crop", "pad"] = "crop"
+    """'crop': the shorter side fills the square, the centre is kept. 'pad': the whole picture is kept, with borders, as
+    for the prompts of supervised fine-tuning (paper section 3)."""
+    pad_colour: tuple[int, ...] = (255, 255, 255)
+    """Red, green and blue of the borders, 0 to 255."""
+
+    def __post_init__(self):
+        require(
+            len(self.pad_colour) == 3 and all(0 <= value <= 255 for value in self.pad_colour),
+            "pad_colour",
+            list(self.pad_colour),
+            "must be three whole numbers from 0 to 255",
         )

@@ -24,8 +24,8 @@ from chameleon_jax.generation.guidance import (
     visible_in_prompt,
     visible_when_written,
 )
-from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, place_after
-from chameleon_jax.generation.sampling import sample
+from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, picture_fits, place_after
+from chameleon_jax.generation.sampling import penalise_repetition, sample
 from chameleon_jax.models.transformer import KVCache, Transformer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
@@ -41,6 +41,11 @@ class Prompts(NamedTuple):
     place: Array  # int32 [B]; see generation/modality.py
     first_slot: Array  # int32 [B]; where the row's begin of sequence stands
 
+    @property
+    def positions(self) -> Array:
+        """int32 `[C, B, T]`: each copy counts the tokens it sees from 0; padding takes no position."""
+        return jnp.maximum(jnp.cumsum(self.visible, axis=-1) - 1, 0)
+
 
 class _Loop(NamedTuple):
     step: Array  # []; tokens written
@@ -50,6 +55,7 @@ class _Loop(NamedTuple):
     positions: Array  # int32 [C, B]; of the next visible token
     place: Array  # int32 [B]
     done: Array  # bool [B]
+    seen: Array | None  # bool [B, V]; ids in the prompt or written since; only if repetition is penalised
 
 
 def make_prompts(prompts: Sequence[np.ndarray], vocabulary: Vocabulary, config: GenerationConfig) -> Prompts:
@@ -101,11 +107,13 @@ def generate_ids(
 
     def write(loop: _Loop) -> _Loop:
         in_picture = loop.place != IN_TEXT
-        remaining = N - loop.step
-        fits = (remaining >= rules.codes_per_image + 2) & (config.mode != "text")
-        mask = allowed(rules, loop.place, jnp.broadcast_to(fits, (B,)))
+        may_begin = picture_fits(rules, N - loop.step) & (config.mode != "text")
+        mask = allowed(rules, loop.place, jnp.broadcast_to(may_begin, (B,)))
         row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-        text = sample(row_keys, jnp.where(mask, loop.logits[0], -jnp.inf), config.text)
+        plain = jnp.where(mask, loop.logits[0], -jnp.inf)
+        if loop.seen is not None:
+            plain = penalise_repetition(plain, loop.seen, config.repetition_penalty)
+        text = sample(row_keys, plain, config.text)
         guided = guide(loop.logits, config.text_guidance, config.image_guidance)
         image = sample(row_keys, jnp.where(mask, guided, -jnp.inf), config.image)
         token = jnp.where(loop.done, pad, jnp.where(in_picture, image, text)).astype(jnp.int32)
@@ -128,20 +136,23 @@ def generate_ids(
         visible = jnp.stack(visible)
         logits, cache = feed(cache, jnp.broadcast_to(token, (C, B)), positions, visible)
         tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, loop.step))
-        return _Loop(loop.step + 1, tokens, logits, cache, positions + visible, place, done)
+        seen = None if loop.seen is None else loop.seen.at[jnp.arange(B), token].set(True)
+        return _Loop(loop.step + 1, tokens, logits, cache, positions + visible, place, done, seen)
 
     cache = KVCache.empty(model_config, C * B, T + N)
-    positions = jnp.cumsum(prompts.visible, axis=-1) - 1
-    ids = jnp.broadcast_to(prompts.ids, (C, B, T))
-    logits, cache = feed(cache, ids, jnp.maximum(positions, 0), prompts.visible)
+    logits, cache = feed(cache, jnp.broadcast_to(prompts.ids, (C, B, T)), prompts.positions, prompts.visible)
+    seen = None
+    if config.repetition_penalty != 1:  # padding counts as seen, as in the released code; it is never drawn anyway
+        seen = jnp.zeros((B, model_config.vocab_size), bool).at[jnp.arange(B)[:, None], prompts.ids].set(True)
     start = _Loop(
         step=jnp.zeros((), jnp.int32),
         tokens=jnp.full((B, N), pad, jnp.int32),
         logits=logits,
         cache=cache,
-        positions=positions[..., -1] + 1,
+        positions=prompts.positions[..., -1] + 1,
         place=prompts.place,
-        done=jnp.zeros(B, bool),
+        done=jnp.zeros(B, bool),  # an end of sequence in the prompt does not count
+        seen=seen,
     )
     running = lambda loop: (loop.step < N) & ~jnp.all(loop.done)  # noqa: E731
     return jax.lax.while_loop(running, write, start).tokens

@@ -42,6 +42,14 @@ class ModalityRules(NamedTuple):
         )
 
 
+def picture_fits(rules: ModalityRules, remaining: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether a picture may be begun with `remaining` tokens still to write.
+
+    As in the released code, one token more than its codes and two marks must be left.
+    """
+    return remaining > rules.codes_per_image + 2
+
+
 def allowed(rules: ModalityRules, place: Int[Array, "B"], may_begin: Bool[Array, "B"]) -> Bool[Array, "B V"]:
     """Tokens that may follow. A row in text may begin a picture only where `may_begin` says so."""
     ids = jnp.arange(rules.text.shape[0])

@@ -1,12 +1,20 @@
-"""From logits to tokens: temperature, nucleus, greedy. Legend: B batch, V vocabulary."""
+"""From logits to tokens: repetition penalty, temperature, nucleus, greedy. Legend: B batch, V vocabulary."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from chameleon_jax.array_types import Array, Float, Int
+from chameleon_jax.array_types import Array, Bool, Float, Int
 from chameleon_jax.config import SamplingConfig
+
+
+def penalise_repetition(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+    """Makes the tokens that were `seen` less likely: positive logits are divided by `penalty`, negative multiplied.
+
+    From Keskar et al. 2019 (CTRL), in the form of the released code, which applies it before the temperature.
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def top_p_filter(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:

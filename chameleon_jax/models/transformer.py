@@ -57,7 +57,7 @@ class QKNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T heads D"]) -> Float[Array, "B T heads D"]:
-        groups = self.config.qk_norm_groups
+        groups = min(self.config.qk_norm_groups, x.shape[2])
         shape, axes = (groups, self.config.head_dim), (None, None)
         scale = _param(self, "scale", shape, axes, nn.initializers.ones)
         bias = _param(self, "bias", shape, axes, nn.initializers.zeros)
@@ -204,7 +204,8 @@ class Transformer(nn.Module):
 
         x = RMSNorm(config, name="norm")(x)
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))
-        logits = jnp.einsum("BTd,dV->BTV", x, output.astype(config.compute_dtype), preferred_element_type=jnp.float32)
+        # Rounded to the compute dtype before they become float32, as Meta's are: samples and ties depend on it.
+        logits = jnp.einsum("BTd,dV->BTV", x, output.astype(config.compute_dtype)).astype(jnp.float32)
         logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
         if cache is None:
             return logits

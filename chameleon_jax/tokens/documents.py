@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.config import ImageTokenizerConfig, from_dict, to_dict
+from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.files import (
     FORMAT_VERSION,
@@ -21,38 +21,93 @@ from chameleon_jax.files import (
     save_arrays,
     write_json,
 )
-from chameleon_jax.models.vq import VQModel
+from chameleon_jax.models.vq import DECODER_PARTS, VQModel
 from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.text import TextTokenizer
-from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
+from chameleon_jax.tokens.text import SentencePieceTokenizer, TextTokenizer
+from chameleon_jax.tokens.text_json import JSONTokenizer
+from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary, VocabularyError
 
 if TYPE_CHECKING:
     from chameleon_jax.document import Document
 
 
 class DocumentTokenizer:
-    """The text tokenizer, the image tokenizer and the vocabulary that joins them."""
+    """The text tokenizer, the image tokenizer and the vocabulary that joins them.
 
-    def __init__(self, text: TextTokenizer, image: ImageTokenizer, vocabulary: Vocabulary):
+    Attributes:
+      text, image: None where a released model came without.
+      vocabulary: always there.
+      missing: why "text" or "image" is None, for messages.
+    """
+
+    def __init__(
+        self,
+        text: TextTokenizer | None,
+        image: ImageTokenizer | None,
+        vocabulary: Vocabulary,
+        *,
+        codes_per_image: int | None = None,
+        missing: Mapping[str, str] | None = None,
+    ):
+        """Args:
+        text, image: the tokenizers, or None.
+        vocabulary: ids of their pieces and codes.
+        codes_per_image: codes of one picture, where there is no image tokenizer that knows it.
+        missing: reason for each None, as {"text": "no text_tokenizer.json in …"}.
+
+        Raises:
+          VocabularyError: if the vocabulary is made for other tokenizers.
+        """
         self.text = text
         self.image = image
         self.vocabulary = vocabulary
+        self.missing = {
+            part: (missing or {}).get(part, "none was given")
+            for part, tokenizer in (("text", text), ("image", image))
+            if tokenizer is None
+        }
+        self._codes_per_image = image.config.codes_per_image if image else codes_per_image
+        if text and text.num_pieces != len(vocabulary.text_ids):
+            raise VocabularyError(
+                f"the vocabulary has {len(vocabulary.text_ids)} text pieces but the text tokenizer {text.num_pieces}"
+            )
+        if image and image.config.num_codes != len(vocabulary.image_ids):
+            raise VocabularyError(
+                f"the vocabulary has {len(vocabulary.image_ids)} image codes but the image tokenizer "
+                f"{image.config.num_codes}"
+            )
 
     @classmethod
     def join(cls, text: TextTokenizer, image: ImageTokenizer) -> DocumentTokenizer:
         """With a fresh vocabulary in the released order."""
         return cls(text, image, Vocabulary.in_released_order(text.num_pieces, image.config.num_codes))
 
+    def _need(self, part: Literal["text", "image"]) -> Any:
+        tokenizer = getattr(self, part)
+        if tokenizer is None:
+            raise DocumentError(f"this model has no {part} tokenizer: {self.missing[part]}")
+        return tokenizer
+
+    @property
+    def codes_per_image(self) -> int:
+        """Codes of one picture.
+
+        Raises:
+          DocumentError: if there is no image tokenizer and nobody said.
+        """
+        return self._codes_per_image or self._need("image").config.codes_per_image
+
     @property
     def image_block(self) -> int:
         """Tokens of one picture: begin of image, the codes, end of image."""
-        return self.image.config.codes_per_image + 2
+        return self.codes_per_image + 2
 
     def encode(self, document: Document) -> np.ndarray:
         """Ids int32 `[n]` of a document, without begin and end of sequence. Each piece of text is encoded by itself.
 
         Raises:
-          DocumentError: for a segment that is neither text nor a picture, or cannot be encoded.
+          DocumentError: for a segment that is neither text nor a picture, cannot be encoded, or needs a tokenizer that
+            is missing.
         """
         return self.encode_many([document])[0]
 
@@ -63,14 +118,15 @@ class DocumentTokenizer:
         for image in images:
             if not hasattr(image, "convert"):
                 raise DocumentError(f"a document holds text (str) and pictures (PIL.Image), not {type(image).__name__}")
-        codes = iter(vocabulary.image_ids[self.image.tokenize(images)])
+        codes = iter(vocabulary.image_ids[self._need("image").tokenize(images)] if images else [])
         encoded = []
         for document in documents:
             pieces = [np.zeros(0, np.int32)]
             for segment in document:
                 if isinstance(segment, str):
+                    text = self._need("text")
                     try:
-                        pieces.append(vocabulary.text_ids[self.text.encode(segment)])
+                        pieces.append(vocabulary.text_ids[text.encode(segment)])
                     except ValueError as error:
                         raise DocumentError(f"{segment[:40]!r}…: {error}") from None
                 else:
@@ -78,13 +134,19 @@ class DocumentTokenizer:
             encoded.append(np.concatenate(pieces).astype(np.int32))
         return encoded
 
+    def encode_prompt(self, document: Document, form: Literal["completion", "chat"] = "completion") -> np.ndarray:
+        """Ids int32 `[n]` of a prompt: begin of sequence and the document, for a chat then end of turn."""
+        vocabulary = self.vocabulary
+        end = [vocabulary.end_of_turn] if form == "chat" else []
+        return np.concatenate([[vocabulary.bos], self.encode(document), end]).astype(np.int32)
+
     def decode(self, ids: Iterable[int]) -> Document:
         """The document that `ids` stand for; special tokens other than picture marks leave no trace.
 
         Raises:
-          DocumentError: if a picture is cut short, too long, or interrupted.
+          DocumentError: if a picture is cut short, too long, or interrupted, or a tokenizer is missing.
         """
-        vocabulary, codes_per_image = self.vocabulary, self.image.config.codes_per_image
+        vocabulary = self.vocabulary
         segments: list = []  # text as lists of pieces, pictures as arrays of codes
         codes: list[int] | None = None
         for place, token in enumerate(np.asarray(list(ids), np.int64)):
@@ -94,10 +156,10 @@ class DocumentTokenizer:
             if codes is not None and kind == IMAGE:
                 codes.append(int(vocabulary.code_of_id[token]))
             elif codes is not None:
-                if token != vocabulary.end_image or len(codes) != codes_per_image:
+                if token != vocabulary.end_image or len(codes) != self.codes_per_image:
                     raise DocumentError(
-                        f"the picture that ends at place {place} has {len(codes)} codes; it needs {codes_per_image} "
-                        "and then the end-of-image token"
+                        f"the picture that ends at place {place} has {len(codes)} codes; it needs "
+                        f"{self.codes_per_image} and then the end-of-image token"
                     )
                 segments.append(np.asarray(codes))
                 codes = None
@@ -110,29 +172,66 @@ class DocumentTokenizer:
             elif kind == IMAGE or token == vocabulary.end_image:
                 raise DocumentError(f"image token at place {place} outside a picture")
         if codes is not None:
-            raise DocumentError(f"the last picture is cut short after {len(codes)} of {codes_per_image} codes")
+            raise DocumentError(f"the last picture is cut short after {len(codes)} of {self.codes_per_image} codes")
         pictures = [segment for segment in segments if isinstance(segment, np.ndarray)]
-        images = iter(self.image.detokenize(np.stack(pictures)) if pictures else [])
-        return [self.text.decode(segment) if isinstance(segment, list) else next(images) for segment in segments]
+        images = iter(self._need("image").detokenize(np.stack(pictures)) if pictures else [])
+        return [
+            self._need("text").decode(segment) if isinstance(segment, list) else next(images) for segment in segments
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer into an empty or new folder; use inside `files.new_folder`."""
         folder = Path(folder)
-        save_image_tokenizer(self.image, folder / "image")
-        (folder / "text.model").write_bytes(self.text.model)
-        write_json(folder / "vocabulary.json", {"format_version": FORMAT_VERSION, **self.vocabulary.to_dict()})
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.image:
+            save_image_tokenizer(self.image, folder / "image")
+        if self.text:
+            self.text.save(folder)
+        header = {"format_version": FORMAT_VERSION, **self.vocabulary.to_dict()}
+        if self.missing:
+            header |= {"missing": self.missing, "codes_per_image": self._codes_per_image}
+        write_json(folder / "vocabulary.json", header)
 
     @classmethod
-    def load(cls, folder: str | Path) -> DocumentTokenizer:
+    def load(cls, folder: str | Path, *, with_image: bool = True) -> DocumentTokenizer:
+        """Reads what `save` wrote.
+
+        Args:
+          folder: where.
+          with_image: whether to load the image tokenizer too; without it `image` is None.
+
+        Raises:
+          FileError: if it is damaged, or a part is missing that was there when it was written.
+        """
         folder = Path(folder)
         values = read_json(folder / "vocabulary.json")
         check_version(values, folder / "vocabulary.json")
         del values["format_version"]
+        missing, codes_per_image = values.pop("missing", {}), values.pop("codes_per_image", None)
+        if not isinstance(missing, dict) or not isinstance(codes_per_image, int | None):
+            raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: missing or codes_per_image")
+        text = image = None
+        if "text" not in missing:
+            kind = JSONTokenizer if (folder / JSONTokenizer.file_name).exists() else SentencePieceTokenizer
+            text = kind.load(folder / kind.file_name)
+        if not with_image:
+            missing = {"image": "it was not asked for", **missing}
+        elif "image" not in missing:
+            image = load_image_tokenizer(folder / "image")
         try:
             vocabulary = Vocabulary.from_dict(values)
+            return cls(text, image, vocabulary, codes_per_image=codes_per_image, missing=missing)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: {error}") from None
-        return cls(TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "image"), vocabulary)
+
+
+def load_text_tokenizer(path: str | Path) -> TextTokenizer:
+    """Reads a text tokenizer: JSON where the name ends so, a SentencePiece model otherwise.
+
+    Raises:
+      FileError: if the file is missing or cannot be used.
+    """
+    return (JSONTokenizer if Path(path).suffix == ".json" else SentencePieceTokenizer).load(path)
 
 
 def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
@@ -140,13 +239,35 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_arrays(folder / "params", tokenizer.params)
-    write_json(folder / "config.json", {"format_version": FORMAT_VERSION, "model": to_dict(tokenizer.config)})
+    header = {"format_version": FORMAT_VERSION, "model": to_dict(tokenizer.config)}
+    if not tokenizer.can_decode:
+        header["decoder"] = False
+    write_json(folder / "config.json", header | {"preprocessing": to_dict(tokenizer.preprocessing)})
+
+
+def read_image_config(folder: str | Path) -> tuple[ImageTokenizerConfig, PreprocessingConfig, bool]:
+    """Sizes of a saved image tokenizer, how it takes pictures, and whether it has a decoder.
+
+    Raises:
+      FileError, ConfigError: if config.json is missing or damaged.
+    """
+    path = Path(folder) / "config.json"
+    header = read_json(path)
+    check_version(header, path)
+    config = from_dict(ImageTokenizerConfig, header.get("model"), f"{path}: model")
+    preprocessing = from_dict(PreprocessingConfig, header.get("preprocessing", {}), f"{path}: preprocessing")
+    return config, preprocessing, bool(header.get("decoder", True))
+
+
+def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = True) -> Any:
+    """Shapes of the image tokenizer's parameters."""
+    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
+    abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
+    return {name: part for name, part in abstract.items() if with_decoder or name not in DECODER_PARTS}
 
 
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
-    header = read_json(Path(folder) / "config.json")
-    check_version(header, Path(folder) / "config.json")
-    config = from_dict(ImageTokenizerConfig, header.get("model"), f"{folder}/config.json: model")
-    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
-    abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
-    return ImageTokenizer(config, load_arrays(Path(folder) / "params", abstract))
+    """Reads what `save_image_tokenizer` wrote."""
+    config, preprocessing, with_decoder = read_image_config(folder)
+    params = load_arrays(Path(folder) / "params", abstract_image_params(config, with_decoder))
+    return ImageTokenizer(config, params, preprocessing)

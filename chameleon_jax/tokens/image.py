@@ -4,45 +4,96 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.array_types import Array, Float, Int
-from chameleon_jax.config import ImageTokenizerConfig
+from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
 from chameleon_jax.document import to_rgb
-from chameleon_jax.models.vq import VQModel
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.models.vq import DECODER_PARTS, VQModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def resize_and_crop(image: Image, resolution: int) -> Image:
-    """Shorter side to `resolution` with Lanczos, then the centre square. EXIF orientation is ignored.
+RELEASED = PreprocessingConfig()
+"""What the released code does."""
 
-    The longer side is rounded half to even, as Python's `round` does and the released code with it.
+
+class NoImageDecoder(ChameleonError):
+    """Pictures were to be drawn by a model that came without the image tokenizer's decoder."""
+
+    def __init__(
+        self,
+        message: str = "these weights came without the image decoder (Hugging Face's releases leave it out), so codes "
+        "cannot become pictures; give the folder `tokenizer` of Meta's release (vqgan.ckpt, vqgan.yaml) as well: "
+        'chameleon_jax.load(path, image_tokenizer="…/tokenizer")',
+    ):
+        super().__init__(message)
+
+
+def _rgb(image: Image, style: str) -> Image:
+    """8-bit RGB on white. The styles blend transparency in different arithmetic; everything else is `to_rgb`'s."""
+    from PIL import Image
+
+    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
+    if style == "meta" or not transparent or 0 in image.size:
+        return to_rgb(image)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig = RELEASED) -> Image:
+    """A picture as 8-bit RGB, `resolution` pixels wide and high, resized with Lanczos. EXIF orientation is ignored.
+
+    The shorter side becomes `resolution` and the centre is cut out, or with fit 'pad' the longer side does and the
+    picture is centred. The other side is rounded half to even, as Python's `round` does and the released code with it,
+    or truncated, as transformers does. 16-bit grey keeps its upper eight bits in either style (transformers itself
+    would clip it to white).
+
+    Raises:
+      DocumentError: for floating-point pictures and pictures without pixels.
     """
     from PIL import Image
 
-    image = to_rgb(image)
-    scale = resolution / min(image.size)
-    width, height = (round(scale * side) for side in image.size)
+    image = _rgb(image, preprocessing.style)
+    edge = min(image.size) if preprocessing.fit == "crop" else max(image.size)
+    if preprocessing.style == "huggingface":
+        sides = [int(resolution * side / edge) for side in image.size]
+    else:
+        scale = resolution / edge
+        sides = [round(scale * side) for side in image.size]
+    width, height = (max(side, 1) for side in sides)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))
+    square = Image.new("RGB", (resolution, resolution), preprocessing.pad_colour)
+    square.paste(image, (-((width - resolution) // 2), -((height - resolution) // 2)))  # what sticks out is cut off
+    return square
 
 
-def scale(values: np.ndarray) -> np.ndarray:
-    """8-bit values as float32 in [-1, 1], computed in float64 as the released code does."""
-    return (np.asarray(values, np.float64) / 255 * 2 - 1).astype(np.float32)
+def resize_and_crop(image: Image, resolution: int) -> Image:
+    """`to_square` as the released code does it."""
+    return to_square(image, resolution)
 
 
-def to_pixels(image: Image, resolution: int) -> np.ndarray:
-    """A picture as float32 `[resolution, resolution, 3]` in [-1, 1]."""
-    return scale(np.asarray(resize_and_crop(image, resolution)))
+def scale(values: np.ndarray, style: Literal["meta", "huggingface"] = "meta") -> np.ndarray:
+    """8-bit values as float32 in [-1, 1], computed in float64 as the released code does.
+
+    In transformers' style white is 0.989 (255 x 0.0078 - 1), and the last subtraction happens in float32.
+    """
+    values = np.asarray(values, np.float64)
+    if style == "huggingface":
+        return (values * 0.0078).astype(np.float32) - np.float32(1)
+    return (values / 255 * 2 - 1).astype(np.float32)
+
+
+def to_pixels(image: Image, resolution: int, preprocessing: PreprocessingConfig = RELEASED) -> np.ndarray:
+    """A picture as float32 `[resolution, resolution, 3]` in [-1, 1]; see `to_square` and `scale`."""
+    return scale(np.asarray(to_square(image, resolution, preprocessing)), preprocessing.style)
 
 
 def to_image(pixels: np.ndarray) -> Image:
@@ -63,15 +114,30 @@ class ImageTokenizer:
 
     Attributes:
       config: sizes of the VQGAN.
-      params: its parameter tree, always float32.
+      params: its parameter tree, always float32: a code is an argmin, and coarser numbers pick other codes. Public
+        Hugging Face weights have no `decoder` and no `post_quant_conv`.
+      preprocessing: how `tokenize` prepares pictures.
     """
 
-    batch = 64
-    """Pictures computed at a time; the last batch is filled up, so that each size is compiled once."""
-
-    def __init__(self, config: ImageTokenizerConfig, params: Any):
+    def __init__(self, config: ImageTokenizerConfig, params: Any, preprocessing: PreprocessingConfig = RELEASED):
         self.config = config
-        self.params = params
+        self.params = jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params)
+        self.preprocessing = preprocessing
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether codes can become pictures again."""
+        return self.params.keys() >= set(DECODER_PARTS)
+
+    @property
+    def batch(self) -> int:
+        """Pictures computed at a time; the last batch is filled up, so that each size is compiled once.
+
+        At most 64, and no more than keep one map of full resolution within 512 MiB: 4 with the released sizes.
+        """
+        side = self.config.resolution // self.config.space_to_depth
+        widest = max(self.config.channel_multipliers[:2])  # the decoder enlarges its second level before it narrows it
+        return max(1, min(64, 2**29 // (4 * side**2 * self.config.channels * widest)))
 
     def _in_batches(self, method: str, values: np.ndarray) -> np.ndarray:
         size = self.batch if len(values) > 1 else 1
@@ -88,15 +154,26 @@ class ImageTokenizer:
         return self._in_batches("encode", np.asarray(pixels, np.float32)).astype(np.int32)
 
     def decode_codes(self, codes: Int[Array, "B n"] | np.ndarray) -> np.ndarray:
-        """Pictures float32 `[B, h, w, 3]`, about in [-1, 1], of codes."""
+        """Pictures float32 `[B, h, w, 3]`, about in [-1, 1], of codes.
+
+        Raises:
+          NoImageDecoder: if the weights came without it.
+        """
+        if not self.can_decode:
+            raise NoImageDecoder()
         return self._in_batches("decode", np.asarray(codes, np.int32))
 
     def tokenize(self, images: Sequence[Image]) -> np.ndarray:
         """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode."""
         if not images:
             return np.zeros((0, self.config.codes_per_image), np.int32)
-        return self.encode_pixels(np.stack([to_pixels(image, self.config.resolution) for image in images]))
+        resolution, preprocessing = self.config.resolution, self.preprocessing
+        return self.encode_pixels(np.stack([to_pixels(image, resolution, preprocessing) for image in images]))
 
     def detokenize(self, codes: np.ndarray) -> list[Image]:
-        """The pictures that codes `[n, codes_per_image]` stand for."""
+        """The pictures that codes `[n, codes_per_image]` stand for.
+
+        Raises:
+          NoImageDecoder: if the weights came without the decoder and there is a picture to draw.
+        """
         return [to_image(pixels) for pixels in self.decode_codes(codes)] if len(codes) else []

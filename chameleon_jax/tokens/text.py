@@ -1,11 +1,14 @@
-"""The text tokenizer: SentencePiece BPE with byte fallback. Any text comes back byte for byte."""
+"""Text tokenizers, and the one that our own models learn: SentencePiece BPE with byte fallback."""
 
 from __future__ import annotations
 
+import abc
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,12 +22,69 @@ LONGEST_LINE = 16384
 """Characters of a line that the trainer is given at a time; each takes at most four bytes."""
 
 
-class TextTokenizer:
+class TextTokenizer(abc.ABC):
     """Text to pieces and back. Pieces are numbered from 0; the Vocabulary gives them their ids."""
+
+    file_name: ClassVar[str]
+    """What its file is called in the folder of a DocumentTokenizer."""
+    model: bytes
+    """Its file."""
+    other_names: Mapping[str, int] = MappingProxyType({})
+    """Names and ids of the tokens in its file that are no text."""
+
+    @property
+    @abc.abstractmethod
+    def piece_names(self) -> list[str]:
+        """Name of each piece in a table of all tokens; no two are the same."""
+
+    @property
+    @abc.abstractmethod
+    def _bytes_of_piece(self) -> list[bytes]: ...
+
+    @abc.abstractmethod
+    def _encode(self, text: str) -> Sequence[int]: ...
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self._bytes_of_piece)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Pieces of `text`, int32 `[n]`. Names of special tokens and image codes typed as text stay text, so that no
+        document can close itself.
+
+        Raises:
+          ValueError: if `text` has lone surrogates, which no UTF-8 text has, or what the tokenizer cannot represent.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"not valid Unicode text: lone surrogate at character {error.start}") from None
+        return np.asarray(self._encode(text), np.int32)
+
+    def decode_bytes(self, pieces: Iterable[int]) -> bytes:
+        """The bytes that `pieces` stand for; they may end inside a character."""
+        table = self._bytes_of_piece
+        return b"".join(table[int(piece)] for piece in pieces)
+
+    def decode(self, pieces: Iterable[int]) -> str:
+        """Text of `pieces`; bytes that are not UTF-8 (a model may write such) become the replacement character."""
+        return self.decode_bytes(pieces).decode("utf-8", errors="replace")
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / self.file_name).write_bytes(self.model)
+
+
+class SentencePieceTokenizer(TextTokenizer):
+    """A SentencePiece model with byte fallback, as `train_text_tokenizer` makes them."""
+
+    file_name = "text.model"
 
     def __init__(self, model: bytes):
         """Args:
-        model: a serialized SentencePiece model, as `train_text_tokenizer` returns it.
+        model: a serialized SentencePiece model.
+
+        Raises:
+          ValueError: if it is empty or has no byte fallback.
         """
         import sentencepiece
 
@@ -36,51 +96,9 @@ class TextTokenizer:
         if self._processor.unk_id() in self._byte_pieces:
             raise ValueError("the SentencePiece model has no byte fallback, so some text could not be represented")
 
-    @property
-    def num_pieces(self) -> int:
-        return self._processor.get_piece_size()
-
-    @functools.cached_property
-    def _bytes_of_piece(self) -> list[bytes]:
-        pieces = []
-        for index in range(self.num_pieces):
-            name = self._processor.id_to_piece(index)
-            if self._processor.is_byte(index):
-                pieces.append(bytes([int(name[3:5], 16)]))
-            elif self._processor.is_control(index) or self._processor.is_unknown(index):
-                pieces.append(b"")
-            else:
-                pieces.append(name.replace(_SPACE_MARK, " ").encode())
-        return pieces
-
-    def encode(self, text: str) -> np.ndarray:
-        """Pieces of `text`, int32 `[n]`. Names of special tokens typed as text stay text.
-
-        Raises:
-          ValueError: if `text` has lone surrogates, which no UTF-8 text has.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"not valid Unicode text: lone surrogate at character {error.start}") from None
-        pieces: list[int] = []
-        for index, part in enumerate(text.split(_SPACE_MARK)):
-            if index > 0:
-                pieces += [self._byte_pieces[byte] for byte in _SPACE_MARK.encode()]
-            pieces += self._processor.encode(part)
-        return np.asarray(pieces, np.int32)
-
-    def decode_bytes(self, pieces: Iterable[int]) -> bytes:
-        """The bytes that `pieces` stand for; they may end inside a character."""
-        table = self._bytes_of_piece
-        return b"".join(table[int(piece)] for piece in pieces)
-
-    def decode(self, pieces: Iterable[int]) -> str:
-        """Text of `pieces`; bytes that are not UTF-8 (a model may write such) become the replacement character."""
-        return self.decode_bytes(pieces).decode("utf-8", errors="replace")
-
     @classmethod
-    def load(cls, path: str | Path) -> TextTokenizer:
+    def load(cls, path: str | Path) -> SentencePieceTokenizer:
+        """Raises a FileError if the file is missing or cannot be used."""
         try:
             return cls(Path(path).read_bytes())
         except FileNotFoundError:
@@ -90,8 +108,42 @@ class TextTokenizer:
         except (OSError, RuntimeError, ValueError) as error:
             raise FileError(f"{path}: not a usable SentencePiece model: {error}") from None
 
+    @functools.cached_property
+    def piece_names(self) -> list[str]:
+        """SentencePiece's own, with spaces as spaces."""
+        count = self._processor.get_piece_size()
+        return [self._processor.id_to_piece(piece).replace(_SPACE_MARK, " ") for piece in range(count)]
 
-def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> TextTokenizer:
+    @functools.cached_property
+    def scores(self) -> dict[str, float]:
+        """Score of every piece that is learnt text; two neighbours merge into the piece with the highest."""
+        processor = self._processor
+        return {
+            name: processor.get_score(piece)
+            for piece, name in enumerate(self.piece_names)
+            if not (processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece))
+        }
+
+    @functools.cached_property
+    def _bytes_of_piece(self) -> list[bytes]:
+        pieces = []
+        for piece, name in enumerate(self.piece_names):
+            if self._processor.is_byte(piece):
+                pieces.append(bytes([int(name[3:5], 16)]))
+            else:
+                pieces.append(name.encode() if name in self.scores else b"")
+        return pieces
+
+    def _encode(self, text: str) -> list[int]:
+        pieces: list[int] = []
+        for index, part in enumerate(text.split(_SPACE_MARK)):
+            if index > 0:
+                pieces += [self._byte_pieces[byte] for byte in _SPACE_MARK.encode()]
+            pieces += self._processor.encode(part)
+        return pieces
+
+
+def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
     """Learns a byte-pair encoding from `texts`.
 
     Digits are split, nothing is normalised, and what the alphabet lacks falls back to bytes (spec of the paper's
@@ -137,4 +189,4 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> T
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vocab_size = {config.vocab_size}: SentencePiece could not learn it: {error}") from None
-    return TextTokenizer(output.getvalue())
+    return SentencePieceTokenizer(output.getvalue())

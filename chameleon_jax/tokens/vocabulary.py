@@ -1,16 +1,100 @@
-"""Which ids are text, image codes and special tokens. Built from tables; no id is written anywhere else."""
+"""Which ids are text, image codes and special tokens. Built from tables or names; no id is written anywhere else."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from chameleon_jax.errors import ChameleonError
+
+if TYPE_CHECKING:
+    from chameleon_jax.tokens.text import TextTokenizer
 
 SPECIAL, TEXT, IMAGE = 0, 1, 2
 """What kind of token an id is, as `Vocabulary.modality` gives it."""
 MODALITIES = ("special", "text", "image")
+
+SPECIAL_NAMES = {
+    "bos": "<s>",
+    "pad": "<pad>",
+    "eos": "</s>",
+    "begin_image": "<racm3:break>",
+    "end_image": "<eoss>",
+    "end_of_turn": "<reserved08706>",
+}
+"""Released name of each special token of a Vocabulary. The names of the two picture marks say something else."""
+
+PLACEHOLDER, RELEASED_PLACEHOLDER = "<image>", "<reserved08707>"
+"""Token that stands for an image code not yet known: its name in Hugging Face's files and in Meta's."""
+
+IMAGE_PREFIX = "IMGIMG"
+_IMAGE_NAME = re.compile(IMAGE_PREFIX + "(A|[B-J][A-J]{0,8})Z")
+_LARGEST_ID = 2**24
+"""A larger one is damage; tables of that length would fill the memory."""
+
+
+class VocabularyError(ChameleonError, ValueError):
+    """Names or ids that are no vocabulary."""
+
+
+def image_code_name(code: int) -> str:
+    """Released name of an image code: its decimal digits as letters, `IMGIMGCFZ` for 25."""
+    return IMAGE_PREFIX + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+
+
+def image_code(name: str) -> int | None:
+    """The image code with this name; None if it is not the name of one."""
+    match = _IMAGE_NAME.fullmatch(name)
+    return int("".join(str(ord(letter) - ord("A")) for letter in match[1])) if match else None
+
+
+def check_ids(names: Mapping[str, Any], where: str) -> None:
+    """Raises a VocabularyError unless each name has an id of its own: a whole number from 0 up."""
+    name_of_id: dict[int, str] = {}
+    for name, token in names.items():
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < _LARGEST_ID:
+            raise VocabularyError(
+                f"{where}: id {token!r} of {name!r} must be a whole number from 0 to {_LARGEST_ID - 1}"
+            )
+        if name_of_id.setdefault(int(token), name) != name:
+            raise VocabularyError(f"{where}: {name_of_id[int(token)]!r} and {name!r} both have id {token}")
+
+
+def text_names(names: Mapping[str, int], special: Collection[str] | None = None) -> list[str]:
+    """Names that are text, in order of their ids.
+
+    Image codes are told by the start of their names. Special are the names in `special`; without it, as in Meta's code,
+    all that start with `<` except `<` itself.
+    """
+    special = {name for name in names if name.startswith("<") and name != "<"} if special is None else set(special)
+    special |= set(SPECIAL_NAMES.values())
+    text = [name for name in names if name not in special and not name.startswith(IMAGE_PREFIX)]
+    return sorted(text, key=names.__getitem__)
+
+
+def _image_names(names: Iterable[str], where: str) -> list[str]:
+    """Names of image codes in order of code, which is not the order of the names as strings."""
+    found = {}
+    for name in names:
+        if name.startswith(IMAGE_PREFIX):
+            code = image_code(name)
+            if code is None:
+                raise VocabularyError(
+                    f"{where}: {name!r} starts like an image code but is not named like one, as "
+                    f"{image_code_name(25)!r} is for code 25"
+                )
+            found[code] = name
+    for code in range(max(len(found), 1)):
+        if code not in found:
+            raise VocabularyError(
+                f"{where}: has {len(found)} image codes, but none named {image_code_name(code)!r} (code {code})"
+            )
+    return [found[code] for code in range(len(found))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,6 +102,9 @@ class Vocabulary:
     """The one vocabulary of text pieces and image codes.
 
     Image ids and text ids may stand in any order and place; everything goes through the two tables.
+
+    Raises:
+      VocabularyError: if two tokens have the same id, an id is negative, or there is no text or no image code.
     """
 
     bos: int
@@ -30,6 +117,15 @@ class Vocabulary:
     """int32 `[pieces]`: id of each piece of the text tokenizer."""
     image_ids: np.ndarray
     """int32 `[codes]`: id of each image code."""
+
+    def __post_init__(self):
+        if len(self.text_ids) == 0 or len(self.image_ids) == 0:
+            raise VocabularyError("the vocabulary has no text or no image codes")
+        ids, counts = np.unique(self._all_ids, return_counts=True)
+        if counts.max() > 1:
+            raise VocabularyError(f"id {ids[counts.argmax()]} stands for {counts.max()} tokens of the vocabulary")
+        if ids[0] < 0 or ids[-1] >= _LARGEST_ID:
+            raise VocabularyError(f"ids {ids[0]} to {ids[-1]} of the vocabulary: must be from 0 to {_LARGEST_ID - 1}")
 
     @classmethod
     def in_released_order(cls, num_pieces: int, num_codes: int) -> Vocabulary:
@@ -48,11 +144,68 @@ class Vocabulary:
             image_ids=np.arange(4, after_codes, dtype=np.int32),
         )
 
+    @classmethod
+    def from_names(cls, names: Mapping[str, int], where: str, special: Collection[str] | None = None) -> Vocabulary:
+        """The vocabulary that a table of names and ids describes; its text pieces are numbered in order of their ids.
+
+        Args:
+          names: id of every token.
+          where: what the names come from, for messages.
+          special: names of tokens that are neither text nor image codes; without it, Meta's rule (`text_names`).
+
+        Raises:
+          VocabularyError: if a special token or an image code is missing, a name or an id makes no sense, two names
+            have the same id, or there is no text.
+        """
+        check_ids(names, where)
+        for role, name in SPECIAL_NAMES.items():
+            if name not in names:
+                raise VocabularyError(f"{where}: has no token {name!r}, the {role} of the vocabulary")
+        text, image = text_names(names, special), _image_names(names, where)
+        if not text:
+            raise VocabularyError(f"{where}: has no text tokens among its {len(names)} tokens")
+        return cls(
+            **{role: int(names[name]) for role, name in SPECIAL_NAMES.items()},
+            text_ids=np.asarray([names[name] for name in text], np.int32),
+            image_ids=np.asarray([names[name] for name in image], np.int32),
+        )
+
+    def names(self, text: TextTokenizer) -> dict[str, int]:
+        """Id of every name: special tokens, image codes, text pieces, and what else the file of `text` names.
+
+        The token that serves Hugging Face's code as placeholder for image codes is called `<image>`: the released
+        `<reserved08707>`, or the `<unk>` piece of a SentencePiece model, which no text gives.
+
+        Raises:
+          VocabularyError: if `text` is not the text tokenizer of this vocabulary, or one name stands for two ids.
+        """
+        if len(text.piece_names) != len(self.text_ids):
+            raise VocabularyError(
+                f"the vocabulary has ids for {len(self.text_ids)} text pieces, but the text tokenizer has "
+                f"{len(text.piece_names)}"
+            )
+        own = [(name, getattr(self, role)) for role, name in SPECIAL_NAMES.items()]
+        own += [(image_code_name(code), token) for code, token in enumerate(self.image_ids.tolist())]
+        own += zip(text.piece_names, self.text_ids.tolist(), strict=True)
+        names = dict(text.other_names)
+        for name, token in own:
+            if names.setdefault(name, token) != token:
+                raise VocabularyError(f"{name!r} would be the name of two tokens, ids {names[name]} and {token}")
+        if PLACEHOLDER not in names:
+            serving = "<unk>" if "<unk>" in text.piece_names else RELEASED_PLACEHOLDER
+            names = {PLACEHOLDER if name == serving else name: token for name, token in names.items()}
+        check_ids(names, "the vocabulary")
+        _image_names(names, "the vocabulary")  # a text piece may start like one
+        return names
+
+    @functools.cached_property
+    def _all_ids(self) -> np.ndarray:
+        return np.concatenate([[getattr(self, role) for role in SPECIAL_NAMES], self.text_ids, self.image_ids])
+
     @functools.cached_property
     def size(self) -> int:
         """Rows the model's embedding needs."""
-        specials = [self.bos, self.pad, self.eos, self.begin_image, self.end_image, self.end_of_turn]
-        return int(max(*specials, self.text_ids.max(), self.image_ids.max())) + 1
+        return int(self._all_ids.max()) + 1
 
     def _inverse(self, ids: np.ndarray) -> np.ndarray:
         table = np.full(self.size, -1, np.int32)
@@ -83,5 +236,16 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Vocabulary:
-        tables = {name: np.asarray(values[name], np.int32) for name in ("text_ids", "image_ids")}
+        """The vocabulary that `to_dict` wrote.
+
+        Raises:
+          VocabularyError: if a value is not what it should be.
+          KeyError, TypeError: if one is missing or unknown.
+        """
+        arrays = {name: np.asarray(value) for name, value in values.items()}
+        for name, array in arrays.items():
+            is_table = name.endswith("_ids")
+            if array.dtype.kind != "i" or array.ndim != is_table or array.max() >= _LARGEST_ID:
+                raise VocabularyError(f"{name} must be {'ids' if is_table else 'an id'} from 0 to {_LARGEST_ID - 1}")
+        tables = {name: arrays[name].astype(np.int32) for name in ("text_ids", "image_ids")}
         return cls(**{**values, **tables})

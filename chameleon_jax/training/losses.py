@@ -1,9 +1,11 @@
-"""Cross-entropy and z-loss over the whole vocabulary, nothing masked, counted per modality.
+"""Losses as pure functions: the Transformer's, counted per modality, and the image tokenizer's adversarial ones.
 
-Legend: B batch, T length, V vocabulary.
+Cross-entropy and z-loss run over the whole vocabulary, nothing masked. Legend: B batch, T length, V vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +53,26 @@ def weighted_loss(
         "z_loss": z_term,
     }
     return sums["loss_sum"] / safe_total + z_term, sums
+
+
+def discriminator_loss(
+    real: Float[Array, "..."], fake: Float[Array, "..."], kind: Literal["hinge", "vanilla"]
+) -> Float[Array, ""]:
+    """What the discriminator of an adversarial image tokenizer descends, as in taming-transformers (Esser et al. 2021).
+
+    Args:
+      real: its scores of real pictures, any shape: one number a patch.
+      fake: its scores of reconstructions.
+      kind: 'hinge' (Lim & Ye 2017) or 'vanilla', the cross-entropy of Goodfellow et al. 2014 on logits.
+    """
+    penalty = {"hinge": lambda scores: jax.nn.relu(1 + scores), "vanilla": jax.nn.softplus}[kind]
+    return (jnp.mean(penalty(-real)) + jnp.mean(penalty(fake))) / 2
+
+
+def generator_loss(fake: Float[Array, "..."]) -> Float[Array, ""]:
+    """What the image tokenizer descends to please either kind of discriminator, as in taming-transformers.
+
+    Args:
+      fake: the discriminator's scores of its reconstructions, any shape.
+    """
+    return -jnp.mean(fake)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import scrambled_vocabulary, transformer_for, transformer_params
 
-from chameleon_jax.config import GenerationConfig, SamplingConfig
+from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
 from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.tokens.vocabulary import Vocabulary
 
 CODES = 4
 VOCABULARY = scrambled_vocabulary(num_pieces=25, num_codes=12, seed=3)
@@ -66,7 +69,7 @@ def write_by_hand(params, prompt: list[int], config: GenerationConfig) -> list[i
     def logits_after(ids: list[int]) -> np.ndarray:
         padded = np.zeros(96, np.int32)  # on the right, where a causal model cannot see it
         padded[: len(ids)] = ids
-        return np.asarray(_full_forward(params, jnp.asarray(padded))[len(ids) - 1], np.float64)
+        return np.array(_full_forward(params, jnp.asarray(padded))[len(ids) - 1], np.float64)
 
     ids, written = list(prompt), []
     while len(written) < config.max_new_tokens:
@@ -75,12 +78,14 @@ def write_by_hand(params, prompt: list[int], config: GenerationConfig) -> list[i
         if last_begin is None or END in current:
             logits = logits_after(ids)
             may_follow = TEXT | {EOS}
-            if config.mode != "text" and config.max_new_tokens - len(written) >= CODES + 2:
+            if config.mode != "text" and config.max_new_tokens - len(written) > CODES + 2:
                 may_follow |= {BEGIN}
+            for token in set(ids):
+                logits[token] *= config.repetition_penalty ** (-1 if logits[token] > 0 else 1)
         else:
             full = logits_after(ids)
             pictures = logits_after([token for token in ids if token in IMAGE | {BOS, BEGIN, END}])
-            nothing = logits_after([BOS, *current])
+            nothing = logits_after([BOS, *current])  # repetition is not penalised in pictures
             logits = nothing + config.image_guidance * (pictures - nothing) + config.text_guidance * (full - pictures)
             may_follow = IMAGE if len(current) <= CODES else {END}
         ranking = sorted(may_follow, key=lambda token: -logits[token])
@@ -147,6 +152,62 @@ def test_image_mode_writes_exactly_one_guided_picture(image_guidance):
     assert [len(tokens) for tokens in expected] == [CODES + 1] * 4
 
 
+def test_repetition_penalty_covers_the_prompt_and_the_answer_but_no_pictures():
+    params = params_that_draw(seed=0)
+    config = GenerationConfig(max_new_tokens=30, text=GREEDY, image=GREEDY, repetition_penalty=1.7)
+    expected = [write_by_hand(params, prompt, config) for prompt in PROMPTS]
+    assert_same(generate(params, PROMPTS, config), expected)
+    without = dataclasses.replace(config, repetition_penalty=1.0)
+    assert [write_by_hand(params, prompt, without) for prompt in PROMPTS] != expected
+    assert sum(BEGIN in tokens for tokens in expected) > 1
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.2])
+def test_penalty_must_be_positive(penalty):
+    with pytest.raises(ConfigError, match="repetition_penalty"):
+        GenerationConfig(repetition_penalty=penalty)
+
+
+def test_auto_is_interleaved_to_the_engine():
+    params = params_that_draw(seed=4)
+    config = GenerationConfig(max_new_tokens=16, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
+    assert config.mode == "auto"
+    interleaved = dataclasses.replace(config, mode="interleaved")
+    np.testing.assert_array_equal(generate(params, PROMPTS, config), generate(params, PROMPTS, interleaved))
+
+
+def test_prompts_are_padded_on_the_left_and_counted_from_their_first_token():
+    """Vector V15. The rows are padded further than the longest, to one of few lengths."""
+    vocabulary = Vocabulary.in_released_order(num_pieces=9, num_codes=8)
+    assert vocabulary.pad == 1
+    prompts = make_prompts([np.array([0, 7, 8]), np.array([0])], vocabulary, GenerationConfig(mode="text"))
+    ids = np.asarray(prompts.ids)
+    assert ids[:, -3:].tolist() == [[0, 7, 8], [1, 1, 0]]
+    assert (ids[:, :-3] == 1).all()
+    assert prompts.visible[0].sum(axis=1).tolist() == [3, 1]
+    assert prompts.positions[0, 0, -3:].tolist() == [0, 1, 2]
+    assert prompts.positions[0, 1, -1] == 0
+    assert (ids.shape[1] - prompts.first_slot).tolist() == [3, 1]
+
+
+def test_generation_goes_on_until_every_row_has_written_its_own_end():
+    """Vector V14: an end of sequence inside a prompt does not count, nor that of another row."""
+    params = params_that_draw(seed=5)
+    params["output"] = 0 * params["output"]  # every allowed token is equally likely
+    config = GenerationConfig(mode="text", max_new_tokens=3, text=HOT)
+    ended, open_ = [BOS, EOS, *text(5)], [BOS, *text(5, 5)]
+    first = generate(params, [ended] * 128, config)[:, 0]
+    assert PAD not in first
+    stops, goes_on = int(np.argmax(first == EOS)), int(np.argmax(first != EOS))
+
+    rows = generate(params, [ended, open_], config, rows=[goes_on, stops])  # [0, 2, 5, 9] and [0, 5, 5, 2]
+    assert rows[0, 0] in TEXT
+    assert rows[0, 1] != PAD
+    assert rows[1].tolist() == [EOS, PAD, PAD]
+    rows = generate(params, [ended, open_], config, rows=[stops, stops])  # [0, 2, 5, 2] and [0, 5, 5, 2]
+    assert rows.tolist() == [[EOS, PAD, PAD]] * 2
+
+
 def test_row_of_a_batch_equals_the_row_alone():
     params = params_that_draw(seed=4)
     config = GenerationConfig(max_new_tokens=30, text=HOT, image=HOT)
@@ -181,14 +242,14 @@ def test_steps_are_drawn_independently():
         assert abs(same.mean() - 1 / choices) < 4 * (1 / choices / same.size) ** 0.5
 
 
-@pytest.mark.parametrize("room", [CODES + 1, CODES + 2, CODES + 5])
-def test_picture_is_begun_only_where_it_still_fits(room):
+@pytest.mark.parametrize("room", [CODES + 2, CODES + 3, CODES + 5])
+def test_picture_is_begun_only_where_it_and_one_more_token_fit(room):
     params = params_that_draw(seed=5)
     params["output"] = 0 * params["output"]  # every allowed token is equally likely
     config = GenerationConfig(max_new_tokens=room, text=HOT, image=HOT)
     rows = generate(params, [PROMPTS[0]] * 128, config)
     pictures = [whole_pictures(row) for row in rows]
-    assert max(pictures) == (1 if room >= CODES + 2 else 0)
+    assert max(pictures) == (1 if room > CODES + 2 else 0)
 
 
 def test_sampled_documents_hold_only_text_and_whole_pictures():

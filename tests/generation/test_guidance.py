@@ -1,4 +1,4 @@
-"""Three readings of one document, and how their logits are put together (spec section 5.4, vector V11)."""
+"""Three readings of one document, and how their logits are put together (spec section 5.4)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ LOGITS = jnp.asarray([[[2.0, 0.0, 1.0]], [[1.0, 1.0, 0.0]], [[0.0, 1.0, 2.0]]]) 
 
 
 def test_formula_of_the_released_code():
+    """Vector V11."""
     np.testing.assert_allclose(guide(LOGITS, 3.0, 1.2), [[4.2, -2.0, 2.6]], rtol=1e-6)
 
 
@@ -55,6 +56,8 @@ def test_each_row_is_guided_by_itself():
         ("image", 1.0, 1.2, (FULL, PICTURES, NOTHING)),
         ("image", 3.0, 1.0, (FULL, PICTURES)),
         ("interleaved", 1.0, 1.0, (FULL,)),
+        ("auto", 3.0, 1.2, (FULL, PICTURES, NOTHING)),
+        ("auto", 1.0, 1.0, (FULL,)),
         ("text", 3.0, 1.2, (FULL,)),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import scrambled_vocabulary
 
-from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, place_after
+from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, picture_fits, place_after
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 ROWS, STEPS = 8, 30
@@ -74,6 +74,17 @@ def test_allowed_tokens_by_place():
     text, codes = {vocabulary.eos, *vocabulary.text_ids.tolist()}, set(vocabulary.image_ids.tolist())
     expected = [text | {vocabulary.begin_image}, text, codes, codes, {vocabulary.end_image}]
     assert [set(np.flatnonzero(row).tolist()) for row in mask] == expected
+
+
+@pytest.mark.parametrize(("length", "may_begin"), [(1, True), (3069, True), (3070, False), (4095, False)])
+def test_begin_of_image_is_forbidden_from_the_released_length_on(length, may_begin):
+    """Vector V18: of 4096 tokens, a picture of 1024 codes may be begun after 3069 but not after 3070."""
+    vocabulary = Vocabulary.in_released_order(num_pieces=7, num_codes=4)
+    rules = ModalityRules.build(vocabulary, codes_per_image=1024, vocab_size=vocabulary.size)
+    fits = picture_fits(rules, jnp.int32(4096 - length))
+    mask = np.asarray(allowed(rules, jnp.asarray([IN_TEXT]), fits[None]))[0]
+    assert mask[vocabulary.begin_image] == may_begin
+    assert mask[vocabulary.eos]
 
 
 @pytest.mark.parametrize(

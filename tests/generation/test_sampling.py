@@ -1,4 +1,4 @@
-"""Draws follow the distribution that temperature and nucleus say (spec section 5.3, vector V13)."""
+"""Draws follow the distribution that temperature and nucleus say (spec section 5.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import SamplingConfig
-from chameleon_jax.generation.sampling import sample, top_p_filter
+from chameleon_jax.generation.sampling import penalise_repetition, sample, top_p_filter
 
 PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
 
@@ -29,6 +29,7 @@ def nucleus_by_hand(logits: np.ndarray, top_p: float) -> np.ndarray:
     ("top_p", "kept"), [(0.95, {0, 1, 3}), (0.9, {0, 1, 3}), (0.8, {1, 3}), (0.5, {1}), (0.01, {1})]
 )
 def test_nucleus_keeps_the_most_likely(top_p, kept):
+    """Vector V13: of .5 .3 .15 .05, top-p .9 keeps three, .8 two, .5 one."""
     logits = jnp.log(jnp.asarray(PROBABILITIES))[None]
     filtered = np.asarray(top_p_filter(logits, top_p))[0]
     assert set(np.flatnonzero(np.isfinite(filtered)).tolist()) == kept
@@ -80,3 +81,16 @@ def test_row_is_drawn_from_its_own_key():
     together = sample(keys, logits, config)
     alone = [int(sample(keys[row : row + 1], logits[row : row + 1], config)[0]) for row in range(6)]
     assert together.tolist() == alone
+
+
+def test_repetition_penalty_of_the_released_code():
+    """Vector V12, and a row of its own in which other tokens were seen."""
+    logits = jnp.asarray([[2.0, -2.0, 0.5, 0.0]] * 2)
+    seen = jnp.asarray([[True, True, False, False], [False, False, True, True]])
+    penalised = penalise_repetition(logits, seen, 1.2)
+    np.testing.assert_allclose(penalised, [[1.6667, -2.4, 0.5, 0.0], [2.0, -2.0, 0.5 / 1.2, 0.0]], atol=5e-5)
+
+
+def test_forbidden_tokens_stay_forbidden_under_a_penalty():
+    penalised = penalise_repetition(jnp.full((1, 3), -jnp.inf), jnp.ones((1, 3), bool), 1.2)
+    assert np.all(np.asarray(penalised) == -np.inf)

@@ -9,11 +9,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import image_tokenizer, random_picture, scrambled_tokenizer, text_tokenizer
+from tiny_models import (
+    image_tokenizer,
+    random_picture,
+    scrambled_json,
+    scrambled_tokenizer,
+    scrambled_vocabulary,
+    text_tokenizer,
+)
 
+from chameleon_jax.config import PreprocessingConfig
 from chameleon_jax.document import DocumentError
 from chameleon_jax.files import FileError
-from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.documents import (
+    DocumentTokenizer,
+    load_image_tokenizer,
+    read_image_config,
+    save_image_tokenizer,
+)
+from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
+from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError
 
 TOKENIZER = scrambled_tokenizer()
 VOCABULARY = TOKENIZER.vocabulary
@@ -108,6 +124,17 @@ def test_segment_of_another_kind_is_named(segment):
         TOKENIZER.encode(["text", segment])
 
 
+def test_prompts_begin_the_sequence_and_chats_end_the_turn():
+    """Spec section 2.4."""
+    document = ["What is ", random_picture(4), "?"]
+    ids = TOKENIZER.encode(document).tolist()
+    completion, chat = (TOKENIZER.encode_prompt(document, form) for form in ("completion", "chat"))
+    assert completion.dtype == chat.dtype == np.int32
+    assert completion.tolist() == TOKENIZER.encode_prompt(document).tolist() == [VOCABULARY.bos, *ids]
+    assert chat.tolist() == [VOCABULARY.bos, *ids, VOCABULARY.end_of_turn]
+    assert TOKENIZER.encode_prompt([]).tolist() == [VOCABULARY.bos]
+
+
 def test_text_that_cannot_be_encoded_is_shown():
     with pytest.raises(DocumentError, match="lone surrogate at character 4"):
         TOKENIZER.encode(["fine", "not \ud800"])
@@ -150,3 +177,137 @@ def test_incomplete_header_is_named(tmp_path, name, key):
     path.write_text(json.dumps(values))
     with pytest.raises((FileError, ValueError), match=name):
         DocumentTokenizer.load(tmp_path / "tokenizer")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Released tokenizers, and parts that are missing
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_of_a_released_kind_reads_back(tmp_path):
+    text, vocabulary = JSONTokenizer(scrambled_json()), vocabulary_from_json(scrambled_json(), "file")
+    DocumentTokenizer(text, image_tokenizer(), vocabulary).save(tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer" / "text.model").exists()
+    loaded = DocumentTokenizer.load(tmp_path / "tokenizer")
+    assert loaded.text.model == text.model
+    assert loaded.vocabulary.to_dict() == vocabulary.to_dict()
+    pieces = [text.piece_names.index(name) for name in ("The", "Ġquick")]
+    codes = vocabulary.image_ids[[3, 1, 4, 1]]
+    ids = [*vocabulary.text_ids[pieces], vocabulary.begin_image, *codes, vocabulary.end_image]
+    decoded = loaded.decode(ids)
+    assert decoded[0] == "The quick"
+    assert decoded[1].size == (16, 16)
+
+
+def without(part: str, **options) -> DocumentTokenizer:
+    parts = {"text": TOKENIZER.text, "image": TOKENIZER.image, part: None}
+    return DocumentTokenizer(**parts, vocabulary=VOCABULARY, **options)
+
+
+def saved_and_loaded(tokenizer: DocumentTokenizer, folder) -> DocumentTokenizer:
+    tokenizer.save(folder)
+    return DocumentTokenizer.load(folder)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_missing_text_tokenizer_is_told_when_it_is_needed(tmp_path, saved):
+    tokenizer = without("text", missing={"text": "no text_tokenizer.json in some/folder", "image": "not so"})
+    if saved:
+        tokenizer = saved_and_loaded(tokenizer, tmp_path / "tokenizer")
+    assert tokenizer.text is None
+    assert tokenizer.missing == {"text": "no text_tokenizer.json in some/folder"}
+    picture = random_picture(0)
+    np.testing.assert_array_equal(tokenizer.encode([picture]), TOKENIZER.encode([picture]))
+    assert tokenizer.decode(TOKENIZER.encode([picture]))[0].size == (16, 16)
+    message = "no text tokenizer: no text_tokenizer.json in some/folder"
+    with pytest.raises(DocumentError, match=message):
+        tokenizer.encode([picture, "hello"])
+    with pytest.raises(DocumentError, match=message):
+        tokenizer.decode(TEXT)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_missing_image_tokenizer_is_told_when_it_is_needed(tmp_path, saved):
+    tokenizer = without("image", codes_per_image=4)
+    if saved:
+        tokenizer = saved_and_loaded(tokenizer, tmp_path / "tokenizer")
+    assert tokenizer.image is None
+    assert tokenizer.image_block == 6
+    np.testing.assert_array_equal(tokenizer.encode(["hello"]), TEXT)
+    assert tokenizer.decode(TEXT) == ["hello"]
+    with pytest.raises(DocumentError, match="no image tokenizer: none was given"):
+        tokenizer.encode(["hello", random_picture(0)])
+    with pytest.raises(DocumentError, match="no image tokenizer: none was given"):
+        tokenizer.decode([BEGIN, *CODES, END])
+    with pytest.raises(DocumentError, match="has 2 codes; it needs 4"):
+        tokenizer.decode([BEGIN, *CODES[:2], END])
+
+
+def test_size_of_pictures_that_nobody_knows_is_told(tmp_path):
+    tokenizer = saved_and_loaded(without("image", missing={"image": "no vqgan.ckpt"}), tmp_path / "tokenizer")
+    with pytest.raises(DocumentError, match=r"no image tokenizer: no vqgan\.ckpt"):
+        assert tokenizer.image_block
+    assert tokenizer.decode(TEXT) == ["hello"]
+
+
+def test_image_tokenizer_is_not_read_unless_asked_for(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "image").rename(tmp_path / "elsewhere")
+    tokenizer = DocumentTokenizer.load(tmp_path / "tokenizer", with_image=False)
+    assert tokenizer.decode(TEXT) == ["hello"]
+    with pytest.raises(DocumentError, match="no image tokenizer: it was not asked for"):
+        tokenizer.encode([random_picture(0)])
+
+
+def test_image_tokenizer_without_decoder_reads_back(tmp_path):
+    """With its way of preparing pictures, which decides about their codes."""
+    whole, preprocessing = image_tokenizer(), PreprocessingConfig(style="huggingface", fit="pad", pad_colour=(1, 2, 3))
+    params = {name: part for name, part in whole.params.items() if name not in ("decoder", "post_quant_conv")}
+    save_image_tokenizer(ImageTokenizer(whole.config, params, preprocessing), tmp_path / "image")
+    loaded = load_image_tokenizer(tmp_path / "image")
+    assert not loaded.can_decode
+    assert loaded.preprocessing == preprocessing
+    assert (loaded.config, preprocessing, False) == read_image_config(tmp_path / "image")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+def test_image_tokenizer_saved_before_decoders_could_be_missing(tmp_path):
+    save_image_tokenizer(image_tokenizer(), tmp_path / "image")
+    path = tmp_path / "image" / "config.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({key: header[key] for key in ("format_version", "model")}))
+    loaded = load_image_tokenizer(tmp_path / "image")
+    assert loaded.can_decode
+    assert loaded.preprocessing == PreprocessingConfig()
+
+
+def test_part_that_was_there_when_saved_is_not_left_out(tmp_path):
+    without("image").save(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "text.model").unlink()
+    with pytest.raises(FileError, match=r"text\.model: no such text tokenizer; train one with"):
+        DocumentTokenizer.load(tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_ids": VOCABULARY.text_ids[:-1].tolist()},
+        {"image_ids": VOCABULARY.image_ids[:-1].tolist()},
+        {"bos": VOCABULARY.eos},
+        {"missing": ["image"]},
+        {"codes_per_image": "4"},
+    ],
+)
+def test_damaged_vocabulary_is_not_loaded(tmp_path, change):
+    TOKENIZER.save(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "vocabulary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FileError, match=r"vocabulary\.json: incomplete or damaged"):
+        DocumentTokenizer.load(tmp_path / "tokenizer")
+
+
+def test_vocabulary_for_other_tokenizers_is_refused():
+    with pytest.raises(VocabularyError, match="has 100 text pieces but the text tokenizer 360"):
+        DocumentTokenizer(TOKENIZER.text, TOKENIZER.image, Vocabulary.in_released_order(100, 16))
+    with pytest.raises(VocabularyError, match="has 8 image codes but the image tokenizer 16"):
+        DocumentTokenizer(TOKENIZER.text, TOKENIZER.image, scrambled_vocabulary(360, 8))

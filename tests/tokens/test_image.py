@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import IMAGE_TOKENIZER, image_tokenizer, random_picture
 
-from chameleon_jax.tokens.image import resize_and_crop, to_image, to_pixels
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, PreprocessingConfig
+from chameleon_jax.document import DocumentError
+from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder, resize_and_crop, to_image, to_pixels, to_square
+
+HUGGING_FACE = PreprocessingConfig(style="huggingface")
+TRANSPARENT_MODES = ["RGBA", "LA", "P with transparency"]
+MODES = ["RGB", "L", "1", "P", "CMYK", "I;16", *TRANSPARENT_MODES]
 
 
 def smooth_picture(width: int, height: int) -> Image.Image:
@@ -17,6 +25,46 @@ def smooth_picture(width: int, height: int) -> Image.Image:
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     channels = [x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x * 7 + y * 3) % 256]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def noise(mode: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A picture in which every pixel counts."""
+    values = rng.integers(0, 256, (*size[::-1], 4), np.uint8)
+    if mode.startswith("P"):
+        picture = Image.fromarray(values[..., 0]).convert("P")
+        picture.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+        if mode != "P":
+            picture.info["transparency"] = rng.integers(0, 256, 256, np.uint8).tobytes()
+        return picture
+    if mode == "I;16":
+        return Image.fromarray(values[..., 0] * np.uint16(256) + values[..., 1])
+    return Image.fromarray(values).convert(mode)
+
+
+def square_by_hand(picture: Image.Image, resolution: int) -> np.ndarray:
+    """The steps of the released code one by one (spec section 3.5), uint8."""
+    if picture.mode == "I;16":  # our own addition
+        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    opacity = np.asarray(picture.convert("RGBA"))[..., 3:] / 255.0
+    if (opacity < 1).any():
+        colours = np.asarray(picture.convert("RGBA"))[..., :3]
+        picture = Image.fromarray(np.trunc((1 - opacity) * 255 + opacity * colours).astype(np.uint8))
+    picture = picture.convert("RGB")
+    factor = resolution / min(picture.width, picture.height)
+    width, height = round(factor * picture.width), round(factor * picture.height)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return resized[top : top + resolution, left : left + resolution]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_squares_are_those_of_the_released_steps_for_odd_sizes(mode):
+    rng = np.random.default_rng(MODES.index(mode))
+    for resolution in (64, 64, 64, 64, 48, 512):
+        width, height = (2 * rng.integers(16, 750, 2) + 1).tolist()
+        picture = noise(mode, (width, height), rng)
+        square = np.asarray(resize_and_crop(picture, resolution))
+        np.testing.assert_array_equal(square, square_by_hand(picture, resolution), err_msg=f"{width} x {height}")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +81,7 @@ def smooth_picture(width: int, height: int) -> Image.Image:
     ],
 )
 def test_released_sizes_and_crops(size, resized, offset):
+    """Vector V7."""
     picture = smooth_picture(*size)
     left, top = offset
     by_hand = picture.resize(resized, Image.Resampling.LANCZOS).crop((left, top, left + 512, top + 512))
@@ -49,16 +98,131 @@ def test_any_size_becomes_the_centre_square(width, height, resolution):
         assert result.tobytes() == picture.tobytes()
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
-def test_any_mode_becomes_rgb_before_it_is_scaled(mode):
-    if mode == "I;16":
-        picture = Image.fromarray((np.arange(40 * 24).reshape(24, 40) * 60).astype(np.uint16))
-        by_hand = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8)).convert("RGB")
-    else:
-        picture = smooth_picture(40, 24).convert(mode)
-        by_hand = picture.convert("RGB")
-    by_hand = by_hand.resize((27, 16), Image.Resampling.LANCZOS).crop((5, 0, 21, 16))
-    assert resize_and_crop(picture, 16).tobytes() == by_hand.tobytes()
+@pytest.mark.parametrize(
+    ("size", "resized", "offset"),
+    [
+        ((640, 480), (682, 512), (85, 0)),
+        ((1000, 667), (767, 512), (127, 0)),
+        ((667, 1000), (512, 767), (0, 127)),
+        ((1023, 768), (682, 512), (85, 0)),
+        ((1025, 1024), (512, 512), (0, 0)),
+    ],
+)
+def test_sizes_and_crops_of_transformers(size, resized, offset):
+    picture = smooth_picture(*size)
+    left, top = offset
+    by_hand = picture.resize(resized, Image.Resampling.LANCZOS).crop((left, top, left + 512, top + 512))
+    assert to_square(picture, 512, HUGGING_FACE).tobytes() == by_hand.tobytes()
+
+
+@pytest.mark.torch
+def test_pixels_are_those_of_the_installed_transformers():
+    pytest.importorskip("torch")
+    module = pytest.importorskip("transformers.models.chameleon.image_processing_pil_chameleon")
+    processor = module.ChameleonImageProcessorPil()
+    rng = np.random.default_rng(0)
+    modes = [mode for mode in MODES if mode != "I;16"]  # which transformers clips to white
+    cases = [((640, 480), 512), ((1000, 667), 512), ((33, 1499), 64), ((1025, 1024), 64), ((64, 64), 64)]
+    cases += [((2 * rng.integers(16, 500, 2) + 1).tolist(), int(rng.choice([64, 100, 47]))) for _ in range(17)]
+    for number, (size, resolution) in enumerate(cases):
+        mode = modes[number % len(modes)]
+        picture = noise(mode, size, rng)
+        square = {"height": resolution, "width": resolution}
+        expected = processor(picture, size={"shortest_edge": resolution}, crop_size=square, return_tensors="np")
+        pixels = to_pixels(picture, resolution, HUGGING_FACE)
+        assert pixels.dtype == expected["pixel_values"].dtype == np.float32
+        channels_first = np.moveaxis(pixels, -1, 0)
+        np.testing.assert_array_equal(channels_first, expected["pixel_values"][0], err_msg=f"{mode} {size}")
+
+
+@pytest.mark.parametrize("style", ["meta", "huggingface"])
+@pytest.mark.parametrize("mode", TRANSPARENT_MODES)
+def test_styles_blend_transparency_up_to_one_grey_level(style, mode):
+    picture = noise(mode, (16, 16), np.random.default_rng(1))
+    rgba = np.asarray(picture.convert("RGBA")).astype(float)
+    opacity = rgba[..., 3:] / 255
+    exact = (1 - opacity) * 255 + opacity * rgba[..., :3]
+    square = np.asarray(to_square(picture, 16, PreprocessingConfig(style=style)))
+    assert np.abs(square - exact).max() <= 1
+    assert opacity.min() < 0.1
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("style", ["meta", "huggingface"])
+def test_pictures_without_pixels_are_refused(style, fit):
+    for mode in ("RGB", "RGBA"):
+        with pytest.raises(DocumentError, match="no pixels"):
+            to_square(Image.new(mode, (0, 5)), 16, PreprocessingConfig(style=style, fit=fit))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Borders
+# ----------------------------------------------------------------------------------------------------------------------
+
+CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+
+
+def picture_with_corners(width: int, height: int) -> Image.Image:
+    """Black, with a mark of its own colour in each corner: top left, top right, bottom left, bottom right."""
+    picture = Image.new("RGB", (width, height))
+    for colour, (right, bottom) in zip(CORNERS, [(0, 0), (1, 0), (0, 1), (1, 1)], strict=True):
+        left, top = right * (width - 12), bottom * (height - 12)
+        picture.paste(colour, (left, top, left + 12, top + 12))
+    return picture
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (7, 70, 170)])
+@pytest.mark.parametrize(
+    ("size", "style", "box"),  # left, top, right, bottom of the picture in the square
+    [
+        ((90, 40), "meta", (0, 18, 64, 46)),  # 28.4 rows
+        ((40, 90), "meta", (18, 0, 46, 64)),
+        ((80, 33), "meta", (0, 19, 64, 45)),  # 26.4
+        ((80, 34), "meta", (0, 19, 64, 46)),  # 27.2: the odd row of border is above
+        ((100, 99), "meta", (0, 1, 64, 64)),  # 63.36
+        ((128, 45), "meta", (0, 21, 64, 43)),  # 22.5 is rounded half to even
+        ((128, 46), "huggingface", (0, 21, 64, 44)),
+        ((128, 47), "huggingface", (0, 21, 64, 44)),  # 23.5 is truncated
+    ],
+)
+def test_padding_keeps_the_whole_picture_in_the_middle(size, style, box, colour):
+    picture = picture_with_corners(*size)
+    square = to_square(picture, 64, PreprocessingConfig(style=style, fit="pad", pad_colour=colour))
+    assert (square.size, square.mode) == ((64, 64), "RGB")
+    left, top, right, bottom = box
+    by_hand = picture.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+    assert square.crop(box).tobytes() == by_hand.tobytes()
+    for corner, place in zip(CORNERS, [(left, top), (right - 1, top), (left, bottom - 1), (right - 1, bottom - 1)]):  # noqa: B905
+        np.testing.assert_allclose(square.getpixel(place), corner, atol=8)
+    pixels = np.asarray(square).copy()
+    pixels[top:bottom, left:right] = colour
+    np.testing.assert_array_equal(pixels, np.broadcast_to(np.uint8(colour), pixels.shape))
+
+
+def test_borders_are_white_unless_asked_otherwise():
+    square = to_square(picture_with_corners(64, 32), 64, PreprocessingConfig(fit="pad"))
+    assert square.getpixel((30, 2)) == (255, 255, 255)
+
+
+def test_square_pictures_need_no_borders():
+    picture = smooth_picture(75, 75)
+    assert to_square(picture, 32, PreprocessingConfig(fit="pad")).tobytes() == resize_and_crop(picture, 32).tobytes()
+
+
+def test_thin_picture_keeps_at_least_one_row():
+    square = to_square(Image.new("RGB", (999, 1)), 16, PreprocessingConfig(fit="pad"))
+    assert np.asarray(square).sum() == 16 * 15 * 3 * 255
+
+
+@pytest.mark.parametrize("colour", [(1, 2), (0, 0, 256), (-1, 0, 0)])
+def test_colour_of_borders_that_is_none_is_refused(colour):
+    with pytest.raises(ConfigError, match="pad_colour"):
+        PreprocessingConfig(pad_colour=colour)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_orientation_mark_is_ignored():
@@ -107,3 +271,54 @@ def test_no_pictures_give_no_codes():
     tokenizer = image_tokenizer()
     assert tokenizer.tokenize([]).shape == (0, IMAGE_TOKENIZER.codes_per_image)
     assert tokenizer.detokenize(np.zeros((0, IMAGE_TOKENIZER.codes_per_image), np.int32)) == []
+
+
+def test_tokenizer_prepares_pictures_as_it_is_told():
+    default = image_tokenizer()
+    picture = random_picture(0, size=(40, 16))
+    codes = [default.tokenize([picture])[0].tolist()]
+    for preprocessing in (PreprocessingConfig(fit="pad"), PreprocessingConfig(fit="pad", pad_colour=(0, 0, 0))):
+        tokenizer = ImageTokenizer(IMAGE_TOKENIZER, default.params, preprocessing)
+        pixels = to_pixels(picture, IMAGE_TOKENIZER.resolution, preprocessing)
+        codes.append(tokenizer.tokenize([picture])[0].tolist())
+        assert codes[-1] == tokenizer.encode_pixels(pixels[None])[0].tolist()
+    assert len({tuple(row) for row in codes}) == 3
+
+
+def test_codes_are_computed_in_float32_from_any_weights():
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), image_tokenizer().params)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), rounded)
+    pictures = [random_picture(seed) for seed in range(40)]
+    tokenizer = ImageTokenizer(IMAGE_TOKENIZER, rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tokenizer.params)} == {jnp.dtype("float32")}
+    codes = tokenizer.tokenize(pictures)
+    np.testing.assert_array_equal(codes, ImageTokenizer(IMAGE_TOKENIZER, exact).tokenize(pictures))
+
+
+def test_weights_without_decoder_still_read_pictures():
+    whole = image_tokenizer()
+    params = {name: leaf for name, leaf in whole.params.items() if name not in ("decoder", "post_quant_conv")}
+    tokenizer = ImageTokenizer(IMAGE_TOKENIZER, params)
+    assert whole.can_decode
+    assert not tokenizer.can_decode
+    codes = tokenizer.tokenize([random_picture(0)])
+    np.testing.assert_array_equal(codes, whole.tokenize([random_picture(0)]))
+    for draw in (tokenizer.decode_codes, tokenizer.detokenize):
+        with pytest.raises(NoImageDecoder, match=r"without the image decoder.*image_tokenizer="):
+            draw(codes)
+    assert tokenizer.detokenize(codes[:0]) == []
+    assert str(NoImageDecoder("another reason")) == "another reason"
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [
+        ({}, 4),  # 128 MiB a map
+        ({"resolution": 2048}, 1),
+        ({"resolution": 256}, 16),
+        ({"space_to_depth": 4}, 64),
+        ({"channel_multipliers": (1, 2)}, 2),
+    ],
+)
+def test_batches_shrink_with_the_size_of_the_maps(changes, batch):
+    assert ImageTokenizer(ImageTokenizerConfig(**changes), {}).batch == batch

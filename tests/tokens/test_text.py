@@ -10,7 +10,7 @@ from tiny_models import TEXTS, text_tokenizer
 
 from chameleon_jax.config import TextTokenizerConfig
 from chameleon_jax.files import FileError
-from chameleon_jax.tokens.text import TextTokenizer, train_text_tokenizer
+from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -114,7 +114,7 @@ def test_line_longer_than_the_trainer_reads_is_not_lost():
 
 def test_saved_model_reads_back(tmp_path):
     (tmp_path / "text.model").write_bytes(text_tokenizer().model)
-    loaded = TextTokenizer.load(tmp_path / "text.model")
+    loaded = SentencePieceTokenizer.load(tmp_path / "text.model")
     assert loaded.num_pieces == text_tokenizer().num_pieces == 360
     np.testing.assert_array_equal(loaded.encode(TEXTS[4]), text_tokenizer().encode(TEXTS[4]))
 
@@ -128,7 +128,7 @@ def test_unusable_model_file_is_named(tmp_path, damage):
     elif damage != "missing":
         path.write_bytes({"empty": b"", "garbage": b"not a model" * 50, "cut short": model[: len(model) // 2]}[damage])
     with pytest.raises(FileError, match=r"text\.model: "):
-        TextTokenizer.load(path)
+        SentencePieceTokenizer.load(path)
 
 
 def test_model_without_byte_fallback_is_refused():
@@ -141,4 +141,4 @@ def test_model_without_byte_fallback_is_refused():
         sentence_iterator=iter(TEXTS), model_writer=output, model_type="bpe", vocab_size=120, minloglevel=2
     )
     with pytest.raises(ValueError, match="byte fallback"):
-        TextTokenizer(output.getvalue())
+        SentencePieceTokenizer(output.getvalue())

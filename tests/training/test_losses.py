@@ -1,4 +1,4 @@
-"""Cross-entropy, z-loss and their sums per modality against NumPy by hand."""
+"""Cross-entropy, z-loss, their sums per modality and the adversarial losses against NumPy by hand."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.training.losses import token_losses, weighted_loss
+from chameleon_jax.training.losses import discriminator_loss, generator_loss, token_losses, weighted_loss
 from chameleon_jax.training.metrics import per_modality
 
-# Vector V16 of the specification.
 LOGITS = jnp.asarray([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]])
 TARGETS = jnp.asarray([[2, 0]])
 
 
 def test_log_z_squared_is_that_of_the_specification():
+    """Vector V16."""
     cross_entropy, log_z_squared = token_losses(LOGITS, TARGETS)
     np.testing.assert_allclose(log_z_squared[0], [11.611778, 1.206949], rtol=1e-6)
     np.testing.assert_allclose(cross_entropy[0], [np.log(1 + np.exp(-1) + np.exp(-2)), np.log(3)], rtol=1e-6)
 
 
 def test_the_z_loss_term_is_that_of_the_specification():
+    """Vector V16."""
     ones = jnp.ones((1, 2))
     loss, sums = weighted_loss(LOGITS, TARGETS, ones, 0 * ones, z_loss=1e-5)
     np.testing.assert_allclose(sums["z_loss"], 6.409364e-5, rtol=1e-6)
@@ -121,3 +122,35 @@ def test_metrics_leave_out_a_modality_that_did_not_occur():
     metrics = per_modality(sums)
     assert set(metrics) == {"loss", "text_loss"}
     assert metrics["loss"] == pytest.approx(metrics["text_loss"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Adversarial losses
+# ----------------------------------------------------------------------------------------------------------------------
+
+REAL, FAKE = jnp.asarray([0.5, 2.0]), jnp.asarray([-2.0, 0.5])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("hinge", 0.5), ("vanilla", 0.425502)])
+def test_discriminator_loss_is_that_of_the_specification(kind, expected):
+    """Vector V17."""
+    np.testing.assert_allclose(discriminator_loss(REAL, FAKE, kind), expected, atol=1e-6)
+
+
+def test_generator_loss_is_that_of_the_specification():
+    """Vector V17."""
+    assert float(generator_loss(FAKE)) == 0.75
+
+
+def test_vanilla_is_the_cross_entropy_of_two_classes():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(0, 2, (2, 4, 6, 6, 1))
+    by_hand = (-np.log(1 / (1 + np.exp(-real))).mean() - np.log(1 - 1 / (1 + np.exp(-fake))).mean()) / 2
+    loss = discriminator_loss(jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32), "vanilla")
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
+
+
+def test_hinge_lets_go_of_scores_beyond_the_margin():
+    gradients = jax.grad(lambda scores: discriminator_loss(*scores, "hinge"))((REAL, FAKE))
+    np.testing.assert_allclose(gradients[0], [-0.25, 0.0])
+    np.testing.assert_allclose(gradients[1], [0.0, 0.25])

@@ -1,0 +1,35 @@
+"""Conversion between formats."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from chameleon_jax.config.models import DType
+from chameleon_jax.config.reading import require
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertCommand:
+    """What `chameleon convert` makes of a model directory."""
+
+    format: Literal["chameleon", "huggingface", "meta"]
+    """'chameleon': ours. 'huggingface': what transformers reads. 'meta': what Meta's code reads."""
+    dtype: DType | None = None
+    """Type of the Transformer's parameters; null leaves it as it is. The image tokenizer is always float32."""
+    shards: int | None = None
+    """Files of Meta's format (its model-parallel size); null takes one for each row of QK-norm."""
+    image_tokenizer: str | None = None
+    """Folder to take the image tokenizer from, such as `tokenizer` of Meta's release: Hugging Face's releases come
+    without the decoder that pictures are drawn with."""
+
+    def __post_init__(self):
+        require(self.shards is None or self.shards > 0, "shards", self.shards, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectCommand:
+    """What `chameleon inspect` prints."""
+
+    json: bool = False
+    """One JSON object instead of lines for people."""

@@ -1,0 +1,220 @@
+"""Text tokenizers in the JSON of Hugging Face's `tokenizers`, which the released models use."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chameleon_jax.files import FileError
+from chameleon_jax.tokens.text import TextTokenizer
+from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, check_ids, text_names
+
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+
+
+class JSONTokenizer(TextTokenizer):
+    """A byte-pair encoding over bytes (as in GPT-2) or with byte fallback (as in Llama). Its pieces are the text tokens
+    of the file, numbered in order of their ids.
+
+    Text comes back byte for byte unless the file itself normalises it. Only `encode` needs the package `tokenizers`.
+
+    Attributes:
+      json: content of the file.
+      names: id of every token in it.
+    """
+
+    file_name = "text.json"
+
+    def __init__(self, source: str | bytes | Mapping[str, Any], where: str = "text tokenizer"):
+        """Args:
+        source: the file's text or its content.
+        where: the file's name, for messages.
+
+        Raises:
+          FileError: if it is damaged or another kind of tokenizer.
+          VocabularyError: if its ids make no sense.
+        """
+        if isinstance(source, Mapping):
+            source = json.dumps(source, ensure_ascii=False)
+        self.model = source.encode() if isinstance(source, str) else source
+        self._where = where
+        try:
+            self.json = json.loads(self.model)
+        except ValueError as error:
+            raise FileError(f"{where}: cannot be read as JSON: {error}") from None
+        names, special = _token_names(self.json, where)
+        self.names = names
+        self._pieces = text_names(names, special)
+        self._text_ids = np.asarray([names[name] for name in self._pieces], np.int32)
+        text = set(self._pieces)
+        self.other_names = {name: token for name, token in names.items() if name not in text}
+        if not self._pieces:
+            raise VocabularyError(f"{where}: has no text tokens among its {len(names)} tokens")
+
+    @classmethod
+    def load(cls, path: str | Path) -> JSONTokenizer:
+        """Raises a FileError if the file is missing or cannot be used."""
+        try:
+            return cls(Path(path).read_bytes(), str(path))
+        except FileNotFoundError:
+            raise FileError(f"{path}: no such text tokenizer") from None
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read: {error}") from None
+
+    @property
+    def piece_names(self) -> list[str]:
+        return self._pieces
+
+    @functools.cached_property
+    def _bytes_of_piece(self) -> list[bytes]:
+        if _is_byte_level(self.json):
+            return [_bytes_of_symbols(name) for name in self._pieces]
+        marks = _space_marks(self.json)
+        return [_bytes_with_fallback(name, marks) for name in self._pieces]
+
+    @functools.cached_property
+    def _single_bytes(self) -> frozenset[int]:
+        return frozenset(content[0] for content in self._bytes_of_piece if len(content) == 1)
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """The file as `tokenizers` reads it, with every token that is not text marked as special."""
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise FileError(
+                f"{self._where}: reading text needs the package `tokenizers`: pip install 'chameleon-jax[released]'"
+            ) from None
+        added = [
+            {**token, "special": token["content"] in self.other_names} for token in self.json.get("added_tokens") or []
+        ]
+        content = {**self.json, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
+        try:
+            backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # the package raises nothing more particular
+            raise FileError(f"{self._where}: the package `tokenizers` cannot use it: {error}") from None
+        backend.encode_special_tokens = True  # names typed as text are text
+        return backend
+
+    @functools.cached_property
+    def _piece_of_id(self) -> np.ndarray:
+        table = np.full(max(self._text_ids.max(), *self.other_names.values(), 0) + 1, -1, np.int32)
+        table[self._text_ids] = np.arange(len(self._text_ids))
+        return table
+
+    def _encode(self, text: str) -> Sequence[int]:
+        lost = set(text.encode()) - self._single_bytes
+        if lost:
+            raise ValueError(f"the text tokenizer has no piece for the byte 0x{min(lost):02X}")
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        pieces = self._piece_of_id[np.asarray(encoding.ids, np.int64)]
+        if (pieces < 0).any():
+            place = int((pieces < 0).argmax())
+            raise ValueError(f"the text tokenizer gives {encoding.tokens[place]!r}, which is no text token")
+        return pieces
+
+
+def vocabulary_from_json(content: Mapping[str, Any], where: str) -> Vocabulary:
+    """The vocabulary that a tokenizer's JSON describes. Text pieces are numbered as by JSONTokenizer.
+
+    Raises:
+      FileError: if it is damaged or another kind of tokenizer.
+      VocabularyError: as `Vocabulary.from_names`.
+    """
+    names, special = _token_names(content, where)
+    return Vocabulary.from_names(names, where, special)
+
+
+def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str] | None]:
+    """Every token's id, and the names of special tokens; None where Meta's rule tells them.
+
+    Byte-level text never starts with `<`, as its punctuation stands alone. Files with byte fallback call their bytes
+    `<0x41>`, so they have to mark their special tokens.
+    """
+
+    def need(condition: bool, field: str, wanted: str) -> None:
+        if not condition:
+            raise FileError(f"{where}: {field} is missing or damaged: it must be {wanted}")
+
+    need(isinstance(content, Mapping), "the content", "a table in the JSON of the package `tokenizers`")
+    model = content.get("model")
+    need(isinstance(model, Mapping), "model", "a table")
+    kind = model.get("type", "BPE")
+    if kind != "BPE":
+        raise FileError(f"{where}: model.type is {kind!r}; only byte-pair encodings, 'BPE', can be read")
+    need(isinstance(model.get("vocab"), Mapping), "model.vocab", "a table of names and ids")
+    need(isinstance(model.get("merges"), list), "model.merges", "a list")
+    added = content.get("added_tokens") or []
+    need(
+        isinstance(added, list)
+        and all(isinstance(token, Mapping) and isinstance(token.get("content"), str) for token in added)
+        and all("id" in token for token in added),
+        "added_tokens",
+        "a list of tokens with id and content",
+    )
+    if not (_is_byte_level(content) or model.get("byte_fallback")):
+        raise FileError(f"{where}: is neither byte-level nor has byte fallback, so some text could not be represented")
+    names = dict(model["vocab"])
+    for token in added:
+        name = token["content"]
+        if names.setdefault(name, token["id"]) != token["id"]:
+            raise VocabularyError(
+                f"{where}: {name!r} has id {names[name]} in model.vocab and id {token['id']} in added_tokens"
+            )
+    check_ids(names, where)
+    if _is_byte_level(content):
+        return names, None
+    return names, {token["content"] for token in added if token.get("special")}
+
+
+def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
+    """The steps of a decoder or pre-tokenizer, however they are nested."""
+    if isinstance(step, Mapping):
+        yield step
+        for inner in step.get("decoders") or step.get("pretokenizers") or []:
+            yield from _steps(inner)
+
+
+def _is_byte_level(content: Mapping[str, Any]) -> bool:
+    steps = [*_steps(content.get("pre_tokenizer")), *_steps(content.get("decoder"))]
+    return any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _space_marks(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the decoder replaces in names: the mark that stands for a space, if any."""
+    marks = {}
+    for step in _steps(content.get("decoder")):
+        if step.get("type") == "Metaspace":
+            marks[step.get("replacement", "\u2581")] = " "
+        elif step.get("type") == "Replace" and "String" in step.get("pattern", {}):
+            marks[step["pattern"]["String"]] = step.get("content", "")
+    return marks
+
+
+def _bytes_with_fallback(name: str, marks: Mapping[str, str]) -> bytes:
+    byte = _BYTE_NAME.fullmatch(name)
+    if byte:
+        return bytes([int(byte[1], 16)])
+    for mark, text in marks.items():
+        name = name.replace(mark, text)
+    return name.encode()
+
+
+@functools.cache
+def _byte_of_symbol() -> dict[str, int]:
+    """Byte-level files write each byte as one visible character: Latin-1's own where it has one, for the others those
+    from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _bytes_of_symbols(name: str) -> bytes:
+    table = _byte_of_symbol()
+    return bytes(table[symbol] for symbol in name) if table.keys() >= set(name) else name.encode()

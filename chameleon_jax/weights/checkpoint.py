@@ -1,0 +1,156 @@
+"""An opened model directory: everything that is known about it, before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from chameleon_jax.config import DType, ImageTokenizerConfig, PreprocessingConfig, TransformerConfig
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.files import FORMAT_VERSION, FileError, read_json, write_json
+from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.sharding import params_shardings
+from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.tokens.text import TextTokenizer
+from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.weights.layout import image_tokenizer_entries
+from chameleon_jax.weights.sources import Weights, leaves_of, tree_of
+
+Format = Literal["chameleon", "huggingface", "meta"]
+NOTE_FILE = "chameleon_jax.json"
+"""What neither Hugging Face's nor Meta's files can say, beside them."""
+
+
+class ConversionError(ChameleonError):
+    """A model that another format cannot hold."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a model directory holds.
+
+    Attributes:
+      folder: where it lies.
+      format: whose format it is.
+      layout: which variant of it, in words.
+      config: sizes of the Transformer; `param_dtype` is the widest type in the files.
+      weights: its parameters.
+      image_config: sizes of the image tokenizer, if known.
+      image_weights: its parameters, maybe without the decoder.
+      vocabulary: if there is a tokenizer or a list of names.
+      text: the text tokenizer.
+      missing: what is not there ('text', 'image', 'decoder', 'vocabulary') and why.
+      ignored: names of tensors that nobody needs.
+      warnings: what is odd, in words.
+      image_head_trained: whether the output layer learned to write pictures; None if nothing says so.
+      preprocessing: how pictures are brought to size.
+    """
+
+    folder: Path
+    format: Format
+    layout: str
+    config: TransformerConfig
+    weights: Weights
+    image_config: ImageTokenizerConfig | None
+    image_weights: Weights | None
+    vocabulary: Vocabulary | None
+    text: TextTokenizer | None
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    image_head_trained: bool | None = None
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+
+    def load_params(
+        self, mesh: Mesh | None, dtype: DType | None, progress: Callable[[int], None]
+    ) -> tuple[TransformerConfig, Any]:
+        """The parameter tree, born on `mesh` (or on the first device) in `dtype`, and the config with that type."""
+        config = self.config
+        if dtype is not None:
+            config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+        abstract = abstract_params(config, mesh)
+        return config, tree_of(self.weights.place(leaves_of(abstract), progress))
+
+    def load_tokenizer(self) -> DocumentTokenizer | None:
+        """The tokenizer with what there is of it; None without a vocabulary."""
+        if self.vocabulary is None:
+            return None
+        image = None
+        if self.image_config is not None and self.image_weights is not None:
+            leaves = {
+                entry.leaf: jax.ShapeDtypeStruct(entry.piece, jnp.float32)
+                for entry in image_tokenizer_entries(self.image_config)
+                if entry.leaf in self.image_weights
+            }
+            image = ImageTokenizer(self.image_config, tree_of(self.image_weights.place(leaves)), self.preprocessing)
+        codes = self.image_config.codes_per_image if self.image_config is not None else None
+        return DocumentTokenizer(self.text, image, self.vocabulary, codes_per_image=codes, missing=self.missing)
+
+
+def abstract_params(config: TransformerConfig, mesh: Mesh | None = None) -> Any:
+    """Shapes, types and (on a mesh) shardings of the Transformer's parameters.
+
+    Raises:
+      ConversionError: if the mesh does not divide them.
+    """
+    boxed = jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    abstract = nn.unbox(boxed)
+    if mesh is None:
+        return abstract
+
+    def placed(path, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+            raise ConversionError(f"mesh {shape}: does not divide {name} of shape {leaf.shape} evenly") from None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(placed, abstract, params_shardings(boxed, mesh))
+
+
+def check_parts(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuses a Transformer, a vocabulary and an image tokenizer that do not belong together.
+
+    Raises:
+      FileError: naming what does not fit.
+    """
+    vocabulary, image = checkpoint.vocabulary, checkpoint.image_config
+    if vocabulary is None:
+        return checkpoint
+    if vocabulary.size > checkpoint.config.vocab_size:
+        raise FileError(
+            f"{checkpoint.folder}: its tokenizer has {vocabulary.size} ids but its Transformer only "
+            f"{checkpoint.config.vocab_size}; two models are mixed in one folder"
+        )
+    if image is not None and checkpoint.image_weights is not None and len(vocabulary.image_ids) != image.num_codes:
+        raise FileError(
+            f"{checkpoint.folder}: its vocabulary names {len(vocabulary.image_ids)} image codes, its image tokenizer "
+            f"has {image.num_codes}; two models are mixed in one folder"
+        )
+    return checkpoint
+
+
+def read_note(folder: Path) -> bool | None:
+    """Whether the image head was trained, if one of our own conversions wrote it down."""
+    path = folder / NOTE_FILE
+    return read_json(path).get("image_head_trained") if path.exists() else None
+
+
+def write_note(folder: Path, image_head_trained: bool | None) -> None:
+    if image_head_trained is not None:
+        write_json(folder / NOTE_FILE, {"format_version": FORMAT_VERSION, "image_head_trained": image_head_trained})
+
+
+def numpy_dtype(dtype: DType) -> np.dtype:
+    return np.dtype(jnp.dtype(dtype))

@@ -1,0 +1,148 @@
+"""Opens a model directory of any format, and writes one in any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from chameleon_jax.config import DType
+from chameleon_jax.files import FileError, new_folder
+from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, Format, check_parts, numpy_dtype
+from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface, write_huggingface
+from chameleon_jax.weights.layout import image_tokenizer_entries
+from chameleon_jax.weights.meta import find_meta, open_image_tokenizer, open_meta, write_meta
+from chameleon_jax.weights.native import find_native, open_native, write_native
+
+_EXPECTED = (
+    "expected config.json and params/ (our own), config.json and safetensors (Hugging Face), or params.json and "
+    "consolidated*.pth (Meta)"
+)
+
+
+def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None) -> Checkpoint:
+    """Opens a model directory in whatever format it is; no weight is read.
+
+    Args:
+      path: a directory, or a name on the Hugging Face Hub such as 'facebook/chameleon-7b'.
+      image_tokenizer: a directory to take the image tokenizer from instead, such as `tokenizer` of Meta's release:
+        Hugging Face's releases come without the decoder.
+
+    Raises:
+      FileError: if there is no model, or it is damaged or incomplete.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise FileError(f"{folder}: is a file; expected a folder")
+        folder = _from_hub(str(path))
+    native, meta = find_native(folder), find_meta(folder)
+    found = [kind for kind, there in (("our own", native), ("Meta's", meta), ("Hugging Face's", is_huggingface(folder)))
+             if there]  # fmt: skip
+    if len(found) > 1:
+        raise FileError(f"{folder}: holds files of {' and '.join(found)} format; two models are mixed in one folder")
+    if native:
+        checkpoint = open_native(native)
+    elif meta:
+        checkpoint = open_meta(meta)
+    elif found:
+        checkpoint = open_huggingface(folder)
+    else:
+        hint = "its training has not finished" if (folder / "checkpoints").exists() else _EXPECTED
+        raise FileError(f"{folder}: is not a model folder ({hint})")
+    if image_tokenizer is not None:
+        checkpoint = _with_image_tokenizer(checkpoint, Path(image_tokenizer))
+    return check_parts(checkpoint)
+
+
+def _from_hub(name: str) -> Path:
+    """Downloads a model of the Hugging Face Hub, or finds it in the cache."""
+    missing = FileError(f"{name}: is not a model folder (there is no such folder)")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise missing
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise FileError(
+            f"{missing}; to fetch it from the Hugging Face Hub, pip install 'chameleon-jax[released]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FileError(
+            f"{missing}, and it could not be fetched from the Hugging Face Hub ({reason}). Is there a network, and was "
+            "access granted (the released models ask for it)? Or give the folder of a download"
+        ) from None
+
+
+def _with_image_tokenizer(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    if (folder / "vqgan.ckpt").exists():
+        config, weights, _ = open_image_tokenizer(folder)
+    else:
+        other = open_checkpoint(folder)
+        config, weights = other.image_config, other.image_weights
+        if weights is None or "decoder" in other.missing:
+            raise FileError(f"{folder}: holds no whole image tokenizer; expected vqgan.yaml and vqgan.ckpt in it")
+    missing = {part: why for part, why in checkpoint.missing.items() if part not in ("image", "decoder")}
+    return dataclasses.replace(checkpoint, image_config=config, image_weights=weights, missing=missing)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    format: Format,
+    dtype: DType | None = None,
+    shards: int | None = None,
+    progress: Callable[[int], None] = lambda size: None,
+    replace: bool = False,
+) -> None:
+    """Writes a checkpoint in another format. The folder appears only when it is complete.
+
+    Hugging Face's and Meta's formats are written tensor by tensor; for our own, the Transformer is in memory once.
+
+    Args:
+      checkpoint: what to write.
+      folder: where; must not exist.
+      format: 'chameleon', 'huggingface' or 'meta'.
+      dtype: type of the Transformer's parameters; by default as they are. The image tokenizer stays float32.
+      shards: model-parallel size, for 'meta' only. By default as many as rows of QK-norm ask for.
+      progress: told the bytes of each tensor.
+      replace: whether a model that is at `folder` already is replaced. Anything else never is.
+
+    Raises:
+      FileError: if there is something at `folder` already, or it cannot be written.
+      ConversionError: if the format cannot hold the model.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (replace and (_is_model(folder) or not any(folder.iterdir()))):
+        raise FileError(f"{folder}: is there already; choose another folder or remove it first")
+    if shards is not None and (format != "meta" or shards < 1):
+        raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
+    config = checkpoint.config
+    numbers = numpy_dtype(dtype or config.param_dtype)
+    with new_folder(folder) as aside:
+        if format == "huggingface":
+            write_huggingface(checkpoint, aside, numbers, progress)
+        elif format == "meta":
+            write_meta(checkpoint, aside, numbers, progress, shards or config.qk_norm_groups)
+        else:
+            config, params = checkpoint.load_params(None, dtype, progress)
+            write_native(aside, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
+
+
+def _is_model(folder: Path) -> bool:
+    return folder.is_dir() and (find_native(folder) == folder or is_huggingface(folder) or find_meta(folder) == folder)
+
+
+def bytes_to_write(checkpoint: Checkpoint, dtype: DType | None) -> int:
+    """About how many bytes `write_checkpoint` will report."""
+    size = checkpoint.weights.nbytes * numpy_dtype(dtype or checkpoint.config.param_dtype).itemsize
+    size //= checkpoint.weights.dtype.itemsize
+    if checkpoint.image_config is not None and checkpoint.image_weights is not None:
+        entries = image_tokenizer_entries(checkpoint.image_config)
+        size += sum(4 * int(np.prod(entry.stored)) for entry in entries if entry.leaf in checkpoint.image_weights)
+    return size

@@ -1,0 +1,384 @@
+"""Hugging Face's directories: config.json, safetensors, tokenizer.json; read in all their layouts, written in H1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.files import FileError, read_json, write_json
+from chameleon_jax.tokens.export import processor_files, tokenizer_config, tokenizer_json
+from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
+from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, write_note
+from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
+from chameleon_jax.weights.safetensors import parts_of, read_index, read_safetensors, write_safetensors
+from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
+from chameleon_jax.weights.stored import Tensor
+from chameleon_jax.weights.torch_files import read_torch_file
+
+VQ = "model.vqmodel."
+DECODER_FILE = "image_decoder/model.safetensors"
+"""Where we put the image decoder, for which transformers has no module: a folder of its own, which it does not read."""
+LARGEST_FILE = 5 * 10**9
+
+LAYOUT_NAMES = {
+    "H0": "H0 (the fork that Anole ships: channels in Meta's order, one row of QK-norm)",
+    "H1": "H1 (transformers since 4.43: a row of QK-norm for every head)",
+    "H2": "H2 (Lumina-mGPT: a row of QK-norm for every shard)",
+}
+
+
+def is_huggingface(folder: Path) -> bool:
+    return bool(_weight_files(folder)) and (folder / "config.json").exists()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    names = (
+        "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+    )  # fmt: skip
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def open_huggingface(folder: Path) -> Checkpoint:
+    """Reads configs, headers and tokenizer of a directory; checks that they belong together.
+
+    Raises:
+      FileError: if anything is missing, damaged, or does not fit the rest.
+    """
+    header = read_json(folder / "config.json")
+    tensors = _open_tensors(folder)
+    where = folder / "config.json"
+    if not isinstance(header, dict) or header.get("model_type") != "chameleon":
+        kind = header.get("model_type") if isinstance(header, dict) else None
+        raise FileError(f"{where}: model_type is {kind!r}; expected 'chameleon'")
+    config = _transformer_config(header, where)
+    layout = _detect(tensors, config, folder)
+    shards = _row_count(tensors, config, layout, header.get("model_parallel_size") or 1)
+    config = dataclasses.replace(config, qk_norm_groups=shards)
+    found, extra = match(transformer_entries(config, layout), [tensors], folder)
+    weights = FileWeights(found)
+    missing: dict[str, str] = {}
+    image_config, image_weights, ignored = _open_image_tokenizer(folder, header, tensors, extra, missing)
+    refuse_unknown([key for key in extra if not key.startswith(VQ)], folder)
+    ignored += [key for key in extra if not key.startswith(VQ)]
+    vocabulary, text = _open_vocabulary(folder, header, missing)
+    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
+    return Checkpoint(
+        folder=folder,
+        format="huggingface",
+        layout=LAYOUT_NAMES[layout],
+        config=dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype),
+        weights=weights,
+        image_config=image_config,
+        image_weights=image_weights,
+        vocabulary=vocabulary,
+        text=text,
+        missing=missing,
+        ignored=ignored,
+        image_head_trained=read_note(folder),
+    )
+
+
+def _open_tensors(folder: Path) -> dict[str, Tensor]:
+    files = _weight_files(folder)
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise FileError(f"{folder}: holds {names}; two models are mixed in one folder, keep one of them")
+    (file,) = files
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)
+    if file.name == "model.safetensors.index.json":
+        return read_index(file, read_safetensors)
+    if file.suffix == ".bin":
+        return _torch_tensors(file)
+    return read_index(file, _torch_tensors)
+
+
+def _torch_tensors(path: Path) -> dict[str, Tensor]:
+    tensors = read_torch_file(path)
+    if not isinstance(tensors, Mapping):
+        raise FileError(f"{path}: holds a {type(tensors).__name__}; expected a mapping of tensors")
+    return dict(tensors)
+
+
+_DEFAULTS = {
+    "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-5, "swin_norm": False,
+    "initializer_range": 0.02,
+}  # fmt: skip
+"""What transformers takes for keys that config.json leaves out: the sizes of the 7B model."""
+
+_UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
+
+
+def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfig:
+    for key, only in _UNSUPPORTED.items():
+        if header.get(key, only) not in (only, None):
+            raise FileError(f"{where}: {key} = {header[key]!r}: only {only!r} can be read, as in the released models")
+    rope = header.get("rope_parameters") or header.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise FileError(f"{where}: rope_parameters = {rope!r}: only plain RoPE can be read, as in the released models")
+    values = {key: header.get(key, default) for key, default in _DEFAULTS.items()}
+    heads = values["num_attention_heads"]
+    try:
+        return TransformerConfig(
+            vocab_size=values["vocab_size"],
+            d_model=values["hidden_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=values["num_key_value_heads"] or heads,
+            head_dim=values["hidden_size"] // heads,
+            mlp_dim=values["intermediate_size"],
+            norm_order="swin" if values["swin_norm"] else "pre",
+            norm_eps=float(values["rms_norm_eps"]),
+            rope_theta=float(rope.get("rope_theta") or header.get("rope_theta") or 10000.0),
+            init_std=float(values["initializer_range"]),
+        )
+    except (TypeError, ZeroDivisionError, ValueError) as error:
+        raise FileError(f"{where}: is no config of a Chameleon: {error}") from None
+
+
+def _detect(tensors: Mapping[str, Tensor], config: TransformerConfig, folder: Path) -> Layout:
+    key = "model.layers.0.self_attn.q_norm.weight"
+    if key not in tensors:
+        raise FileError(f"{folder}: {key} is missing; every layout of Chameleon has it. Is it another kind of model?")
+    shape = tensors[key].shape
+    if len(shape) == 1:
+        return "H0"
+    return "H1" if shape[0] == config.num_heads else "H2"
+
+
+def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout: Layout, shards: int) -> int:
+    """Groups of heads that share a row of QK-norm: as many as the shards of the model, more if their rows differ."""
+    if layout == "H0":
+        return 1
+    rows = {}
+    for name, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
+        found = [tensor for key, tensor in tensors.items() if f".{name}." in key]
+        if layout == "H2":
+            return found[0].shape[0] if found else 1
+        if any(tensor.shape != (heads, config.head_dim) for tensor in found):
+            return 1  # `match` will say which
+        rows[heads, name] = np.concatenate([np.ascontiguousarray(tensor.view()).view(np.uint8) for tensor in found], 1)
+
+    def tied(groups: int) -> bool:
+        return all(
+            (values == np.repeat(values[:: heads // min(groups, heads)], heads // min(groups, heads), 0)).all()
+            for (heads, _), values in rows.items()
+        )
+
+    H, K = config.num_heads, config.num_kv_heads
+    candidates = [n for n in range(max(1, shards), H + 1) if H % n == 0 and 0 in (K % n, n % K)]
+    return next((n for n in candidates if tied(n)), H)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Image tokenizer, vocabulary
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _image_config(values: dict[str, Any], where: Path) -> ImageTokenizerConfig:
+    """`vq_config`, whose keys have two sets of names."""
+
+    def get(default: Any, *names: str) -> Any:
+        return next((values[name] for name in names if values.get(name) is not None), default)
+
+    if get(False, "double_latent", "double_z") or get([], "attn_resolutions") or get(3, "in_channels") != 3:
+        raise FileError(
+            f"{where}: vq_config: double_latent, attn_resolutions and in_channels other than 3 cannot be read"
+        )
+    try:
+        return ImageTokenizerConfig(
+            resolution=get(512, "resolution"),
+            channels=get(128, "base_channels", "ch"),
+            channel_multipliers=tuple(get((1, 1, 2, 2, 4), "channel_multiplier", "ch_mult")),
+            num_res_blocks=get(2, "num_res_blocks"),
+            latent_channels=get(256, "latent_channels", "z_channels"),
+            code_dim=get(256, "embed_dim"),
+            num_codes=get(8192, "num_embeddings", "n_embed"),
+        )
+    except (ConfigError, TypeError) as error:
+        raise FileError(f"{where}: vq_config: {error}") from None
+
+
+def _open_image_tokenizer(
+    folder: Path, header: dict[str, Any], tensors: Mapping[str, Tensor], extra: list[str], missing: dict[str, str]
+) -> tuple[ImageTokenizerConfig | None, FileWeights | None, list[str]]:
+    vq = {key: tensors[key] for key in extra if key.startswith(VQ)}
+    config = _image_config(header.get("vq_config") or {}, folder / "config.json")
+    if not vq:
+        missing["image"] = f"the weights in {folder} hold no image tokenizer ({VQ}…)"
+        return config, None, []
+    decoder = folder / DECODER_FILE
+    if decoder.exists():
+        vq |= read_safetensors(decoder)
+    entries = image_tokenizer_entries(config, VQ)
+    has_decoder = any(is_decoder(entry) and entry.key in vq for entry in entries)
+    if not has_decoder:
+        missing["decoder"] = f"the weights in {folder} come without the image decoder, as Hugging Face's releases do"
+    found, unneeded = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not has_decoder)
+    return config, FileWeights(found), unneeded
+
+
+def _open_vocabulary(
+    folder: Path, header: dict[str, Any], missing: dict[str, str]
+) -> tuple[Vocabulary | None, JSONTokenizer | None]:
+    names = header.get("vocabulary_map")
+    path = folder / "tokenizer.json"
+    if path.exists():
+        text = JSONTokenizer.load(path)
+        vocabulary = vocabulary_from_json(text.json, str(path))
+        if isinstance(names, dict):
+            listed = text.names
+            for name, token in names.items():
+                if listed.get(name, token) != token:
+                    raise FileError(
+                        f"{path}: {name!r} has id {listed[name]}, but {token} in config.json; "
+                        "two models are mixed in one folder"
+                    )
+        return vocabulary, text
+    missing["text"] = f"there is no tokenizer.json in {folder}"
+    if isinstance(names, dict) and {"<s>", "<racm3:break>"} <= names.keys():
+        return Vocabulary.from_names(names, f"{folder / 'config.json'}: vocabulary_map"), None
+    missing["vocabulary"] = f"neither tokenizer.json nor a whole vocabulary_map is in {folder}"
+    return None, None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress) -> None:
+    """Writes a checkpoint as transformers reads it, into a new folder; use inside `files.new_folder`.
+
+    Raises:
+      ConversionError: if transformers has no such model.
+    """
+    config, image = checkpoint.config, checkpoint.image_config
+    _require_expressible(checkpoint)
+    entries = transformer_entries(config, "H1")
+    sources = {entry.key: (checkpoint.weights, entry, dtype) for entry in entries}
+    decoder = {}
+    if image is not None and checkpoint.image_weights is not None:
+        for entry in image_tokenizer_entries(image, VQ):
+            if entry.leaf in checkpoint.image_weights:
+                part = decoder if is_decoder(entry) else sources
+                part[entry.key] = (checkpoint.image_weights, entry, np.dtype(np.float32))
+    _write_tensors(folder, sources, progress)
+    if decoder:
+        (folder / DECODER_FILE).parent.mkdir()
+        _write_file(folder / DECODER_FILE, decoder, progress)
+
+    names, vocabulary = None, checkpoint.vocabulary
+    if vocabulary is not None and checkpoint.text is not None:
+        names = vocabulary.names(checkpoint.text)
+        write_json(folder / "tokenizer.json", tokenizer_json(checkpoint.text, vocabulary, style="huggingface"))
+        write_json(folder / "tokenizer_config.json", tokenizer_config())
+        for name, values in processor_files(image.codes_per_image, image.resolution).items() if image else ():
+            write_json(folder / name, values)
+    write_json(folder / "config.json", _header(config, image, vocabulary, names, dtype))
+    if vocabulary is not None:
+        ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
+        write_json(folder / "generation_config.json", ids)
+    write_note(folder, checkpoint.image_head_trained)
+
+
+def _require_expressible(checkpoint: Checkpoint) -> None:
+    config, image = checkpoint.config, checkpoint.image_config
+    for holds, key, why in (
+        (config.qk_norm, "qk_norm = False", "its models always normalise queries and keys"),
+        (
+            config.head_dim * config.num_heads == config.d_model,
+            f"head_dim = {config.head_dim}",
+            f"its heads divide d_model, {config.d_model} / {config.num_heads}",
+        ),
+        (image is None or image.space_to_depth == 1, "space_to_depth", "its VQGAN takes single pixels"),
+        (image is None or image.norm_groups == 32, "norm_groups", "its GroupNorm has 32 groups"),
+    ):
+        if not holds:
+            raise ConversionError(
+                f"{checkpoint.folder}: {key} cannot be written for transformers: {why}. Formats 'chameleon' and 'meta' "
+                "may hold it"
+            )
+
+
+def _write_tensors(folder: Path, sources: dict[str, tuple], progress: Progress) -> None:
+    specs = {key: (entry.stored, dtype) for key, (_, entry, dtype) in sources.items()}
+    parts = list(parts_of(specs, LARGEST_FILE))
+    if len(parts) == 1:
+        _write_file(folder / "model.safetensors", sources, progress)
+        return
+    where = {}
+    for number, part in enumerate(parts, start=1):
+        name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        _write_file(folder / name, {key: sources[key] for key in part}, progress)
+        where |= dict.fromkeys(part, name)
+    total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _write_file(path: Path, sources: dict[str, tuple], progress: Progress) -> None:
+    def value(key: str) -> np.ndarray:
+        weights, entry, dtype = sources[key]
+        return weights.fetch(entry, dtype)
+
+    specs = {key: (entry.stored, dtype) for key, (_, entry, dtype) in sources.items()}
+    write_safetensors(path, specs, value, progress)
+
+
+def _header(
+    config: TransformerConfig,
+    image: ImageTokenizerConfig | None,
+    vocabulary: Vocabulary | None,
+    names: dict[str, int] | None,
+    dtype: np.dtype,
+) -> dict[str, Any]:
+    """config.json, with the keys of older transformers beside those of newer ones."""
+    header = {
+        "architectures": ["ChameleonForConditionalGeneration"],
+        "model_type": "chameleon",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": str(dtype),
+        "torch_dtype": str(dtype),
+        "hidden_act": "silu",
+        "hidden_size": config.d_model,
+        "initializer_range": config.init_std,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": 4096,
+        "mlp_bias": False,
+        "model_parallel_size": config.qk_norm_groups,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "swin_norm": config.norm_order == "swin",
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if vocabulary is not None:
+        header |= {
+            "bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad
+        }  # fmt: skip
+    if names is not None:
+        header["vocabulary_map"] = names
+    if image is not None:
+        multipliers = list(image.channel_multipliers)
+        header["vq_config"] = {
+            "attn_resolutions": [], "attn_type": "vanilla", "dropout": 0.0, "in_channels": 3, "out_channels": 3,
+            "out_ch": 3, "resolution": image.resolution, "num_res_blocks": image.num_res_blocks,
+            "embed_dim": image.code_dim, "num_embeddings": image.num_codes, "n_embed": image.num_codes,
+            "latent_channels": image.latent_channels, "z_channels": image.latent_channels,
+            "base_channels": image.channels, "ch": image.channels, "channel_multiplier": multipliers,
+            "ch_mult": multipliers, "double_latent": False, "double_z": False,
+        }  # fmt: skip
+    return header

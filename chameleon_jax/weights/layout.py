@@ -1,0 +1,228 @@
+"""Where every released format keeps every parameter of ours, as data.
+
+The canonical tree is the one of `models/` (see `TRANSFORMER`). A stored tensor holds one piece of one of its leaves, of
+one layer: the leaf's axes in another order and partly merged, cut along one axis where Meta shards a model, and with
+the channels of a head in another order where RoPE is interleaved. An `Entry` says all that for one stored tensor, and
+folds and unfolds its values, be they NumPy's or JAX's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.models.vq import DECODER_PARTS, VQModel
+
+Layout = Literal["meta", "H0", "H1", "H2"]
+"""'meta': Meta's own files. 'H1': transformers since 4.43. 'H0': the earlier fork that Anole ships; it keeps Meta's
+order of channels and one row of QK-norm. 'H2': Lumina-mGPT; as H1, with one row of QK-norm a shard."""
+
+
+class _Rule(NamedTuple):
+    leaf: str
+    huggingface: str
+    meta: str
+    axes: tuple[int, ...]  # axes of the leaf (without layers), in the order in which they are stored
+    cut: int | None  # axis of the leaf along which Meta's shards lie side by side; None: every shard has a copy
+    rotary: bool = False  # the last axis holds RoPE pairs: half-split here, interleaved in Meta's files
+
+
+TRANSFORMER = (
+    _Rule("embed", "model.embed_tokens.weight", "tok_embeddings.weight", (0, 1), 1),
+    _Rule("layers/attention/q", "self_attn.q_proj.weight", "attention.wq.weight", (1, 2, 0), 1, True),
+    _Rule("layers/attention/k", "self_attn.k_proj.weight", "attention.wk.weight", (1, 2, 0), 1, True),
+    _Rule("layers/attention/v", "self_attn.v_proj.weight", "attention.wv.weight", (1, 2, 0), 1),
+    _Rule("layers/attention/o", "self_attn.o_proj.weight", "attention.wo.weight", (2, 0, 1), 0),
+    *(
+        _Rule(f"layers/attention/{norm}_norm/{ours}", f"self_attn.{norm}_norm.{theirs}",
+              f"attention.{norm}_normalization.{theirs}", (0, 1), 0, True)
+        for norm in "qk" for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+    ),
+    _Rule("layers/mlp/gate", "mlp.gate_proj.weight", "feed_forward.w1.weight", (1, 0), 1),
+    _Rule("layers/mlp/up", "mlp.up_proj.weight", "feed_forward.w3.weight", (1, 0), 1),
+    _Rule("layers/mlp/down", "mlp.down_proj.weight", "feed_forward.w2.weight", (1, 0), 0),
+    _Rule("layers/attention_norm/scale", "input_layernorm.weight", "attention_norm.weight", (0,), None),
+    _Rule("layers/mlp_norm/scale", "post_attention_layernorm.weight", "ffn_norm.weight", (0,), None),
+    _Rule("norm/scale", "model.norm.weight", "norm.weight", (0,), None),
+    _Rule("output", "lm_head.weight", "output.weight", (1, 0), 1),
+)  # fmt: skip
+
+IGNORED = ("rope.freqs", "rotary_emb.inv_freq")
+"""Endings of tensors that some files hold and nobody needs: RoPE's frequencies follow from the config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One stored tensor and the piece of the canonical tree that it holds.
+
+    Attributes:
+      key: its name in the file.
+      shard: number of the shard whose file has it; 0 where there are none.
+      leaf: path of the leaf, such as 'layers/attention/q'.
+      layer: which layer of the leaf; None for leaves without layers.
+      start: where the piece begins along each axis of the leaf (without layers).
+      piece: shape of the piece, its axes in the leaf's order.
+      axes: axes of the piece in the order in which they are stored.
+      stored: shape of the stored tensor.
+      rotary: whether the last axis of the piece is stored interleaved.
+      repeat: how often each row is stored; only QK-norm in H1, which has a copy for every head.
+    """
+
+    key: str
+    shard: int
+    leaf: str
+    layer: int | None
+    start: tuple[int, ...]
+    piece: tuple[int, ...]
+    axes: tuple[int, ...]
+    stored: tuple[int, ...]
+    rotary: bool = False
+    repeat: int = 1
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Stored values with every axis of the piece apart (a view), and without repeated rows."""
+        if self.repeat > 1:
+            values = values[:: self.repeat]
+        return values.reshape([self.piece[axis] for axis in self.axes])
+
+    @property
+    def rotary_axis(self) -> int | None:
+        """The stored axis with interleaved pairs, if there is one."""
+        return self.axes.index(len(self.axes) - 1) if self.rotary else None
+
+    def unfold(self, spread: np.ndarray) -> np.ndarray:
+        """Values as `spread` gives them, or a part of them with whole last axes, in the leaf's order."""
+        if self.rotary:
+            spread = swap_pairs(spread, self.rotary_axis, pairs_last=True)
+        return spread.transpose(np.argsort(self.axes))
+
+    def fold(self, piece: np.ndarray) -> np.ndarray:
+        """Undoes `unfold` and `spread`: the piece as it is stored."""
+        values = piece.transpose(self.axes)
+        if self.rotary:
+            values = swap_pairs(values, self.rotary_axis, pairs_last=False)
+        if self.repeat > 1:
+            values = values.repeat(self.repeat, 0)
+        return values.reshape(self.stored)
+
+
+def swap_pairs(values: np.ndarray, axis: int, pairs_last: bool) -> np.ndarray:
+    """Interleaved pairs (0 1)(2 3)… to half-split 0 2 … 1 3 … along an axis, or back."""
+    shape = values.shape
+    pairs = (shape[axis] // 2, 2) if pairs_last else (2, shape[axis] // 2)
+    values = values.reshape(*shape[:axis], *pairs, *shape[axis + 1 :])
+    return values.swapaxes(axis, axis + 1).reshape(shape)
+
+
+def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf of the Transformer, without the axis of layers."""
+    d, H, K, D, F = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim, config.mlp_dim
+    shapes = {
+        "embed": (config.vocab_size, d),
+        "layers/attention/q": (d, H, D),
+        "layers/attention/k": (d, K, D),
+        "layers/attention/v": (d, K, D),
+        "layers/attention/o": (H, D, d),
+        "layers/mlp/gate": (d, F),
+        "layers/mlp/up": (d, F),
+        "layers/mlp/down": (F, d),
+        "layers/attention_norm/scale": (d,),
+        "layers/mlp_norm/scale": (d,),
+        "norm/scale": (d,),
+        "output": (d, config.vocab_size),
+    }
+    if config.qk_norm:
+        for name, rows in (("q_norm", config.qk_norm_groups), ("k_norm", min(config.qk_norm_groups, K))):
+            shapes[f"layers/attention/{name}/scale"] = shapes[f"layers/attention/{name}/bias"] = (rows, D)
+    return shapes
+
+
+def transformer_entries(config: TransformerConfig, layout: Layout, shards: int = 1) -> list[Entry]:
+    """Every tensor of a Transformer in a layout, shard by shard and in the order of the network.
+
+    Args:
+      shards: model-parallel size; only Meta's layout has more than one.
+    """
+    shapes = leaf_shapes(config)
+    top = [rule for rule in TRANSFORMER if "layers/" not in rule.leaf]
+    per_layer = [rule for rule in TRANSFORMER if "layers/" in rule.leaf and rule.leaf in shapes]
+    order = [(top[0], None), *((rule, layer) for layer in range(config.num_layers) for rule in per_layer)]
+    order += [(rule, None) for rule in top[1:]]
+    return [
+        _entry(rule, config, shapes[rule.leaf], layout, layer, shard, shards)
+        for shard in range(shards)
+        for rule, layer in order
+    ]
+
+
+def _entry(
+    rule: _Rule,
+    config: TransformerConfig,
+    shape: tuple[int, ...],
+    layout: Layout,
+    layer: int | None,
+    shard: int,
+    shards: int,
+) -> Entry:
+    key = rule.meta if layout == "meta" else rule.huggingface
+    if layer is not None:
+        key = f"layers.{layer}.{key}" if layout == "meta" else f"model.layers.{layer}.{key}"
+    start, piece, repeat = [0] * len(shape), list(shape), 1
+    is_qk_norm = "_norm/" in rule.leaf and "attention/" in rule.leaf
+    if is_qk_norm and layout == "meta":  # one row a shard; a row may serve several shards
+        start[0], piece[0] = shard * shape[0] // shards, 1
+    elif is_qk_norm and layout == "H1":  # one row a head
+        heads = config.num_heads if "q_norm" in rule.leaf else config.num_kv_heads
+        repeat = heads // shape[0]
+    elif rule.cut is not None:
+        piece[rule.cut] = shape[rule.cut] // shards
+        start[rule.cut] = shard * piece[rule.cut]
+    stored = [piece[axis] for axis in rule.axes]
+    if is_qk_norm:
+        stored = [shape[1]] if layout in ("meta", "H0") else [shape[0] * repeat, shape[1]]
+    elif len(piece) == 3:  # heads and their channels are merged: in front (q, k, v) or behind (o)
+        stored = [stored[0] * stored[1], stored[2]] if rule.cut == 1 else [stored[0], stored[1] * stored[2]]
+    rotary = rule.rotary and layout in ("meta", "H0")
+    return Entry(key, shard, rule.leaf, layer, tuple(start), tuple(piece), rule.axes, tuple(stored), rotary, repeat)
+
+
+def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> list[Entry]:
+    """Every tensor of the image tokenizer, named as in the released VQGAN with `prefix` before it.
+
+    Torch keeps convolutions as (out, in, height, width), we keep them as (height, width, in, out).
+    """
+    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
+    tree = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
+    entries = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = "/".join(key.key for key in path)
+        axes = (3, 2, 0, 1) if leaf.ndim == 4 else tuple(range(leaf.ndim))
+        stored = tuple(leaf.shape[axis] for axis in axes)
+        entries.append(Entry(prefix + _vq_key(name), 0, name, None, (0,) * leaf.ndim, leaf.shape, axes, stored))
+    return entries
+
+
+def _vq_key(leaf: str) -> str:
+    """'encoder/down_0_block_1/norm1/scale' -> 'encoder.down.0.block.1.norm1.weight', and so on."""
+    if leaf == "codebook":
+        return "quantize.embedding.weight"
+    *modules, kind = leaf.split("/")
+    parts: list[str] = []
+    for module in modules:
+        if module.startswith(("down_", "up_")):
+            level, number, name, *block = module.split("_")
+            parts += [level, number, f"{name}.conv" if name.endswith("sample") else name, *block]
+        elif module.startswith("mid_"):
+            parts += ["mid", module.removeprefix("mid_")]
+        else:
+            parts.append(module)
+    return ".".join([*parts, "bias" if kind == "bias" else "weight"])
+
+
+def is_decoder(entry: Entry) -> bool:
+    return entry.leaf.split("/")[0] in DECODER_PARTS

@@ -1,0 +1,354 @@
+"""Meta's directories: params.json, consolidated*.pth, and the folder `tokenizer`; read and written without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerConfig, read_yaml
+from chameleon_jax.files import FileError, read_json, write_json, write_text
+from chameleon_jax.tokens.export import tokenizer_json
+from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
+from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, write_note
+from chameleon_jax.weights.layout import Entry, image_tokenizer_entries, transformer_entries
+from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
+from chameleon_jax.weights.stored import ComputedTensor, StoredTensor, Tensor
+from chameleon_jax.weights.torch_files import read_torch_file
+from chameleon_jax.weights.torch_writing import write_torch_file
+
+TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE = "text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"
+ROPE_KEY = "rope.freqs"
+"""Meta's loader wants this one tensor to be in the file and its model not to know it."""
+
+
+def find_meta(folder: Path) -> Path | None:
+    """The folder with the weights: `folder` itself, or the one under its `models`.
+
+    Raises:
+      FileError: if there are several.
+    """
+    if any(folder.glob("consolidated*.pth")):
+        return folder
+    found = sorted({file.parent for file in folder.glob("models/*/consolidated*.pth")})
+    if len(found) > 1:
+        raise FileError(f"{folder}: holds {len(found)} models; give one of them, such as {found[0]}")
+    return found[0] if found else None
+
+
+def open_meta(folder: Path) -> Checkpoint:
+    """Reads configs, pickles and tokenizer of a directory; checks that they belong together.
+
+    Raises:
+      FileError: if anything is missing, damaged, or does not fit the rest.
+    """
+    shards = [_open_shard(file) for file in _shard_files(folder)]
+    header, warnings = _read_params(folder)
+    count = header.get("model_parallel_size")
+    if count is not None and count != len(shards):
+        raise FileError(
+            f"{folder}: model_parallel_size is {count}, but there are {len(shards)} consolidated*.pth; is one missing?"
+        )
+    config = _transformer_config(header, shards, folder)
+    shards = [_split_fused(tensors, config, len(shards)) for tensors in shards]
+    found, extra = match(transformer_entries(config, "meta", len(shards)), shards, folder)
+    refuse_unknown(extra, folder)
+    weights = FileWeights(_once(found, warnings))
+    missing: dict[str, str] = {}
+    tokenizer = _find_tokenizer(folder)
+    image_config = image_weights = text = vocabulary = None
+    ignored = list(extra)
+    if tokenizer is None or not (tokenizer / IMAGE_FILE).exists():
+        missing["image"] = f"there is no {IMAGE_FILE} in {tokenizer or folder / 'tokenizer'}"
+    else:
+        image_config, image_weights, unneeded = open_image_tokenizer(tokenizer)
+        ignored += unneeded
+    if tokenizer is None or not (tokenizer / TEXT_FILE).exists():
+        missing["text"] = missing["vocabulary"] = f"there is no {TEXT_FILE} in {tokenizer or folder / 'tokenizer'}"
+    else:
+        text = JSONTokenizer.load(tokenizer / TEXT_FILE)
+        vocabulary = vocabulary_from_json(text.json, str(tokenizer / TEXT_FILE))
+    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
+    made_without_pictures = "noimggen" in str(header.get("src", ""))
+    return Checkpoint(
+        folder=folder,
+        format="meta",
+        layout=f"Meta's, {len(shards)} shard{'s' if len(shards) > 1 else ''}",
+        config=dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype),
+        weights=weights,
+        image_config=image_config,
+        image_weights=image_weights,
+        vocabulary=vocabulary,
+        text=text,
+        missing=missing,
+        ignored=ignored,
+        warnings=warnings,
+        image_head_trained=False if made_without_pictures else read_note(folder),
+    )
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    whole, numbered = folder / "consolidated.pth", sorted(folder.glob("consolidated.[0-9]*.pth"))
+    if whole.exists() and numbered:
+        raise FileError(f"{folder}: holds {whole.name} and {numbered[0].name}; two models are mixed in one folder")
+    if whole.exists():
+        return [whole]
+    for number, file in enumerate(numbered):
+        if file.name != f"consolidated.{number:02d}.pth":
+            raise FileError(f"{folder}: consolidated.{number:02d}.pth is missing, though {file.name} is there")
+    return numbered
+
+
+def _open_shard(file: Path) -> dict[str, Tensor]:
+    tensors = read_torch_file(file)
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
+        raise FileError(f"{file}: expected a mapping from names to tensors, as in Meta's consolidated files")
+    return dict(tensors)
+
+
+_DEFAULTS = {
+    "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": None, "vocab_size": -1, "ffn_dim_multiplier": None,
+    "multiple_of": 256, "norm_eps": 1e-5, "rope_theta": 10000.0, "qk_normalization": False, "swin_norm": False,
+}  # fmt: skip
+"""What Meta's code takes for keys that params.json leaves out."""
+
+
+def _read_params(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """params.json and consolidate_params.json merged as Meta's loader does; and what is odd about them."""
+    header = read_json(folder / "params.json")
+    if not isinstance(header, dict):
+        raise FileError(f"{folder / 'params.json'}: expected a mapping")
+    model = header.get("model") if isinstance(header.get("model"), dict) else {}
+    consolidated = folder / "consolidate_params.json"
+    merged = {**header, **model, **(read_json(consolidated) if consolidated.exists() else {})}
+    unknown = sorted(key for key in model if key not in _DEFAULTS)
+    return merged, [f"params.json: unknown keys of the model: {', '.join(unknown)}"] if unknown else []
+
+
+def feed_forward_width(dim: int, multiplier: float | None, multiple_of: int) -> int:
+    """Hidden width of the feed-forward by Meta's rule: two thirds of 4 dim, times `multiplier`, rounded up."""
+    hidden = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return -(-hidden // multiple_of) * multiple_of
+
+
+def _transformer_config(header: dict[str, Any], shards: list[dict[str, Tensor]], folder: Path) -> TransformerConfig:
+    values = {key: header.get(key, default) for key, default in _DEFAULTS.items()}
+    if values["vocab_size"] == -1 and "output.weight" in shards[0]:
+        values["vocab_size"] = shards[0]["output.weight"].shape[0] * len(shards)
+    try:
+        config = TransformerConfig(
+            vocab_size=values["vocab_size"],
+            d_model=values["dim"],
+            num_layers=values["n_layers"],
+            num_heads=values["n_heads"],
+            num_kv_heads=values["n_kv_heads"] or values["n_heads"],
+            head_dim=values["dim"] // values["n_heads"],
+            mlp_dim=feed_forward_width(values["dim"], values["ffn_dim_multiplier"], values["multiple_of"]),
+            qk_norm=values["qk_normalization"],
+            qk_norm_groups=len(shards),
+            norm_order="swin" if values["swin_norm"] else "pre",
+            norm_eps=float(values["norm_eps"]),
+            rope_theta=float(values["rope_theta"]),
+        )
+    except (TypeError, ZeroDivisionError, ValueError) as error:
+        raise FileError(f"{folder / 'params.json'}: is no config of a Chameleon: {error}") from None
+    _require_divisible(config, len(shards), FileError, folder)
+    return config
+
+
+def _require_divisible(config: TransformerConfig, shards: int, error: type[Exception], where: Path) -> None:
+    for name in ("num_heads", "num_kv_heads", "d_model", "mlp_dim", "vocab_size"):
+        if getattr(config, name) % shards:
+            raise error(f"{where}: {name} = {getattr(config, name)} cannot be divided into {shards} shards")
+
+
+def _split_fused(tensors: dict[str, Tensor], config: TransformerConfig, shards: int) -> dict[str, Tensor]:
+    """Also takes q, k and v (or gate and up) that lie row under row in one tensor, as in Meta's running model."""
+    H, K, D = config.num_heads // shards, config.num_kv_heads // shards, config.head_dim
+    width = config.mlp_dim // shards
+    fused = {
+        "attention.wqkv": {"attention.wq": H * D, "attention.wk": K * D, "attention.wv": K * D},
+        "feed_forward.w13": {"feed_forward.w1": width, "feed_forward.w3": width},
+    }
+    split = {}
+    for key, tensor in tensors.items():
+        parts = next((parts for ending, parts in fused.items() if key.endswith(ending + ".weight")), None)
+        if parts is None or len(tensor.shape) != 2 or tensor.shape[0] != sum(parts.values()):
+            split[key] = tensor
+            continue
+        prefix, begin = re.match(r"layers\.\d+\.", key)[0], 0
+        for name, rows in parts.items():
+            split[f"{prefix}{name}.weight"] = tensor.rows(begin, begin + rows)
+            begin += rows
+    return split
+
+
+def _once(found: dict[Entry, Tensor], warnings: list[str]) -> dict[Entry, Tensor]:
+    """Keeps one copy of what every shard holds. If they differ, their mean, as Hugging Face's conversion takes it."""
+    copies: dict[tuple, list[Entry]] = {}
+    for entry in found:
+        copies.setdefault((entry.leaf, entry.layer, entry.start), []).append(entry)
+    kept = {}
+    for first, *others in copies.values():
+        kept[first] = found[first]
+        values = [np.asarray(found[entry].view()) for entry in (first, *others)] if others else []
+        if any(np.array_equal(values[0], value) is False for value in values[1:]):
+            mean = np.mean([value.astype(np.float64) for value in values], axis=0).astype(values[0].dtype)
+            kept[first] = ComputedTensor(found[first].file, first.key, mean)
+            warnings.append(f"{first.key} differs between the shards; their mean was taken")
+    return kept
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizer
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _find_tokenizer(folder: Path) -> Path | None:
+    folder = folder.absolute()
+    places = (folder / "tokenizer", folder.parent / "tokenizer", folder.parent.parent / "tokenizer", folder)
+    return next((place for place in places if (place / TEXT_FILE).exists() or (place / IMAGE_FILE).exists()), None)
+
+
+def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeights, list[str]]:
+    """The image tokenizer in vqgan.yaml and vqgan.ckpt, and the names of tensors that it does not need.
+
+    Raises:
+      FileError: if a file or a tensor is missing or does not fit.
+    """
+    where = folder / IMAGE_CONFIG_FILE
+    try:
+        params = read_yaml(where)["model"]["params"]
+        sizes = params["ddconfig"]
+        if sizes.get("double_z") or sizes.get("attn_resolutions") or sizes.get("in_channels", 3) != 3:
+            raise FileError(f"{where}: double_z, attn_resolutions and in_channels other than 3 cannot be read")
+        config = ImageTokenizerConfig(
+            resolution=sizes["resolution"],
+            channels=sizes["ch"],
+            channel_multipliers=tuple(sizes["ch_mult"]),
+            num_res_blocks=sizes["num_res_blocks"],
+            latent_channels=sizes["z_channels"],
+            code_dim=params["embed_dim"],
+            num_codes=params["n_embed"],
+        )
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(
+            f"{where}: is no config of a VQGAN: {error}; expected model.params with embed_dim, n_embed and ddconfig"
+        ) from None
+    content = read_torch_file(folder / IMAGE_FILE)
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping):
+        raise FileError(f"{folder / IMAGE_FILE}: expected a mapping with state_dict in it")
+    tensors = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
+    found, unneeded = match(image_tokenizer_entries(config), [tensors], folder / IMAGE_FILE)
+    return config, FileWeights(found), unneeded
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress, shards: int) -> None:
+    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `files.new_folder`.
+
+    Raises:
+      ConversionError: if it cannot be cut into so many shards.
+    """
+    config, image = checkpoint.config, checkpoint.image_config
+    _require_divisible(config, shards, ConversionError, checkpoint.folder)
+    if config.head_dim * config.num_heads != config.d_model:
+        raise ConversionError(
+            f"{checkpoint.folder}: Meta's code takes head_dim = d_model / num_heads, but it is {config.head_dim}"
+        )
+    if config.qk_norm and shards % config.qk_norm_groups:
+        raise ConversionError(
+            f"{checkpoint.folder}: its heads have {config.qk_norm_groups} different rows of QK-norm, and Meta's format "
+            f"keeps one a shard; {shards} shards cannot hold them, choose {config.qk_norm_groups}"
+        )
+    entries = transformer_entries(config, "meta", shards)
+    for shard in range(shards):
+        name = "consolidated.pth" if shards == 1 else f"consolidated.{shard:02d}.pth"
+        own = {entry.key: entry for entry in entries if entry.shard == shard}
+        _write_shard(folder / name, own, checkpoint, dtype, progress)
+    write_json(folder / "params.json", {"model": _params(config)})
+    short = "bf16" if str(dtype) == "bfloat16" else "fp32"
+    write_json(folder / "consolidate_params.json", {"dtype": short, "model_parallel_size": shards, "on_gpu": False})
+
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    if checkpoint.text is not None and checkpoint.vocabulary is not None:
+        write_json(tokenizer / TEXT_FILE, tokenizer_json(checkpoint.text, checkpoint.vocabulary, style="meta"))
+    if image is not None and checkpoint.image_weights is not None:
+        _write_image_tokenizer(tokenizer, image, checkpoint, progress)
+    write_note(folder, checkpoint.image_head_trained)
+
+
+def _write_shard(
+    path: Path, entries: dict[str, Entry], checkpoint: Checkpoint, dtype: np.dtype, progress: Progress
+) -> None:
+    half = checkpoint.config.head_dim // 2
+    frequencies = checkpoint.config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+
+    def value(key: str) -> np.ndarray:
+        if key == ROPE_KEY:
+            return frequencies.astype(dtype)
+        return checkpoint.weights.fetch(entries[key], dtype)
+
+    specs = {key: (entry.stored, dtype) for key, entry in entries.items()} | {ROPE_KEY: ((half,), dtype)}
+    write_torch_file(path, specs, value, progress)
+
+
+def _params(config: TransformerConfig) -> dict[str, Any]:
+    multiple_of, multiplier = 256, None
+    if feed_forward_width(config.d_model, None, multiple_of) != config.mlp_dim:
+        # The rule ends with rounding up to a multiple, so that this gives any width.
+        multiple_of = config.mlp_dim
+        multiplier = min(1.0, config.mlp_dim / int(2 * 4 * config.d_model / 3))
+    return {
+        "dim": config.d_model,
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "ffn_dim_multiplier": multiplier,
+        "multiple_of": multiple_of,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "qk_normalization": config.qk_norm,
+        "swin_norm": config.norm_order == "swin",
+    }
+
+
+def _write_image_tokenizer(
+    folder: Path, config: ImageTokenizerConfig, checkpoint: Checkpoint, progress: Progress
+) -> None:
+    entries = {entry.key: entry for entry in image_tokenizer_entries(config)}
+    if config.space_to_depth != 1 or config.norm_groups != 32:
+        raise ConversionError(
+            f"{checkpoint.folder}: its image tokenizer has space_to_depth = {config.space_to_depth} and norm_groups = "
+            f"{config.norm_groups}; Meta's VQGAN knows only 1 and 32"
+        )
+    weights = checkpoint.image_weights
+    if any(entry.leaf not in weights for entry in entries.values()):
+        raise ConversionError(
+            f"{checkpoint.folder}: {checkpoint.missing.get('decoder', 'there is no image decoder')}; Meta's format "
+            "needs it. Give a tokenizer folder of Meta's release: --image-tokenizer …/tokenizer"
+        )
+    sizes = {
+        "double_z": False, "z_channels": config.latent_channels, "resolution": config.resolution, "in_channels": 3,
+        "out_ch": 3, "ch": config.channels, "ch_mult": list(config.channel_multipliers),
+        "num_res_blocks": config.num_res_blocks, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    params = {"embed_dim": config.code_dim, "n_embed": config.num_codes, "ddconfig": sizes}
+    write_text(folder / IMAGE_CONFIG_FILE, yaml.safe_dump({"model": {"params": params}}, sort_keys=False))
+    specs = {key: (entry.stored, np.dtype(np.float32)) for key, entry in entries.items()}
+    value = lambda key: weights.fetch(entries[key], np.dtype(np.float32))  # noqa: E731
+    write_torch_file(folder / IMAGE_FILE, specs, value, progress, top="state_dict")

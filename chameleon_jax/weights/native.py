@@ -1,0 +1,134 @@
+"""Our own format: config.json, parameters in Orbax folders, and the tokenizer's folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.config import PreprocessingConfig, TransformerConfig, from_dict, to_dict
+from chameleon_jax.files import (
+    FORMAT_VERSION,
+    FileError,
+    check_arrays,
+    check_version,
+    load_arrays,
+    read_json,
+    save_arrays,
+    write_json,
+)
+from chameleon_jax.tokens.documents import DocumentTokenizer, abstract_image_params, read_image_config
+from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype
+from chameleon_jax.weights.layout import Entry
+from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
+
+
+class OrbaxWeights:
+    """Parameters in one of our Orbax folders.
+
+    `fetch`, which writing another format uses, reads the whole folder into memory once.
+    """
+
+    def __init__(self, path: Path, abstract: Any, dtype: np.dtype):
+        check_arrays(path, abstract)
+        self._path, self._abstract, self.dtype = path, leaves_of(abstract), dtype
+        self.nbytes = sum(int(np.prod(leaf.shape)) * dtype.itemsize for leaf in self._abstract.values())
+
+    def __contains__(self, leaf: str) -> bool:
+        return leaf in self._abstract
+
+    def place(
+        self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = lambda size: None
+    ) -> dict[str, jax.Array]:
+        leaves = leaves_of(load_arrays(self._path, tree_of(abstract)))
+        for name, leaf in leaves.items():
+            if not _all_finite(leaf):
+                raise FileError(f"{self._path}: {name} holds infinite values or NaN; the training diverged")
+            progress(leaf.size * self.dtype.itemsize)
+        return leaves
+
+    @functools.cached_property
+    def _in_memory(self) -> MemoryWeights:
+        stored = {name: jax.ShapeDtypeStruct(leaf.shape, self.dtype) for name, leaf in self._abstract.items()}
+        return MemoryWeights(self.place(stored))
+
+    def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
+        return self._in_memory.fetch(entry, dtype)
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
+
+
+def find_native(folder: Path) -> Path | None:
+    """The folder of a model: `folder` itself, or the one inside the folder of a run or of the demo."""
+    for place in (folder, folder / "model", folder / "run" / "model"):
+        if (place / "params").exists() or "format_version" in _header(place):
+            return place
+    return None
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    header = read_json(path) if path.is_file() else {}
+    return header if isinstance(header, dict) else {}
+
+
+def open_native(folder: Path) -> Checkpoint:
+    """Reads config and tokenizer of a model that `write_native` wrote, and checks its arrays against the config.
+
+    Raises:
+      FileError: if anything is missing or damaged, or a newer version wrote it.
+    """
+    path = folder / "config.json"
+    header = read_json(path)
+    check_version(header, path)
+    config = from_dict(TransformerConfig, header.get("model"), f"{path}: model")
+    tokenizer = folder / "tokenizer"
+    parts = DocumentTokenizer.load(tokenizer, with_image=False) if tokenizer.exists() else None
+    missing = dict(parts.missing) if parts else {name: f"there is no {tokenizer}" for name in ("text", "vocabulary")}
+    image_config, image_weights, preprocessing = None, None, PreprocessingConfig()
+    if (tokenizer / "image").exists():
+        missing.pop("image", None)
+        image_config, preprocessing, has_decoder = read_image_config(tokenizer / "image")
+        abstract = abstract_image_params(image_config, has_decoder)
+        image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32))
+        if not has_decoder:
+            missing["decoder"] = f"{tokenizer / 'image'} was written without the image decoder"
+    return Checkpoint(
+        folder=folder,
+        format="chameleon",
+        layout=f"our own, version {header['format_version']}",
+        config=config,
+        weights=OrbaxWeights(folder / "params", abstract_params(config), numpy_dtype(config.param_dtype)),
+        image_config=image_config,
+        image_weights=image_weights,
+        vocabulary=parts.vocabulary if parts else None,
+        text=parts.text if parts else None,
+        missing=missing,
+        image_head_trained=header.get("image_head_trained"),
+        preprocessing=preprocessing,
+    )
+
+
+def write_native(
+    folder: Path,
+    config: TransformerConfig,
+    params: Any,
+    tokenizer: DocumentTokenizer | None,
+    image_head_trained: bool | None,
+) -> None:
+    """Writes a model into a new folder; use inside `files.new_folder`."""
+    save_arrays(folder / "params", params)
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer")
+    header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
+    if image_head_trained is not None:
+        header["image_head_trained"] = image_head_trained
+    write_json(folder / "config.json", header)

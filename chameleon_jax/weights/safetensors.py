@@ -1,0 +1,154 @@
+"""Safetensors files, read as places of bytes and written tensor by tensor.
+
+The format is eight bytes of length, a JSON header of names, types, shapes and offsets, and the data. It is read here
+rather than by a package because nothing but the bytes a device needs may be read, because the same code serves torch's
+files, and because a damaged file is to be named before any memory is spent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chameleon_jax.files import FileError, read_json
+from chameleon_jax.weights.stored import BFLOAT16, StoredTensor
+
+_DTYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"), "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
+}  # fmt: skip
+_NAMES = {_DTYPES[name]: name for name in ("F64", "F32", "F16", "BF16")}
+_LONGEST_HEADER = 100 << 20
+
+Value = Callable[[str], np.ndarray]
+Tensors = dict[str, StoredTensor]
+Spec = tuple[tuple[int, ...], np.dtype]
+
+
+def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of one file; their data is not read.
+
+    Raises:
+      FileError: if the file is missing, cut short, or not a safetensors file.
+    """
+    path = Path(path)
+
+    def wrong(reason: str) -> FileError:
+        return FileError(f"{path}: not a whole safetensors file: {reason}; download or copy it again")
+
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise wrong(f"it has {size} bytes")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise wrong(f"its header claims {length} bytes, the file has {size}")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"its header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise wrong("its header is not a mapping of tensors")
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        except (KeyError, TypeError, ValueError):
+            raise wrong(f"{key} is described as {_short(entry)}") from None
+        if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
+            raise wrong(f"{key} of shape {_short(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
+        if 8 + length + end > size:
+            raise wrong(f"{key} should end at byte {8 + length + end}, the file has {size}")
+        tensors[key] = StoredTensor(path, key, 8 + length + begin, shape, dtype)
+    return tensors
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 200 else text[:200] + "…"
+
+
+def write_safetensors(
+    path: str | Path, specs: Mapping[str, Spec], value: Value, progress: Callable[[int], None] = lambda size: None
+) -> None:
+    """Writes a file tensor by tensor, so that never more than one is in memory.
+
+    Args:
+      path: the file, best inside `files.new_folder`.
+      specs: shape and type of every tensor, in the order in which they are written.
+      value: gives the tensor of a name; called once for each.
+      progress: told the bytes of each tensor that was written.
+    """
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for key, (shape, dtype) in specs.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # readers map the data as arrays and want it aligned
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, (shape, dtype) in specs.items():
+            array = value(key)
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{key}: {array.dtype}{array.shape} given, {dtype}{shape} announced")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            progress(array.nbytes)
+
+
+def read_index(
+    path: Path, read: Callable[[Path], dict[str, StoredTensor]] = read_safetensors
+) -> dict[str, StoredTensor]:
+    """The tensors that a `….index.json` distributes over files, each of which `read` opens.
+
+    Raises:
+      FileError: if the index is damaged, names a file that is not there, or a tensor that is not in its file.
+    """
+    index = read_json(path)
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise FileError(f"{path}: has no weight_map from tensors to files")
+    tensors: dict[str, StoredTensor] = {}
+    for name in sorted(set(where.values())):
+        if not (path.parent / name).is_file():
+            count = sum(file == name for file in where.values())
+            raise FileError(f"{path}: places {count} tensors in {name}, but there is no such file beside it")
+        found = read(path.parent / name)
+        for key in found:
+            if where.get(key) != name:
+                owner = f"the index places it in {where[key]}" if key in where else "the index does not know it"
+                raise FileError(f"{path.parent / name}: holds {key}, but {owner}; two models are mixed in one folder")
+        tensors |= found
+    for key, name in where.items():
+        if key not in tensors:
+            raise FileError(f"{path.parent / name}: {key} is missing, though {path.name} places it there")
+    return tensors
+
+
+def parts_of(specs: Mapping[str, Spec], largest: int) -> Iterable[dict[str, Spec]]:
+    """Cuts specs, in order, into parts of at most `largest` bytes (or one tensor)."""
+    part: dict[str, Spec] = {}
+    size = 0
+    for key, (shape, dtype) in specs.items():
+        nbytes = math.prod(shape) * dtype.itemsize
+        if part and size + nbytes > largest:
+            yield part
+            part, size = {}, 0
+        part[key] = (shape, dtype)
+        size += nbytes
+    yield part

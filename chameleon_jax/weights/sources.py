@@ -1,0 +1,312 @@
+"""Weights that one can ask for any stored tensor of any layout: in files, or in memory.
+
+Files are read piece by piece: onto the devices of a mesh, or into a file of another format.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from chameleon_jax.files import FileError
+from chameleon_jax.weights.layout import IGNORED, Entry, swap_pairs
+from chameleon_jax.weights.stored import BFLOAT16, FLOATS, Tensor, all_finite
+
+STRIP = 32 << 20
+"""Bytes of a file that are looked at, cast and moved at a time."""
+CHUNK = 256 << 20
+"""Bytes that are sent to an accelerator at a time."""
+
+Progress = Callable[[int], None]
+
+
+def _ignore(size: int) -> None:
+    pass
+
+
+class Weights(Protocol):
+    """Parameters of a Transformer or an image tokenizer.
+
+    Attributes:
+      dtype: the widest type among them.
+      nbytes: their size as they are kept.
+    """
+
+    dtype: np.dtype
+    nbytes: int
+
+    def __contains__(self, leaf: str) -> bool:
+        """Whether there is a leaf of this path."""
+
+    def place(self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = _ignore) -> dict[str, jax.Array]:
+        """Leaves as arrays of the shape, type and sharding that `abstract` gives them."""
+
+    def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
+        """The tensor that `entry` describes, as it is stored."""
+
+
+def match(
+    entries: Iterable[Entry],
+    shards: list[Mapping[str, Tensor]],
+    where: str | Path,
+    prefix: str = "",
+    optional: Callable[[Entry], bool] = lambda entry: False,
+) -> tuple[dict[Entry, Tensor], list[str]]:
+    """Finds the tensor of every entry.
+
+    Args:
+      entries: what is expected.
+      shards: the tensors of each shard's files.
+      where: the folder or file, for messages.
+      prefix: only tensors whose names begin so are looked at.
+      optional: entries that may be missing.
+
+    Returns:
+      The tensors found, and the names of those that nobody needs.
+
+    Raises:
+      FileError: for a tensor that is missing, has another shape, or is not of floating-point numbers.
+    """
+    found, missing = {}, []
+    for entry in entries:
+        tensor = shards[entry.shard].get(entry.key)
+        if tensor is None:
+            if not optional(entry):
+                missing.append(entry.key)
+            continue
+        if tensor.shape != entry.stored:
+            raise FileError(f"{tensor.file}: {entry.key} has shape {tensor.shape}, the config expects {entry.stored}")
+        if tensor.dtype not in FLOATS:
+            raise FileError(
+                f"{tensor.file}: {entry.key} is of type {tensor.dtype}; expected "
+                f"{', '.join(str(dtype) for dtype in FLOATS)} (quantized weights cannot be read)"
+            )
+        found[entry] = tensor
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FileError(f"{where}: {missing[0]}{more} missing; the config expects them. Is the download complete?")
+    known = {(entry.shard, entry.key) for entry in found}
+    extra = [key for shard, tensors in enumerate(shards) for key in tensors if (shard, key) not in known]
+    return found, [key for key in extra if key.startswith(prefix)]
+
+
+def refuse_unknown(extra: list[str], where: str | Path) -> None:
+    """Raises `FileError` for tensors that no config explains; RoPE's tables may stay."""
+    unknown = [key for key in extra if not key.endswith(IGNORED)]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise FileError(
+            f"{where}: holds {unknown[0]}{more}, which the config does not explain; is it another kind of model, or "
+            "are two models mixed in one folder?"
+        )
+
+
+class FileWeights:
+    """Weights in files.
+
+    Attributes:
+      dtype: the widest type among them.
+      nbytes: their size as they are stored.
+    """
+
+    def __init__(self, tensors: Mapping[Entry, Tensor]):
+        self._pieces: dict[tuple[str, int | None], list[tuple[Entry, Tensor]]] = collections.defaultdict(list)
+        for entry, tensor in tensors.items():
+            self._pieces[entry.leaf, entry.layer].append((entry, tensor))
+        self.dtype = max((tensor.dtype for tensor in tensors.values()), key=lambda dtype: dtype.itemsize)
+        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+
+    def __contains__(self, leaf: str) -> bool:
+        return any(name == leaf for name, _ in self._pieces)
+
+    def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
+        sources = self._pieces[entry.leaf, entry.layer]
+        first, tensor = sources[0]
+        if (first.start, first.piece) == (entry.start, entry.piece):
+            values = tensor.view()
+            _require_finite(values, tensor)
+            piece = first.unfold(first.spread(values))
+        else:
+            # Laid out as it will be stored, so that shards are copied row by row.
+            stored = np.empty([entry.piece[axis] for axis in entry.axes], tensor.dtype)
+            piece = stored.transpose(np.argsort(entry.axes))
+            for source, tensor in sources:
+                end = [a + n for a, n in zip(entry.start, entry.piece, strict=True)]
+                low, high = _overlap(source, entry.start, end)
+                if any(a >= b for a, b in zip(low, high, strict=True)):
+                    continue
+                values = source.unfold(source.spread(tensor.view()))[_slices(low, high, source.start)]
+                _require_finite(values, tensor)
+                piece[_slices(low, high, entry.start)] = values
+        return entry.fold(piece).astype(dtype, copy=False)
+
+    def place(self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = _ignore) -> dict[str, jax.Array]:
+        """Loads leaves onto their devices.
+
+        Every process reads only what its own devices hold. In its memory beyond the arrays are at most `CHUNK` bytes
+        on their way to a device, and `STRIP` bytes of the file.
+
+        Args:
+          abstract: shape, type and sharding of each leaf, by path. Leaves without a sharding go to the first device.
+          progress: told the bytes read, now and then.
+
+        Raises:
+          FileError: for values that are infinite or NaN.
+        """
+        return {leaf: self._place(leaf, target, progress) for leaf, target in abstract.items()}
+
+    def _place(self, leaf: str, target: jax.ShapeDtypeStruct, progress: Progress) -> jax.Array:
+        sharding = target.sharding or SingleDeviceSharding(jax.local_devices()[0])
+        regions = sharding.addressable_devices_indices_map(target.shape)
+        devices_of = collections.defaultdict(list)
+        for device, region in regions.items():
+            bounds = tuple(part.indices(size)[:2] for part, size in zip(region, target.shape, strict=True))
+            devices_of[bounds].append(device)
+        buffers = {}
+        for bounds, devices in devices_of.items():
+            shape = [high - low for low, high in bounds]
+            row_bytes = math.prod(shape[1:]) * target.dtype.itemsize
+            # An array on a CPU is the memory it is assembled in; other devices are sent one chunk after the other.
+            rows = shape[0] if devices[0].platform == "cpu" else max(1, CHUNK // row_bytes)
+            for first in range(0, shape[0], rows):
+                begin = bounds[0][0] + first
+                chunk = ((begin, min(begin + rows, bounds[0][1])), *bounds[1:])
+                values = self._assemble(leaf, chunk, target.dtype, progress)
+                for device in devices:
+                    sent = jax.device_put(values, device)
+                    if len(values) < shape[0]:
+                        buffer = buffers[device] if first else jnp.zeros(shape, target.dtype, device=device)
+                        sent = _update(buffer, sent, first)
+                    buffers[device] = sent
+                if len(values) < shape[0]:
+                    jax.block_until_ready([buffers[device] for device in devices])
+        return jax.make_array_from_single_device_arrays(target.shape, sharding, [buffers[device] for device in regions])
+
+    def _assemble(self, leaf: str, bounds: tuple[tuple[int, int], ...], dtype: np.dtype, progress: Progress):
+        """The region `bounds` of a leaf, read from its files."""
+        out = _aligned_empty([high - low for low, high in bounds], dtype)
+        stacked = (leaf, None) not in self._pieces
+        inner = bounds[1:] if stacked else bounds
+        origin = [low for low, _ in inner]
+        for layer in range(*bounds[0]) if stacked else [None]:
+            for entry, tensor in self._pieces[leaf, layer]:
+                low, high = _overlap(entry, origin, [high for _, high in inner])
+                if any(a >= b for a, b in zip(low, high, strict=True)):
+                    continue
+                region = _slices(low, high, entry.start)
+                stored = entry.spread(tensor.view())[tuple(region[axis] for axis in entry.axes)]
+                place = out[layer - bounds[0][0]] if stacked else out
+                place = place[_slices(low, high, origin)].transpose(entry.axes)
+                step = max(1, STRIP // max(1, stored[0].nbytes))
+                for first in range(0, len(stored), step):
+                    strip = stored[first : first + step]
+                    _require_finite(strip, tensor)
+                    strip = strip.astype(dtype, copy=False)
+                    if entry.rotary:
+                        strip = swap_pairs(strip, entry.rotary_axis, pairs_last=True)
+                    _copy(place[first : first + step], strip)
+                    progress(strip.size * tensor.dtype.itemsize)
+        return out
+
+
+def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Memory that starts at a multiple of 64 bytes, which JAX on a CPU takes over without a copy."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _copy(target: np.ndarray, values: np.ndarray) -> None:
+    """target[...] = values, quickly if one of them is transposed."""
+    if target.dtype == BFLOAT16:  # to NumPy a foreign type, which it moves one by one
+        target, values = target.view(np.uint16), values.view(np.uint16)
+    if target.ndim == 3 and target.strides[0] == target.shape[1] * target.strides[1]:
+        target = np.reshape(target, (-1, target.shape[2]), copy=False)
+        values = values.reshape(target.shape)
+    # Sixteen rows at a time: what is written stays in the cache until its lines are full.
+    rows = 16 if target.ndim > 1 and target.strides[-1] != target.itemsize else len(target)
+    for first in range(0, len(target), rows):
+        target[first : first + rows] = values[first : first + rows]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(buffer: jax.Array, values: jax.Array, first: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(buffer, values, first, axis=0)
+
+
+def _overlap(entry: Entry, low, high) -> tuple[list[int], list[int]]:
+    """The part of an entry's piece that lies between `low` and `high` in its leaf."""
+    starts = [max(a, b) for a, b in zip(entry.start, low, strict=True)]
+    ends = [min(a + n, b) for a, n, b in zip(entry.start, entry.piece, high, strict=True)]
+    return starts, ends
+
+
+def _slices(low, high, origin) -> tuple[slice, ...]:
+    return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
+
+
+def _require_finite(values: np.ndarray, tensor: Tensor) -> None:
+    if not all_finite(values):
+        raise FileError(
+            f"{tensor.file}: {tensor.key} holds infinite values or NaN; the file is damaged, or the training that "
+            "wrote it diverged"
+        )
+
+
+class MemoryWeights:
+    """Weights in memory, such as those of an open model; `leaves` maps paths to arrays."""
+
+    def __init__(self, leaves: Mapping[str, jax.Array]):
+        self._leaves = leaves
+        self.dtype = np.dtype(max((leaf.dtype for leaf in leaves.values()), key=lambda dtype: dtype.itemsize))
+        self.nbytes = sum(leaf.nbytes for leaf in leaves.values())
+
+    def __contains__(self, leaf: str) -> bool:
+        return leaf in self._leaves
+
+    def place(self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = _ignore) -> dict[str, jax.Array]:
+        leaves = {leaf: self._leaves[leaf].astype(target.dtype) for leaf, target in abstract.items()}
+        return {
+            leaf: jax.device_put(values, abstract[leaf].sharding) if abstract[leaf].sharding else values
+            for leaf, values in leaves.items()
+        }
+
+    def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
+        start = entry.start if entry.layer is None else (entry.layer, *entry.start)
+        spec = dataclasses.replace(entry, key="", shard=0, layer=None, start=())  # what decides about the program
+        return np.asarray(_fold(self._leaves[entry.leaf], np.array(start, np.int32), spec, dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _fold(leaf: jax.Array, start: jax.Array, entry: Entry, dtype: np.dtype) -> jax.Array:
+    size = (1,) * (leaf.ndim - len(entry.piece)) + entry.piece
+    return entry.fold(jax.lax.dynamic_slice(leaf, tuple(start), size).reshape(entry.piece)).astype(dtype)
+
+
+def leaves_of(tree: Any) -> dict[str, Any]:
+    """A tree of nested mappings as one mapping of paths such as 'layers/attention/q'."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes `leaves_of`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree

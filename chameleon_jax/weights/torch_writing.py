@@ -1,0 +1,95 @@
+"""Torch's checkpoint files, written without torch and tensor by tensor. Their form: see `torch_files.py`."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from chameleon_jax.weights.torch_files import STORAGES, row_major
+
+_ALIGNMENT = 64  # of tensors, as torch does
+_CHUNK = 4 << 20  # bytes: still in the processor's cache when they are written after the checksum
+
+
+def write_torch_file(
+    path: str | Path,
+    specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    value: Callable[[str], np.ndarray],
+    progress: Callable[[int], None] = lambda size: None,
+    top: str | None = None,
+) -> None:
+    """Writes a dictionary of tensors that `torch.load` reads, also with `weights_only=True` or `mmap=True`.
+
+    Args:
+      path: the file; it is overwritten, and left half written if something goes wrong (see `files.new_file`).
+      specs: shape and type of each tensor, by key, in the order of the file.
+      value: gives the tensor of a key. Called once for each, in order, and no tensor is kept longer than its turn.
+      progress: told the bytes of each tensor that was written.
+      top: the dictionary is put under this key of another one, as 'state_dict' often is.
+
+    Raises:
+      ValueError: if torch has no such type, or `value` gives another shape or type than `specs`.
+      OSError: if the file cannot be written.
+    """
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(specs, top))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        for number, (key, (shape, dtype)) in enumerate(specs.items()):
+            progress(_write_tensor(archive, file.tell(), number, _checked(value(key), key, shape, dtype)))
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+
+
+def _checked(array: np.ndarray, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if array.shape != tuple(shape) or array.dtype != dtype:
+        raise ValueError(f"{key} was announced as {dtype} {tuple(shape)}, but is {array.dtype} {array.shape}")
+    return array
+
+
+def _write_tensor(archive: zipfile.ZipFile, position: int, number: int, array: np.ndarray) -> int:
+    member = zipfile.ZipInfo(f"archive/data/{number}")
+    # Padding before the data, in an extra field of the header like torch's own. 20 bytes are the long sizes (zip64),
+    # which are always written: the length of the header is then known.
+    padding = -(position + 30 + len(member.filename) + 4 + 20) % _ALIGNMENT
+    member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    with archive.open(member, "w", force_zip64=True) as stream:
+        for start in range(0, data.size, _CHUNK):
+            stream.write(data[start : start + _CHUNK])
+    return data.size
+
+
+def _pickled(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], top: str | None = None) -> bytes:
+    """The pickle of a dictionary of tensors, spelled out: Python would want to import torch to write its names."""
+    names = {dtype: name for name, dtype in STORAGES.items()}
+    empty = _named("collections OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    parts = [pickle.EMPTY_DICT + pickle.MARK]
+    for number, (key, (shape, dtype)) in enumerate(specs.items()):
+        if np.dtype(dtype) not in names:
+            raise ValueError(f"{key}: torch files have no type {dtype}; expected one of {', '.join(map(str, names))}")
+        shape = tuple(map(int, shape))
+        parts += [
+            _plain(key),
+            _named("torch._utils _rebuild_tensor_v2") + pickle.MARK,
+            pickle.MARK + _plain("storage") + _named(f"torch {names[np.dtype(dtype)]}") + _plain(str(number)),
+            _plain("cpu") + _plain(math.prod(shape)) + pickle.TUPLE + pickle.BINPERSID,
+            _plain(0) + _plain(shape) + _plain(row_major(shape)) + pickle.NEWFALSE + empty,
+            pickle.TUPLE + pickle.REDUCE,
+        ]
+    content = b"".join([*parts, pickle.SETITEMS])
+    if top is not None:
+        content = pickle.EMPTY_DICT + _plain(top) + content + pickle.SETITEM
+    return pickle.PROTO + b"\2" + content + pickle.STOP
+
+
+def _named(name: str) -> bytes:
+    return pickle.GLOBAL + name.replace(" ", "\n").encode() + b"\n"
+
+
+def _plain(value: str | int | tuple[int, ...]) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]  # without the start and the end
