@@ -15,9 +15,6 @@ from chameleon_jax.config import ImageTokenizerConfig
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
-DECODER_PARTS = ("decoder", "post_quant_conv")
-"""Parts of the parameter tree that only decoding needs; some released weights come without them."""
-
 
 def space_to_depth(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B h2 w2 c2"]:
     """Folds squares of `side` x `side` pixels into channels."""

@@ -21,7 +21,7 @@ from chameleon_jax.files import (
     save_arrays,
     write_json,
 )
-from chameleon_jax.models.vq import DECODER_PARTS, VQModel
+from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, TextTokenizer
 from chameleon_jax.tokens.text_json import JSONTokenizer
@@ -263,7 +263,7 @@ def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = Tru
     """Shapes of the image tokenizer's parameters."""
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
     abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
-    return {name: part for name, part in abstract.items() if with_decoder or name not in DECODER_PARTS}
+    return {name: part for name, part in abstract.items() if with_decoder or name != "decoder"}
 
 
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:

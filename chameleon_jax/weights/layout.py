@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
-from chameleon_jax.models.vq import DECODER_PARTS, VQModel
+from chameleon_jax.models.vq import VQModel
 
 Layout = Literal["meta", "H0", "H1", "H2"]
 """'meta': Meta's own files. 'H1': transformers since 4.43. 'H0': the earlier fork that Anole ships; it keeps Meta's
@@ -225,4 +225,5 @@ def _vq_key(leaf: str) -> str:
 
 
 def is_decoder(entry: Entry) -> bool:
-    return entry.leaf.split("/")[0] in DECODER_PARTS
+    """Whether it is of the image decoder, which Hugging Face's releases leave out."""
+    return entry.leaf.startswith("decoder/")
