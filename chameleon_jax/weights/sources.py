@@ -6,12 +6,14 @@ Files are read piece by piece: onto the devices of a mesh, or into a file of ano
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,9 @@ from chameleon_jax.files import FileError
 from chameleon_jax.weights.layout import IGNORED, Entry, swap_pairs
 from chameleon_jax.weights.stored import BFLOAT16, FLOATS, Tensor, all_finite
 
-STRIP = 32 << 20
-"""Bytes of a file that are looked at, cast and moved at a time."""
+STRIP = 2 << 20
+"""Bytes of a file that are looked at, cast and moved at a time by one of `THREADS`: what a core caches."""
+THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 256 << 20
 """Bytes that are sent to an accelerator at a time."""
 
@@ -154,7 +157,7 @@ class FileWeights:
         """Loads leaves onto their devices.
 
         Every process reads only what its own devices hold. In its memory beyond the arrays are at most `CHUNK` bytes
-        on their way to a device, and `STRIP` bytes of the file.
+        on their way to a device, and some `STRIP` bytes of the file.
 
         Args:
           abstract: shape, type and sharding of each leaf, by path. Leaves without a sharding go to the first device.
@@ -192,9 +195,27 @@ class FileWeights:
                     jax.block_until_ready([buffers[device] for device in devices])
         return jax.make_array_from_single_device_arrays(target.shape, sharding, [buffers[device] for device in regions])
 
-    def _assemble(self, leaf: str, bounds: tuple[tuple[int, int], ...], dtype: np.dtype, progress: Progress):
+    def _assemble(
+        self, leaf: str, bounds: tuple[tuple[int, int], ...], dtype: np.dtype, progress: Progress
+    ) -> np.ndarray:
         """The region `bounds` of a leaf, read from its files."""
         out = _aligned_empty([high - low for low, high in bounds], dtype)
+
+        def move(strip: _Strip) -> int:
+            _require_finite(strip.values, strip.tensor)
+            values = strip.values.astype(dtype, copy=False)
+            if strip.entry.rotary:
+                values = swap_pairs(values, strip.entry.rotary_axis, pairs_last=True)
+            _copy(strip.place, values)
+            return strip.values.nbytes
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for size in pool.map(move, self._strips(leaf, bounds, out)):
+                progress(size)
+        return out
+
+    def _strips(self, leaf: str, bounds: tuple[tuple[int, int], ...], out: np.ndarray) -> Iterator[_Strip]:
+        """What fills `out`, the region `bounds` of a leaf."""
         stacked = (leaf, None) not in self._pieces
         inner = bounds[1:] if stacked else bounds
         origin = [low for low, _ in inner]
@@ -209,14 +230,14 @@ class FileWeights:
                 place = place[_slices(low, high, origin)].transpose(entry.axes)
                 step = max(1, STRIP // max(1, stored[0].nbytes))
                 for first in range(0, len(stored), step):
-                    strip = stored[first : first + step]
-                    _require_finite(strip, tensor)
-                    strip = strip.astype(dtype, copy=False)
-                    if entry.rotary:
-                        strip = swap_pairs(strip, entry.rotary_axis, pairs_last=True)
-                    _copy(place[first : first + step], strip)
-                    progress(strip.size * tensor.dtype.itemsize)
-        return out
+                    yield _Strip(entry, tensor, stored[first : first + step], place[first : first + step])
+
+
+class _Strip(NamedTuple):
+    entry: Entry
+    tensor: Tensor
+    values: np.ndarray  # as they are stored, axes apart
+    place: np.ndarray  # where they go, its axes in the same order
 
 
 def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""The YAML files of the released models are those models: parameter counts to the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, find_configs, read_config
+from chameleon_jax.tokens.documents import abstract_image_params
+from chameleon_jax.weights.checkpoint import abstract_params
+from chameleon_jax.weights.layout import image_tokenizer_entries, transformer_entries
+
+MODELS = find_configs() / "models"
+
+
+def count(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("chameleon_7b", 7_013_158_912), ("chameleon_34b", 34_293_522_432)])
+def test_transformer_has_the_released_number_of_parameters(name, parameters):
+    assert count(abstract_params(read_config(TransformerConfig, MODELS / f"{name}.yaml"))) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("chameleon_7b", 7_013_666_816), ("chameleon_34b", 34_294_308_864)])
+def test_huggingface_files_have_the_released_number_of_parameters(name, parameters):
+    config = read_config(TransformerConfig, MODELS / f"{name}.yaml")
+    assert sum(math.prod(entry.stored) for entry in transformer_entries(config, "H1")) == parameters
+
+
+def test_image_tokenizer_has_the_released_number_of_parameters_and_tensors():
+    config = read_config(ImageTokenizerConfig, MODELS / "image_tokenizer.yaml")
+    assert count(abstract_image_params(config)) == 68_718_467
+    assert count(abstract_image_params(config, with_decoder=False)) == 29_423_616
+    assert len(image_tokenizer_entries(config)) == 293
+    assert (config.codes_per_image, config.num_codes) == (1024, 8192)
+
+
+def test_files_say_what_the_defaults_are():
+    seven = read_config(TransformerConfig, MODELS / "chameleon_7b.yaml")
+    ours = {"dropout": 0.0, "compute_dtype": "float32", "remat": "none"}
+    assert dataclasses.replace(seven, **ours) == TransformerConfig()
+    assert read_config(ImageTokenizerConfig, MODELS / "image_tokenizer.yaml") == ImageTokenizerConfig()
