@@ -2,7 +2,7 @@
 
     import chameleon_jax
 
-    model = chameleon_jax.load("out/demo/run")
+    model = chameleon_jax.load("out/demo")  # or a folder in Hugging Face's or Meta's format
     model.generate([chameleon_jax.open_image("digit.png"), " Which digit is this?"])
 
 Names are imported when they are first used, so that importing the package is quick and the model itself runs where
@@ -15,16 +15,21 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "chameleon_jax.chameleon": ("Chameleon", "load"),
+    "chameleon_jax.chameleon": ("CannotDraw", "Chameleon", "load"),
     "chameleon_jax.config": (
-        "ConfigError", "GenerationConfig", "ImageTokenizerConfig", "SamplingConfig", "TrainConfig", "TransformerConfig",
-        "read_config",
+        "ConfigError", "GenerationConfig", "ImageTokenizerConfig", "MeshConfig", "PreprocessingConfig",
+        "SamplingConfig", "TrainConfig", "TransformerConfig", "read_config",
     ),
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
     "chameleon_jax.errors": ("ChameleonError",),
     "chameleon_jax.files": ("FileError",),
     "chameleon_jax.models.transformer": ("KVCache", "Transformer"),
     "chameleon_jax.models.vq": ("VQModel",),
+    "chameleon_jax.sharding": ("make_mesh",),
+    "chameleon_jax.tokens.image": ("NoImageDecoder",),
+    "chameleon_jax.tokens.vocabulary": ("Vocabulary",),
+    "chameleon_jax.weights.checkpoint": ("ConversionError",),
+    "chameleon_jax.weights.formats": ("open_checkpoint", "write_checkpoint"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

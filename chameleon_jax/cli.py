@@ -84,6 +84,12 @@ def _commands() -> dict[str, _Command]:
             ),
             count=(2, 2),
         ),
+        "bench": _Command(
+            "measure speed and memory; prints JSON", configs.BenchCommand,
+            lazily("chameleon_jax.commands", "bench"), "WHAT", "weights",
+            ("WHAT           weights: converting a checkpoint beside copying it, and the memory that loading takes",),
+            count=(1, 1),
+        ),
         "inspect": _Command(
             "say what a model folder holds, and what it lacks", configs.InspectCommand,
             lazily("chameleon_jax.commands", "inspect"), "PATH", "models/chameleon-7b",

@@ -26,7 +26,7 @@ LAYERS = (
     ("weights",),
     ("chameleon",),
     ("data_pipeline",),
-    ("commands", "demo", "cli"),
+    ("commands", "bench", "demo", "cli"),
 )
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "files", "progress", "array_types", "errors"}
 OPEN_TO_MODELS = {"config", "array_types", "models"}

@@ -12,6 +12,7 @@ from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, find_c
 from chameleon_jax.tokens.documents import abstract_image_params
 from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import image_tokenizer_entries, transformer_entries
+from chameleon_jax.weights.meta import feed_forward_width, meta_params
 
 MODELS = find_configs() / "models"
 
@@ -44,3 +45,18 @@ def test_files_say_what_the_defaults_are():
     ours = {"dropout": 0.0, "compute_dtype": "float32", "remat": "none"}
     assert dataclasses.replace(seven, **ours) == TransformerConfig()
     assert read_config(ImageTokenizerConfig, MODELS / "image_tokenizer.yaml") == ImageTokenizerConfig()
+
+
+@pytest.mark.parametrize(
+    ("dim", "width"), [(512, 1536), (1024, 2816), (2048, 5632), (4096, 11008), (5120, 13824), (8192, 22016)]
+)
+def test_feed_forward_width_follows_metas_rule(dim, width):
+    """V5."""
+    assert feed_forward_width(dim, None, 256) == width
+    assert feed_forward_width(dim, 1.0, 256) == width
+
+
+@pytest.mark.parametrize("width", [1, 40, 341, 342, 1000, 1536, 5000])
+def test_any_feed_forward_width_can_be_said_in_metas_words(width):
+    said = meta_params(TransformerConfig(d_model=512, num_heads=4, num_kv_heads=4, mlp_dim=width))
+    assert feed_forward_width(512, said["ffn_dim_multiplier"], said["multiple_of"]) == width

@@ -22,9 +22,10 @@ from chameleon_jax.config.training import (
     TextTokenizerConfig,
     TrainConfig,
 )
-from chameleon_jax.config.weights import ConvertCommand, InspectCommand
+from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand
 
 __all__ = [
+    "BenchCommand",
     "CheckpointConfig",
     "ConfigError",
     "ConvertCommand",

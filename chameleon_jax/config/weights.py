@@ -1,11 +1,11 @@
-"""Conversion between formats."""
+"""Conversion between formats, and measuring."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.models import DType
+from chameleon_jax.config.models import DType, TransformerConfig
 from chameleon_jax.config.reading import require
 
 
@@ -33,3 +33,20 @@ class InspectCommand:
 
     json: bool = False
     """One JSON object instead of lines for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchCommand:
+    """What `chameleon bench` measures."""
+
+    model: TransformerConfig = TransformerConfig(
+        d_model=2048, num_layers=16, num_heads=16, num_kv_heads=16, mlp_dim=5632
+    )
+    """Sizes of the model; by default 1.1 billion parameters."""
+    repeats: int = 3
+    """Turns; medians are given."""
+    folder: str = "out/bench"
+    """Scratch folder, removed at the end."""
+
+    def __post_init__(self):
+        require(self.repeats > 0, "repeats", self.repeats, "must be at least 1")

@@ -278,7 +278,7 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
         name = "consolidated.pth" if shards == 1 else f"consolidated.{shard:02d}.pth"
         own = {entry.key: entry for entry in entries if entry.shard == shard}
         _write_shard(folder / name, own, checkpoint, dtype, progress)
-    write_json(folder / "params.json", {"model": _params(config)})
+    write_json(folder / "params.json", {"model": meta_params(config)})
     short = "bf16" if str(dtype) == "bfloat16" else "fp32"
     write_json(folder / "consolidate_params.json", {"dtype": short, "model_parallel_size": shards, "on_gpu": False})
 
@@ -306,7 +306,8 @@ def _write_shard(
     write_torch_file(path, specs, value, progress)
 
 
-def _params(config: TransformerConfig) -> dict[str, Any]:
+def meta_params(config: TransformerConfig) -> dict[str, Any]:
+    """The sizes as the keys of params.json."""
     multiple_of, multiplier = 256, None
     if feed_forward_width(config.d_model, None, multiple_of) != config.mlp_dim:
         # The rule ends with rounding up to a multiple, so that this gives any width.
