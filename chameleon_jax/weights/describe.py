@@ -8,6 +8,7 @@ import numpy as np
 
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.layout import image_tokenizer_entries, leaf_shapes
+from chameleon_jax.weights.sources import Weights
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "transformer": f"{config.num_layers} layers, width {config.d_model}, {config.num_heads} heads"
         f" ({config.num_kv_heads} for keys and values) of {config.head_dim}, feed-forward {config.mlp_dim}",
         "parameters": count_parameters(checkpoint),
-        "type": str(checkpoint.weights.dtype),
+        "type": _types(checkpoint.weights),
         "gigabytes": round(checkpoint.weights.nbytes / 1e9, 3),
         "norms": f"{'before' if config.norm_order == 'pre' else 'after'} each branch ({config.norm_order}); QK-norm "
         + (f"with {config.qk_norm_groups} rows" if config.qk_norm else "off"),
@@ -41,7 +42,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         decoder = "without decoder" if "decoder" in checkpoint.missing else "with decoder"
         found["image_tokenizer"] = (
             f"{image.resolution} x {image.resolution} pixels to {image.codes_per_image} codes of {image.num_codes}, "
-            f"{decoder}, {checkpoint.image_weights.dtype}"
+            f"{decoder}, {_types(checkpoint.image_weights)}"
         )
     heads = {True: "was trained on pictures", False: "was not trained on pictures (they were taken out of the weights)"}
     found["output_layer"] = heads.get(checkpoint.image_head_trained, "nothing says whether it learned to draw")
@@ -51,6 +52,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.warnings:
         found["warnings"] = checkpoint.warnings
     return found
+
+
+def _types(weights: Weights) -> str:
+    """'bfloat16', or how many tensors there are of each type if there are several."""
+    if len(weights.dtypes) == 1:
+        return next(iter(weights.dtypes))
+    return ", ".join(f"{dtype} ({count} tensors)" for dtype, count in weights.dtypes.items())
 
 
 def count_parameters(checkpoint: Checkpoint) -> str:

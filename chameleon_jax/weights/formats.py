@@ -51,7 +51,11 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
     elif found:
         checkpoint = open_huggingface(folder)
     else:
-        hint = "its training has not finished" if (folder / "checkpoints").exists() else _EXPECTED
+        hint = _EXPECTED
+        if (folder / "checkpoints").exists():
+            hint = "its training has not finished"
+        elif any(folder.glob("model-*.safetensors")):
+            hint = "there are safetensors, but no model.safetensors.index.json; download it too"
         raise FileError(f"{folder}: is not a model folder ({hint})")
     if image_tokenizer is not None:
         checkpoint = _with_image_tokenizer(checkpoint, Path(image_tokenizer))

@@ -37,6 +37,7 @@ class OrbaxWeights:
     def __init__(self, path: Path, abstract: Any, dtype: np.dtype):
         check_arrays(path, abstract)
         self._path, self._abstract, self.dtype = path, leaves_of(abstract), dtype
+        self.dtypes = {str(dtype): len(self._abstract)}
         self.nbytes = sum(int(np.prod(leaf.shape)) * dtype.itemsize for leaf in self._abstract.values())
 
     def __contains__(self, leaf: str) -> bool:

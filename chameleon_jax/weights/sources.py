@@ -42,10 +42,12 @@ class Weights(Protocol):
 
     Attributes:
       dtype: the widest type among them.
+      dtypes: how many tensors there are of each type.
       nbytes: their size as they are kept.
     """
 
     dtype: np.dtype
+    dtypes: Mapping[str, int]
     nbytes: int
 
     def __contains__(self, leaf: str) -> bool:
@@ -115,18 +117,14 @@ def refuse_unknown(extra: list[str], where: str | Path) -> None:
 
 
 class FileWeights:
-    """Weights in files.
-
-    Attributes:
-      dtype: the widest type among them.
-      nbytes: their size as they are stored.
-    """
+    """Weights in files, each tensor wherever it lies."""
 
     def __init__(self, tensors: Mapping[Entry, Tensor]):
         self._pieces: dict[tuple[str, int | None], list[tuple[Entry, Tensor]]] = collections.defaultdict(list)
         for entry, tensor in tensors.items():
             self._pieces[entry.leaf, entry.layer].append((entry, tensor))
         self.dtype = max((tensor.dtype for tensor in tensors.values()), key=lambda dtype: dtype.itemsize)
+        self.dtypes = collections.Counter(str(tensor.dtype) for tensor in tensors.values())
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def __contains__(self, leaf: str) -> bool:
@@ -291,6 +289,7 @@ class MemoryWeights:
     def __init__(self, leaves: Mapping[str, jax.Array]):
         self._leaves = leaves
         self.dtype = np.dtype(max((leaf.dtype for leaf in leaves.values()), key=lambda dtype: dtype.itemsize))
+        self.dtypes = collections.Counter(str(leaf.dtype) for leaf in leaves.values())
         self.nbytes = sum(leaf.nbytes for leaf in leaves.values())
 
     def __contains__(self, leaf: str) -> bool:
