@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chameleon_jax.config import DType, GenerationConfig, PreprocessingConfig, TransformerConfig, require
-from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
@@ -44,7 +43,7 @@ class Chameleon:
     Attributes:
       config: sizes of the Transformer.
       params: its parameter tree.
-      tokenizer: text tokenizer, image tokenizer and vocabulary; None if the model came without any.
+      tokenizer: text tokenizer, image tokenizer and vocabulary, with what there is of them.
       missing: what of 'text', 'image', 'decoder' and 'vocabulary' the model came without, and why.
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so. Set it to True
         to have pictures drawn all the same.
@@ -54,33 +53,26 @@ class Chameleon:
         self,
         config: TransformerConfig,
         params: Any,
-        tokenizer: DocumentTokenizer | None,
+        tokenizer: DocumentTokenizer | None = None,
         *,
         missing: Mapping[str, str] | None = None,
         image_head_trained: bool | None = None,
     ):
         self.config = config
         self.params = params
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer or DocumentTokenizer(None, None, None, missing=missing)
         self.missing = dict(missing or {})
         self.image_head_trained = image_head_trained
-
-    def _tokenizer(self) -> DocumentTokenizer:
-        if self.tokenizer is None:
-            raise DocumentError(f"this model has no tokenizer: {self.missing.get('vocabulary', 'none was given')}")
-        return self.tokenizer
 
     @property
     def vocabulary(self) -> Vocabulary:
         """Which ids are text, image codes and special tokens. Raises `DocumentError` without a tokenizer."""
-        return self._tokenizer().vocabulary
+        return self.tokenizer.need("vocabulary")
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
         """The VQGAN: `encode_pixels`, `decode_codes`. Raises `DocumentError` if the model came without."""
-        if self._tokenizer().image is None:
-            raise DocumentError(f"this model has no image tokenizer: {self.missing.get('image', 'none was given')}")
-        return self._tokenizer().image
+        return self.tokenizer.need("image")
 
     def encode(self, document: Document) -> np.ndarray:
         """Ids int32 `[n]` of a document, without begin and end of sequence.
@@ -88,11 +80,11 @@ class Chameleon:
         Raises:
           DocumentError: if a segment cannot be encoded, or the tokenizer it needs is missing.
         """
-        return self._tokenizer().encode(document)
+        return self.tokenizer.encode(document)
 
     def decode(self, ids: np.ndarray) -> Document:
         """The document that `ids` stand for."""
-        return self._tokenizer().decode(ids)
+        return self.tokenizer.decode(ids)
 
     def tokenize_images(self, images: Sequence[Image]) -> np.ndarray:
         """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode; not ids of the vocabulary."""
@@ -123,8 +115,8 @@ class Chameleon:
     @property
     def why_no_pictures(self) -> str | None:
         """Why this model cannot draw and what to do about it; None if it can."""
-        if self.tokenizer is None or self.tokenizer.image is None:
-            return f"it has no image tokenizer ({self.missing.get('image', 'none was given')})"
+        if self.tokenizer.image is None:
+            return f"it has no image tokenizer ({self.tokenizer.missing['image']})"
         if not self.tokenizer.image.can_decode:
             return (
                 "it has no image decoder, as Hugging Face's releases. Give the folder `tokenizer` of Meta's release: "
@@ -152,7 +144,7 @@ class Chameleon:
         if not documents:
             return []
         config = self._with_mode(config or GenerationConfig())
-        tokenizer, vocabulary = self._tokenizer(), self.vocabulary
+        tokenizer, vocabulary = self.tokenizer, self.vocabulary
         begin = [vocabulary.begin_image] if config.mode == "image" else []
         turn = [vocabulary.end_of_turn] if config.form == "chat" else []
         prompts = [
@@ -162,7 +154,7 @@ class Chameleon:
         codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
-            dataclasses.replace(config, seed=0),  # the keys carry the seed; another one must not compile anew
+            dataclasses.replace(config, seed=0, form="completion"),  # in keys and prompts already: not to compile anew
             self.params,
             ModalityRules.build(vocabulary, codes_per_image, self.config.vocab_size),
             make_prompts(prompts, vocabulary, config),
@@ -180,7 +172,7 @@ class Chameleon:
         if config.mode != "text" and why_not:
             raise CannotDraw(f"mode = {config.mode!r}: this model cannot draw: {why_not}")
         if config.mode == "image":
-            needed = self._tokenizer().image_block - 1
+            needed = self.tokenizer.image_block - 1
             require(
                 config.max_new_tokens >= needed, "max_new_tokens", config.max_new_tokens, f"one picture needs {needed}"
             )
@@ -205,7 +197,7 @@ class Chameleon:
           ConversionError: if the format cannot hold the model.
           FileError: if the folder is something else than a model, or cannot be written.
         """
-        image = self.tokenizer.image if self.tokenizer is not None else None
+        image = self.tokenizer.image
         checkpoint = Checkpoint(
             folder=Path(folder),
             format="chameleon",
@@ -215,8 +207,8 @@ class Chameleon:
             image_config=image.config if image else None,
             image_weights=MemoryWeights(leaves_of(image.params)) if image else None,
             preprocessing=image.preprocessing if image else PreprocessingConfig(),
-            vocabulary=self.tokenizer.vocabulary if self.tokenizer is not None else None,
-            text=self.tokenizer.text if self.tokenizer is not None else None,
+            vocabulary=self.tokenizer.vocabulary,
+            text=self.tokenizer.text,
             missing=self.missing,
             image_head_trained=self.image_head_trained,
         )

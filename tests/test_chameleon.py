@@ -5,19 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import random_picture, scrambled_tokenizer, transformer_for, transformer_params
+from tiny_models import (
+    _random_like,
+    random_picture,
+    released_json,
+    scrambled_tokenizer,
+    transformer_for,
+    transformer_params,
+)
 
-from chameleon_jax.chameleon import Chameleon, load
-from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
+from chameleon_jax import chameleon
+from chameleon_jax.chameleon import CannotDraw, Chameleon, load
+from chameleon_jax.config import (
+    ConfigError,
+    GenerationConfig,
+    ImageTokenizerConfig,
+    PreprocessingConfig,
+    SamplingConfig,
+    TransformerConfig,
+)
 from chameleon_jax.document import DocumentError
 from chameleon_jax.files import FileError
 from chameleon_jax.generation import engine
+from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder, to_image, to_pixels
+from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
+from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
 CONFIG = GenerationConfig(max_new_tokens=24, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
@@ -204,3 +227,397 @@ def test_damaged_part_is_named(saved, tmp_path, name, damage):
         path.unlink()
     with pytest.raises(FileError, match=name):
         load(folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models of every format, and models of which a part is missing
+# ----------------------------------------------------------------------------------------------------------------------
+
+FORMATS = ("chameleon", "huggingface", "meta")
+DOCUMENT = ["The dog jumps over ", random_picture(1, (8, 8)), "Zürich, 数字 and\n\tnothing ", random_picture(2, (8, 8))]
+GREEDY = SamplingConfig(temperature=0.0)
+ANSWER = GenerationConfig(
+    mode="text", max_new_tokens=6, text=GREEDY, image=GREEDY, text_guidance=1.0, image_guidance=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def released() -> Chameleon:
+    """A model of everything that the released ones have, only small: 4 x 4 codes a picture."""
+    text = JSONTokenizer(released_json())
+    vocabulary = vocabulary_from_json(text.json, "released_tokenizer.json")
+    config = TransformerConfig(
+        vocab_size=vocabulary.size + 3, d_model=32, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=40,
+        qk_norm_groups=2, norm_order="swin",
+    )  # fmt: skip
+    sizes = ImageTokenizerConfig(
+        resolution=8, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8, code_dim=8,
+        num_codes=16,
+    )  # fmt: skip
+    abstract = jax.eval_shape(VQModel(sizes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    here = jax.devices()[0]  # where `load` puts parameters; what is compiled for those serves these
+    image = ImageTokenizer(sizes, jax.device_put(_random_like(abstract, 0, std=0.2), here))
+    params = jax.device_put(transformer_params(config), here)
+    return Chameleon(config, params, DocumentTokenizer(text, image, vocabulary))
+
+
+@pytest.fixture(scope="module")
+def folders(released, tmp_path_factory) -> Path:
+    """The model in a folder for each format."""
+    root = tmp_path_factory.mktemp("formats")
+    for format in FORMATS:
+        released.save(root / format, format)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bare(released) -> Chameleon:
+    """The Transformer without any tokenizer."""
+    return Chameleon(released.config, released.params, None)
+
+
+@pytest.fixture(scope="module")
+def no_decoder(folders, tmp_path_factory) -> Path:
+    """A folder as Hugging Face's releases are."""
+    folder = shutil.copytree(folders / "huggingface", tmp_path_factory.mktemp("released") / "huggingface")
+    shutil.rmtree(folder / "image_decoder")
+    return folder
+
+
+class Received(Exception):
+    """What the engine was called with."""
+
+
+def received(model: Chameleon, monkeypatch, document: list, **changes: Any) -> tuple[GenerationConfig, np.ndarray]:
+    """The config and the one prompt that the engine gets."""
+
+    def generate_ids(model_config, config, params, rules, prompts, keys, **ids):
+        raise Received(config, np.asarray(prompts.ids)[0, int(prompts.first_slot[0]) :])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chameleon, "generate_ids", generate_ids)
+        with pytest.raises(Received) as caught:
+            model.generate(document, dataclasses.replace(ANSWER, **changes))
+    return caught.value.args
+
+
+def assert_same_tree(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_opens_as_the_saved_model(released, folders, format):
+    loaded = load(folders / format)
+    assert loaded.config == released.config
+    assert_same_tree(loaded.params, released.params)
+    assert loaded.image_tokenizer.config == released.image_tokenizer.config
+    assert_same_tree(loaded.image_tokenizer.params, released.image_tokenizer.params)
+    assert loaded.vocabulary.to_dict() == released.vocabulary.to_dict()
+    assert (loaded.missing, loaded.image_head_trained) == ({}, None)
+    np.testing.assert_array_equal(loaded.encode(DOCUMENT), released.encode(DOCUMENT))
+
+
+def test_pictures_become_codes_and_codes_pictures(released):
+    pictures = [random_picture(3, (8, 8)), random_picture(4, (30, 17)), random_picture(5, (9, 40), "L")]
+    codes = released.tokenize_images(pictures)
+    assert (codes.shape, codes.dtype) == ((3, 16), np.int32)
+    assert 0 <= codes.min() <= codes.max() < 16
+    assert len(np.unique(codes)) > 4
+    pixels = np.stack([to_pixels(picture, 8) for picture in pictures])
+    np.testing.assert_array_equal(released.image_tokenizer.encode_pixels(pixels), codes)
+    decoded = released.image_tokenizer.decode_codes(codes)
+    assert (decoded.shape, decoded.dtype) == ((3, 8, 8, 3), np.float32)
+    drawn = released.detokenize_images(codes)
+    assert [picture.tobytes() for picture in drawn] == [to_image(pixels).tobytes() for pixels in decoded]
+    assert len({picture.tobytes() for picture in drawn}) == 3
+
+
+def test_documents_come_back_from_their_ids(released):
+    ids = released.encode(DOCUMENT)
+    vocabulary = released.vocabulary
+    assert (ids.ndim, ids.dtype) == (1, np.int32)
+    assert (ids == vocabulary.begin_image).sum() == (ids == vocabulary.end_image).sum() == 2
+    begin = int(np.argmax(ids == vocabulary.begin_image))
+    assert ids[begin + 17] == vocabulary.end_image
+    codes = released.tokenize_images([DOCUMENT[1], DOCUMENT[3]])
+    np.testing.assert_array_equal(ids[begin + 1 : begin + 17], vocabulary.image_ids[codes[0]])
+    expected = [DOCUMENT[0], released.detokenize_images(codes)[0], DOCUMENT[2], released.detokenize_images(codes)[1]]
+    assert frozen([released.decode(ids)]) == frozen([expected])
+
+
+def test_logits_are_the_transformers_and_nothing_is_masked(released):
+    ids = np.concatenate([[released.vocabulary.bos], released.encode(DOCUMENT)])[None]
+    logits = released.logits(ids)
+    assert (logits.shape, logits.dtype) == ((*ids.shape, released.config.vocab_size), np.float32)
+    assert np.isfinite(logits).all()
+    expected = jax.jit(Transformer(released.config).apply)({"params": released.params}, jnp.asarray(ids))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[0, 460]], "ids from 0 to 460: must be from 0 to 459"),
+        ([[-1, 5]], "ids from -1 to 5: must be from 0 to 459"),
+        ([0, 5], r"shape \(2,\): expected whole numbers \[batch, length\]"),
+        ([[[0, 5]]], r"shape \(1, 1, 2\): expected whole numbers"),
+        ([[0.0, 5.0]], "ids of type float64"),
+    ],
+)
+def test_logits_of_what_are_no_ids_are_refused(released, ids, message):
+    """JAX would take the last row of the embedding without a word."""
+    with pytest.raises(ValueError, match=message):
+        released.logits(np.array(ids))
+
+
+def test_chat_puts_an_end_of_turn_after_the_prompt(released, monkeypatch):
+    vocabulary = released.vocabulary
+    ids = released.encode(DOCUMENT).tolist()
+    _, plain = received(released, monkeypatch, DOCUMENT)
+    config, chat = received(released, monkeypatch, DOCUMENT, form="chat")
+    _, drawing = received(released, monkeypatch, DOCUMENT, form="chat", mode="image", max_new_tokens=40)
+    assert plain.tolist() == [vocabulary.bos, *ids]
+    assert chat.tolist() == [vocabulary.bos, *ids, vocabulary.end_of_turn]
+    assert drawing.tolist() == [vocabulary.bos, *ids, vocabulary.end_of_turn, vocabulary.begin_image]
+    assert config.mode == "text"
+    for form, prompt in (("completion", plain), ("chat", chat)):
+        np.testing.assert_array_equal(released.tokenizer.encode_prompt(DOCUMENT, form), prompt)
+
+
+def test_greedy_answer_is_what_the_logits_say(released):
+    """Through the whole machine: prompt, cache, masks and decoding, against one forward pass a token."""
+    prompt = released.tokenizer.encode_prompt(DOCUMENT, "chat").tolist()
+    allowed = np.full(released.config.vocab_size, -np.inf)
+    allowed[released.vocabulary.text_ids] = allowed[released.vocabulary.eos] = 0
+    answer: list[int] = []
+    for _ in range(ANSWER.max_new_tokens):
+        ids = np.zeros((1, len(prompt) + ANSWER.max_new_tokens), np.int32)
+        ids[0, : len(prompt) + len(answer)] = prompt + answer
+        answer.append(int(np.argmax(released.logits(ids)[0, len(prompt) + len(answer) - 1] + allowed)))
+        if answer[-1] == released.vocabulary.eos:
+            break
+    assert len(set(answer)) > 1
+    assert released.generate(DOCUMENT, dataclasses.replace(ANSWER, form="chat")) == released.decode(np.array(answer))
+
+
+def test_auto_draws_where_the_model_can(released, no_decoder, monkeypatch):
+    assert released.why_no_pictures is None
+    assert received(released, monkeypatch, DOCUMENT, mode="auto")[0].mode == "interleaved"
+    assert received(load(no_decoder), monkeypatch, DOCUMENT, mode="auto")[0].mode == "text"
+
+
+def test_model_without_a_decoder_reads_pictures_and_writes_text(released, no_decoder):
+    model = load(no_decoder)
+    assert model.missing.keys() == {"decoder"}
+    ids = model.encode(DOCUMENT)
+    np.testing.assert_array_equal(ids, released.encode(DOCUMENT))
+    expected = released.generate(DOCUMENT, ANSWER)
+    assert model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode="auto")) == expected
+    assert all(isinstance(part, str) for part in expected)
+    for mode in ("image", "interleaved"):
+        with pytest.raises(CannotDraw, match=rf"mode = '{mode}'.*no image decoder.*image_tokenizer=") as caught:
+            model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode=mode))
+        assert "\n" not in str(caught.value)
+    for draw in (lambda: model.detokenize_images(np.zeros((1, 16), np.int32)), lambda: model.decode(ids)):
+        with pytest.raises(NoImageDecoder, match=r"without the image decoder.*image_tokenizer="):
+            draw()
+
+
+@pytest.mark.parametrize("source", ["meta/tokenizer", "meta", "huggingface", "chameleon"])
+def test_image_tokenizer_of_another_folder_repairs_it(released, folders, no_decoder, source):
+    model = load(no_decoder, image_tokenizer=folders / source)
+    assert (model.missing, model.why_no_pictures) == ({}, None)
+    assert_same_tree(model.image_tokenizer.params, released.image_tokenizer.params)
+
+
+@pytest.mark.parametrize("format", ["chameleon", "huggingface"])
+def test_model_without_a_decoder_stays_one(no_decoder, tmp_path, format):
+    write_checkpoint(open_checkpoint(no_decoder), tmp_path / "again", format)
+    again = open_checkpoint(tmp_path / "again")
+    assert again.missing.keys() == {"decoder"}
+    assert not again.load_tokenizer().image.can_decode
+
+
+def without(folders: Path, tmp_path: Path, format: str, *names: str) -> Chameleon:
+    """A model from a folder without some of its files."""
+    folder = shutil.copytree(folders / format, tmp_path / format)
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return load(folder)
+
+
+def without_names(folder: Path) -> None:
+    header = json.loads((folder / "config.json").read_text())
+    del header["vocabulary_map"]
+    (folder / "config.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("format", "missing"),
+    [("chameleon", "tokenizer"), ("huggingface", "tokenizer.json"), ("meta", "tokenizer/text_tokenizer.json")],
+)
+def test_model_without_a_tokenizer_still_computes_logits(released, folders, tmp_path, format, missing):
+    folder = shutil.copytree(folders / format, tmp_path / format)
+    if format == "huggingface":
+        without_names(folder)
+    (shutil.rmtree if (folder / missing).is_dir() else Path.unlink)(folder / missing)
+    model = load(folder)
+    ids = released.encode(DOCUMENT)[None]
+    np.testing.assert_array_equal(model.logits(ids), released.logits(ids))
+    assert {"text", "vocabulary"} <= model.missing.keys()
+    asked: list[Callable[[], Any]] = [
+        lambda: model.encode(["text"]),
+        lambda: model.decode(ids[0]),
+        lambda: model.vocabulary,
+        lambda: model.generate(["text"], ANSWER),
+    ]
+    for ask in asked:
+        with pytest.raises(DocumentError) as caught:
+            ask()
+        assert Path(missing).name in str(caught.value)
+        assert str(folder) in str(caught.value)
+
+
+def test_model_without_text_still_reads_pictures(released, folders, tmp_path):
+    """A folder of Hugging Face's names all tokens in config.json too."""
+    model = without(folders, tmp_path, "huggingface", "tokenizer.json")
+    assert model.missing.keys() == {"text"}
+    assert model.vocabulary.to_dict() == released.vocabulary.to_dict()
+    np.testing.assert_array_equal(model.encode(DOCUMENT[1::2]), released.encode(DOCUMENT[1::2]))
+    assert frozen([model.decode(model.encode(DOCUMENT[1::2]))]) == frozen(
+        [released.decode(model.encode(DOCUMENT[1::2]))]
+    )
+    for ask in (lambda: model.encode(DOCUMENT), lambda: model.decode(released.encode(DOCUMENT))):
+        with pytest.raises(DocumentError, match=r"no text tokenizer: there is no tokenizer\.json in "):
+            ask()
+
+
+def test_model_without_an_image_tokenizer_still_reads_text(released, folders, tmp_path):
+    model = without(folders, tmp_path, "meta", "tokenizer/vqgan.ckpt")
+    assert model.missing.keys() == {"image"}
+    text = DOCUMENT[::2]
+    np.testing.assert_array_equal(model.encode(text), released.encode(text))
+    assert model.generate(text, dataclasses.replace(ANSWER, mode="auto")) == released.generate(text, ANSWER)
+    for ask in (lambda: model.encode(DOCUMENT), lambda: model.tokenize_images(DOCUMENT[1::2])):
+        with pytest.raises(DocumentError, match=r"no image tokenizer: there is no vqgan\.ckpt in "):
+            ask()
+    with pytest.raises(CannotDraw, match=r"no image tokenizer \(there is no vqgan\.ckpt in "):
+        model.generate(text, dataclasses.replace(ANSWER, mode="image"))
+
+
+def test_weights_without_pictures_do_not_draw_unless_told_to(folders, tmp_path, monkeypatch):
+    """As Meta's release: the name of the run in consolidate_params.json says that pictures were taken out."""
+    folder = shutil.copytree(folders / "meta", tmp_path / "meta")
+    header = json.loads((folder / "consolidate_params.json").read_text())
+    header["src"] = "/runs/sft_v1.4/checkpoint_1200_noimggen"
+    (folder / "consolidate_params.json").write_text(json.dumps(header))
+    model = load(folder)
+    assert model.image_head_trained is False
+    for mode in ("image", "interleaved"):
+        with pytest.raises(CannotDraw, match=r"never trained on pictures.*image_head_trained = True") as caught:
+            model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode=mode))
+        assert "\n" not in str(caught.value)
+    assert received(model, monkeypatch, DOCUMENT, mode="auto")[0].mode == "text"
+    model.image_head_trained = True
+    drawn = model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode="image", max_new_tokens=20))
+    assert [part.size for part in drawn] == [(8, 8)]
+    assert received(model, monkeypatch, DOCUMENT, mode="auto")[0].mode == "interleaved"
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_known_of_the_image_head_is_kept(bare, tmp_path, trained):
+    model = Chameleon(bare.config, bare.params, None, image_head_trained=trained)
+    for format in FORMATS:
+        model.save(tmp_path / format, format)
+        assert load(tmp_path / format).image_head_trained is trained
+        for target in FORMATS:
+            write_checkpoint(open_checkpoint(tmp_path / format), tmp_path / f"{format}-{target}", target)
+            assert open_checkpoint(tmp_path / f"{format}-{target}").image_head_trained is trained
+
+
+@pytest.mark.parametrize(("old", "new"), [("chameleon", "meta"), ("meta", "huggingface"), ("huggingface", "chameleon")])
+def test_saving_replaces_an_older_model_whole(bare, folders, tmp_path, old, new):
+    folder = shutil.copytree(folders / old, tmp_path / "model")
+    (folder / "notes.txt").write_text("of the older model")
+    bare.save(folder, new)
+    opened = open_checkpoint(folder)
+    assert (opened.format, opened.text) == (new, None)
+    assert not (folder / "notes.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_into_an_empty_folder_is_fine(bare, tmp_path):
+    (tmp_path / "empty").mkdir()
+    bare.save(tmp_path / "empty", "huggingface")
+    assert open_checkpoint(tmp_path / "empty").format == "huggingface"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "photos/1.png", ".hidden"])
+def test_saving_never_replaces_anything_else(released, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(FileError, match=r"mine: is there already; choose another folder or remove it first"):
+        released.save(tmp_path / "mine")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == "{}"
+
+
+def test_saving_never_replaces_a_file(released, tmp_path):
+    (tmp_path / "mine").write_text("{}")
+    with pytest.raises(FileError, match=r"mine: is there already"):
+        released.save(tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "{}"
+
+
+def test_folder_that_holds_a_model_somewhere_inside_is_no_model(released, folders, tmp_path):
+    """The folder of a training run has a model in it, and checkpoints that are worth more."""
+    shutil.copytree(folders / "chameleon", tmp_path / "run" / "model")
+    with pytest.raises(FileError, match=r"run: is there already"):
+        released.save(tmp_path / "run")
+    assert load(tmp_path / "run").config == released.config
+
+
+def test_precision_is_chosen_when_opening(released, folders):
+    model = load(folders / "meta", dtype="bfloat16")
+    assert (model.config.param_dtype, model.config.compute_dtype) == ("bfloat16", "bfloat16")
+    assert_same_tree(model.params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), released.params))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(model.image_tokenizer.params)} == {"float32"}
+    np.testing.assert_array_equal(model.encode(DOCUMENT), released.encode(DOCUMENT))
+    ids = released.encode(DOCUMENT)[None]
+    logits = model.logits(ids)
+    assert logits.dtype == np.float32
+    model.config = dataclasses.replace(model.config, compute_dtype="float32")
+    assert not np.array_equal(logits, model.logits(ids)), "was computed in float32"
+    assert np.corrcoef(np.ravel(logits), np.ravel(released.logits(ids)))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_precision_is_that_of_the_files_by_default(bare, tmp_path, format):
+    bare.save(tmp_path / "half", format, dtype="bfloat16")
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bare.params)
+    model = load(tmp_path / "half")
+    assert (model.config.param_dtype, model.config.compute_dtype) == ("bfloat16", "bfloat16")
+    assert_same_tree(model.params, half)
+    model = load(tmp_path / "half", dtype="float32")
+    assert (model.config.param_dtype, model.config.compute_dtype) == ("float32", "float32")
+    assert_same_tree(model.params, jax.tree.map(lambda leaf: leaf.astype(np.float32), half))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_preprocessing_is_chosen_when_opening_and_kept_when_saving(released, folders, tmp_path, format):
+    """Another preprocessing gives other codes, so a model has to keep its own."""
+    style = PreprocessingConfig(style="huggingface", fit="pad", pad_colour=(0, 9, 200))
+    model = load(folders / "meta", preprocessing=style)
+    picture = random_picture(6, (40, 23))
+    expected = model.image_tokenizer.encode_pixels(to_pixels(picture, 8, style)[None])
+    np.testing.assert_array_equal(model.tokenize_images([picture]), expected)
+    assert not np.array_equal(expected, released.tokenize_images([picture]))
+    model.save(tmp_path / "model", format)
+    again = load(tmp_path / "model")
+    assert again.image_tokenizer.preprocessing == style
+    np.testing.assert_array_equal(again.tokenize_images([picture]), expected)

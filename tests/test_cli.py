@@ -8,7 +8,16 @@ import pytest
 
 from chameleon_jax.cli import main
 
-COMMANDS = ("demo", "train-text-tokenizer", "train-image-tokenizer", "prepare", "train", "generate")
+COMMANDS = (
+    "demo",
+    "train-text-tokenizer",
+    "train-image-tokenizer",
+    "prepare",
+    "train",
+    "generate",
+    "convert",
+    "inspect",
+)
 
 
 def test_help_lists_every_command(capsys):
@@ -25,6 +34,7 @@ def test_each_command_explains_its_keys(name, capsys):
     said = capsys.readouterr().out
     assert f"usage: chameleon {name}" in said
     known = {"demo": "--recipes", "generate": "--text.temperature", "prepare": "--sequence-length"}
+    known |= {"convert": "--image-tokenizer", "inspect": "--json"}
     assert known.get(name, "--output") in said
 
 
@@ -51,6 +61,25 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["generate"], "expected MODEL and PROMPT"),
         (["generate", "model", "a", "b"], "expected MODEL and PROMPT"),
         (["generate", "model", "a", "--text.temperature", "-1"], "text.temperature = -1.0: must be 0 (greedy) or more"),
+        (["generate", "model", "a", "--form", "dialogue"], "form = 'dialogue': must be one of 'completion', 'chat'"),
+        (["generate", "model", "a", "--mode", "video"], "mode = 'video': must be one of 'auto', 'interleaved'"),
+        (["convert"], "expected SRC and DST, got nothing"),
+        (["convert", "a", "--format", "meta"], "expected SRC and DST, got ['a']"),
+        (["convert", "a", "b", "c", "--format", "meta"], "expected SRC and DST, got ['a', 'b', 'c']"),
+        (["convert", "a", "b"], "format: missing; must be one of 'chameleon', 'huggingface', 'meta'"),
+        (
+            ["convert", "a", "b", "--format", "gguf"],
+            "format = 'gguf': must be one of 'chameleon', 'huggingface', 'meta'",
+        ),
+        (["convert", "a", "b", "--format"], "--format: a value must follow"),
+        (["convert", "a", "b", "--format", "meta", "--shards", "0"], "shards = 0: must be at least 1"),
+        (["convert", "a", "b", "--format", "meta", "--shards", "two"], "shards = 'two': must be a whole number"),
+        (["convert", "a", "b", "--format", "meta", "--dtype", "int8"], "dtype = 'int8': must be one of 'float32'"),
+        (["convert", "a", "b", "--format", "meta", "--image_tokeniser", "c"], "did you mean 'image_tokenizer'?"),
+        (["inspect"], "expected PATH, got nothing"),
+        (["inspect", "a", "b"], "expected PATH, got ['a', 'b']"),
+        (["inspect", "a", "--json"], "--json: a value must follow"),
+        (["inspect", "a", "--json", "maybe"], "json = 'maybe': must be true or false"),
     ],
 )
 def test_wrong_commands_are_one_line_and_status_2(arguments, message, capsys):
@@ -69,6 +98,10 @@ def test_wrong_commands_are_one_line_and_status_2(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["generate", "{folder}", "x"], "is not a model folder"),
+        (["inspect", "{folder}"], "is not a model folder (expected config.json"),
+        (["inspect", "{folder}/gone"], "gone: is not a model folder (there is no such folder)"),
+        (["convert", "{folder}", "{folder}/out", "--format", "meta"], "is not a model folder (expected config.json"),
+        (["convert", "{folder}/gone", "{folder}/out", "--format", "meta"], "there is no such folder"),
         (["generate", "{folder}", "x", "--image", "{folder}/gone.png"], "gone.png: no such picture file"),
         (["generate", "{folder}", "⟨image⟩ and ⟨image⟩"], "2 ⟨image⟩ marks but 0 pictures"),
         (["train", "{recipe}", "--data", "{folder}"], "holds no prepared data"),

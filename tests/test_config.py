@@ -35,6 +35,8 @@ CLASSES = {
     "prepare": PrepareCommand,
     "text_tokenizer": TextTokenizerCommand,
     "train": TrainConfig,
+    "models/chameleon": TransformerConfig,
+    "models/image_tokenizer": ImageTokenizerConfig,
 }
 STAGES = [{"share": 1.0, "weights": {"a": 1}}]
 TRAIN = {"data": "rows", "output": "run", "model": {}, "steps": 5000, "batch_size": 8, "stages": STAGES}
@@ -64,7 +66,9 @@ def nested(path: str, value) -> dict:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_configs_of_the_repository_can_be_read(path):
-    stem = next((name for name in sorted(CLASSES, key=len, reverse=True) if path.stem.startswith(name)), None)
+    names = (f"{path.parent.name}/{path.stem}", path.stem)
+    stem = next((known for known in CLASSES if "/" in known and names[0].startswith(known)), None)
+    stem = stem or next((known for known in sorted(CLASSES, key=len, reverse=True) if names[1].startswith(known)), None)
     assert stem is not None, f"{path.name}: begin the name with one of {', '.join(CLASSES)}"
     config = read_config(CLASSES[stem], path)
     assert from_dict(CLASSES[stem], to_dict(config)) == config

@@ -20,6 +20,9 @@ from chameleon_jax.errors import ChameleonError
 T = TypeVar("T")
 
 
+_UNIONS = (types.UnionType, typing.Union)  # `int | None` is one, `Literal[…] | None` the other
+
+
 class ConfigError(ChameleonError, ValueError):
     """A configuration that cannot be used. The message is one line."""
 
@@ -37,7 +40,7 @@ def _type_name(hint: Any) -> str:
         return f"a list of {_type_name(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is dict:
         return f"a mapping from names to {_type_name(typing.get_args(hint)[1])}"
-    if typing.get_origin(hint) is types.UnionType:
+    if typing.get_origin(hint) in _UNIONS:
         return " or ".join(_type_name(option) for option in typing.get_args(hint))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(hint) or "a mapping"
@@ -56,7 +59,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value not in typing.get_args(hint):
             raise wrong()
         return value
-    if origin is types.UnionType:
+    if origin in _UNIONS:
         if value is None and type(None) in typing.get_args(hint):
             return None
         return _convert(next(option for option in typing.get_args(hint) if option is not type(None)), value, key)
@@ -197,10 +200,15 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # also for impossible dates
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f", line {line + 1}" if line is not None else ""
-        raise ConfigError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = str(getattr(error, "problem", error)).splitlines()[0]
+        raise ConfigError(f"{path}{place}: not valid YAML: {reason}") from None
 
 
 def read_config(cls: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:

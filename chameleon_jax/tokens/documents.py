@@ -35,23 +35,22 @@ class DocumentTokenizer:
     """The text tokenizer, the image tokenizer and the vocabulary that joins them.
 
     Attributes:
-      text, image: None where a released model came without.
-      vocabulary: always there.
-      missing: why "text" or "image" is None, for messages.
+      text, image, vocabulary: None where a released model came without.
+      missing: why "text", "image" or "vocabulary" is None, for messages.
     """
 
     def __init__(
         self,
         text: TextTokenizer | None,
         image: ImageTokenizer | None,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None,
         *,
         codes_per_image: int | None = None,
         missing: Mapping[str, str] | None = None,
     ):
         """Args:
         text, image: the tokenizers, or None.
-        vocabulary: ids of their pieces and codes.
+        vocabulary: ids of their pieces and codes, or None.
         codes_per_image: codes of one picture, where there is no image tokenizer that knows it.
         missing: reason for each None, as {"text": "no text_tokenizer.json in …"}.
 
@@ -63,15 +62,15 @@ class DocumentTokenizer:
         self.vocabulary = vocabulary
         self.missing = {
             part: (missing or {}).get(part, "none was given")
-            for part, tokenizer in (("text", text), ("image", image))
-            if tokenizer is None
+            for part, value in (("text", text), ("image", image), ("vocabulary", vocabulary))
+            if value is None
         }
         self._codes_per_image = image.config.codes_per_image if image else codes_per_image
-        if text and text.num_pieces != len(vocabulary.text_ids):
+        if text and vocabulary and text.num_pieces != len(vocabulary.text_ids):
             raise VocabularyError(
                 f"the vocabulary has {len(vocabulary.text_ids)} text pieces but the text tokenizer {text.num_pieces}"
             )
-        if image and image.config.num_codes != len(vocabulary.image_ids):
+        if image and vocabulary and image.config.num_codes != len(vocabulary.image_ids):
             raise VocabularyError(
                 f"the vocabulary has {len(vocabulary.image_ids)} image codes but the image tokenizer "
                 f"{image.config.num_codes}"
@@ -82,11 +81,17 @@ class DocumentTokenizer:
         """With a fresh vocabulary in the released order."""
         return cls(text, image, Vocabulary.in_released_order(text.num_pieces, image.config.num_codes))
 
-    def _need(self, part: Literal["text", "image"]) -> Any:
-        tokenizer = getattr(self, part)
-        if tokenizer is None:
-            raise DocumentError(f"this model has no {part} tokenizer: {self.missing[part]}")
-        return tokenizer
+    def need(self, part: Literal["text", "image", "vocabulary"]) -> Any:
+        """The part of this name.
+
+        Raises:
+          DocumentError: if it is missing.
+        """
+        value = getattr(self, part)
+        if value is None:
+            name = {"vocabulary": "tokenizer"}.get(part, f"{part} tokenizer")
+            raise DocumentError(f"this model has no {name}: {self.missing[part]}")
+        return value
 
     @property
     def codes_per_image(self) -> int:
@@ -95,7 +100,7 @@ class DocumentTokenizer:
         Raises:
           DocumentError: if there is no image tokenizer and nobody said.
         """
-        return self._codes_per_image or self._need("image").config.codes_per_image
+        return self._codes_per_image or self.need("image").config.codes_per_image
 
     @property
     def image_block(self) -> int:
@@ -113,18 +118,18 @@ class DocumentTokenizer:
 
     def encode_many(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """`encode` for several documents, with their pictures computed in batches."""
-        vocabulary = self.vocabulary
+        vocabulary = self.need("vocabulary")
         images = [segment for document in documents for segment in document if not isinstance(segment, str)]
         for image in images:
             if not hasattr(image, "convert"):
                 raise DocumentError(f"a document holds text (str) and pictures (PIL.Image), not {type(image).__name__}")
-        codes = iter(vocabulary.image_ids[self._need("image").tokenize(images)] if images else [])
+        codes = iter(vocabulary.image_ids[self.need("image").tokenize(images)] if images else [])
         encoded = []
         for document in documents:
             pieces = [np.zeros(0, np.int32)]
             for segment in document:
                 if isinstance(segment, str):
-                    text = self._need("text")
+                    text = self.need("text")
                     try:
                         pieces.append(vocabulary.text_ids[text.encode(segment)])
                     except ValueError as error:
@@ -136,7 +141,7 @@ class DocumentTokenizer:
 
     def encode_prompt(self, document: Document, form: Literal["completion", "chat"] = "completion") -> np.ndarray:
         """Ids int32 `[n]` of a prompt: begin of sequence and the document, for a chat then end of turn."""
-        vocabulary = self.vocabulary
+        vocabulary = self.need("vocabulary")
         end = [vocabulary.end_of_turn] if form == "chat" else []
         return np.concatenate([[vocabulary.bos], self.encode(document), end]).astype(np.int32)
 
@@ -146,7 +151,7 @@ class DocumentTokenizer:
         Raises:
           DocumentError: if a picture is cut short, too long, or interrupted, or a tokenizer is missing.
         """
-        vocabulary = self.vocabulary
+        vocabulary = self.need("vocabulary")
         segments: list = []  # text as lists of pieces, pictures as arrays of codes
         codes: list[int] | None = None
         for place, token in enumerate(np.asarray(list(ids), np.int64)):
@@ -174,9 +179,9 @@ class DocumentTokenizer:
         if codes is not None:
             raise DocumentError(f"the last picture is cut short after {len(codes)} of {self.codes_per_image} codes")
         pictures = [segment for segment in segments if isinstance(segment, np.ndarray)]
-        images = iter(self._need("image").detokenize(np.stack(pictures)) if pictures else [])
+        images = iter(self.need("image").detokenize(np.stack(pictures)) if pictures else [])
         return [
-            self._need("text").decode(segment) if isinstance(segment, list) else next(images) for segment in segments
+            self.need("text").decode(segment) if isinstance(segment, list) else next(images) for segment in segments
         ]
 
     def save(self, folder: str | Path) -> None:
@@ -187,7 +192,7 @@ class DocumentTokenizer:
             save_image_tokenizer(self.image, folder / "image")
         if self.text:
             self.text.save(folder)
-        header = {"format_version": FORMAT_VERSION, **self.vocabulary.to_dict()}
+        header = {"format_version": FORMAT_VERSION, **(self.vocabulary.to_dict() if self.vocabulary else {})}
         if self.missing:
             header |= {"missing": self.missing, "codes_per_image": self._codes_per_image}
         write_json(folder / "vocabulary.json", header)
@@ -219,7 +224,7 @@ class DocumentTokenizer:
         elif "image" not in missing:
             image = load_image_tokenizer(folder / "image")
         try:
-            vocabulary = Vocabulary.from_dict(values)
+            vocabulary = None if "vocabulary" in missing else Vocabulary.from_dict(values)
             return cls(text, image, vocabulary, codes_per_image=codes_per_image, missing=missing)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: {error}") from None

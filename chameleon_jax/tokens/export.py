@@ -81,11 +81,14 @@ def tokenizer_config(model_max_length: int | None = None) -> dict[str, Any]:
     }
 
 
-def processor_files(image_seq_length: int, resolution: int) -> dict[str, dict[str, Any]]:
+def processor_files(
+    image_seq_length: int, resolution: int, style: Literal["meta", "huggingface"] = "meta"
+) -> dict[str, dict[str, Any]]:
     """File name → content for Hugging Face's ChameleonProcessor.
 
-    Pixels are scaled to [-1, 1] as the image tokenizer wants them. (The files of the released models say 0.0078 instead
-    of 2/255, which leaves white at 0.989.)
+    Style "meta" scales pixels to [-1, 1] as Meta's code does; the files of the released models ("huggingface") say
+    0.0078 instead of 2/255, which leaves white at 0.989. Pictures whose longer side does not come out whole are rounded
+    by Meta's code and cut off by Hugging Face's, whatever these files say.
 
     Args:
       image_seq_length: codes of one picture.
@@ -107,7 +110,7 @@ def processor_files(image_seq_length: int, resolution: int) -> dict[str, dict[st
             "do_center_crop": True,
             "crop_size": {"height": resolution, "width": resolution},
             "do_rescale": True,
-            "rescale_factor": 2 / 255,
+            "rescale_factor": 2 / 255 if style == "meta" else 0.0078,
             "do_normalize": True,
             "image_mean": [1.0, 1.0, 1.0],
             "image_std": [1.0, 1.0, 1.0],

@@ -46,7 +46,7 @@ class JSONTokenizer(TextTokenizer):
         self._where = where
         try:
             self.json = json.loads(self.model)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(f"{where}: cannot be read as JSON: {error}") from None
         names, special = _token_names(self.json, where)
         self.names = names
@@ -177,8 +177,9 @@ def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a decoder or pre-tokenizer, however they are nested."""
     if isinstance(step, Mapping):
         yield step
-        for inner in step.get("decoders") or step.get("pretokenizers") or []:
-            yield from _steps(inner)
+        inner = step.get("decoders") or step.get("pretokenizers")
+        for each in inner if isinstance(inner, list) else []:
+            yield from _steps(each)
 
 
 def _is_byte_level(content: Mapping[str, Any]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from chameleon_jax.config import DType, ImageTokenizerConfig, PreprocessingConfig, TransformerConfig
+from chameleon_jax.config import (
+    DType,
+    ImageTokenizerConfig,
+    PreprocessingConfig,
+    TransformerConfig,
+    from_dict,
+    to_dict,
+)
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.files import FORMAT_VERSION, FileError, read_json, write_json
+from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, read_json, write_json
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import params_shardings
 from chameleon_jax.tokens.documents import DocumentTokenizer
@@ -51,6 +59,7 @@ class Checkpoint:
       missing: what is not there ('text', 'image', 'decoder', 'vocabulary') and why.
       ignored: names of tensors that nobody needs.
       warnings: what is odd, in words.
+      names: the names in the vocabulary, where they are known without a text tokenizer.
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so.
       preprocessing: how pictures are brought to size.
     """
@@ -67,6 +76,7 @@ class Checkpoint:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
     ignored: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    names: Mapping[str, int] | None = None
     image_head_trained: bool | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
 
@@ -80,10 +90,8 @@ class Checkpoint:
         abstract = abstract_params(config, mesh)
         return config, tree_of(self.weights.place(leaves_of(abstract), progress))
 
-    def load_tokenizer(self) -> DocumentTokenizer | None:
-        """The tokenizer with what there is of it; None without a vocabulary."""
-        if self.vocabulary is None:
-            return None
+    def load_tokenizer(self) -> DocumentTokenizer:
+        """The tokenizer with what there is of it."""
         image = None
         if self.image_config is not None and self.image_weights is not None:
             leaves = {
@@ -141,15 +149,51 @@ def check_parts(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def read_note(folder: Path) -> bool | None:
-    """Whether the image head was trained, if one of our own conversions wrote it down."""
+def read_note(folder: Path) -> dict[str, Any]:
+    """`image_head_trained` and `preprocessing` of a Checkpoint, if one of our own conversions wrote them down."""
     path = folder / NOTE_FILE
-    return read_json(path).get("image_head_trained") if path.exists() else None
+    if not path.exists():
+        return {}
+    note = read_json(path)
+    check_version(note, path)
+    trained = note.get("image_head_trained")
+    if trained not in (True, False, None):
+        raise FileError(f"{path}: image_head_trained = {trained!r}: must be true or false")
+    preprocessing = from_dict(PreprocessingConfig, note.get("preprocessing", {}), f"{path}: preprocessing")
+    return {"image_head_trained": trained, "preprocessing": preprocessing}
 
 
-def write_note(folder: Path, image_head_trained: bool | None) -> None:
-    if image_head_trained is not None:
-        write_json(folder / NOTE_FILE, {"format_version": FORMAT_VERSION, "image_head_trained": image_head_trained})
+def write_note(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes what `read_note` reads, if there is anything to say."""
+    note: dict[str, Any] = {}
+    if checkpoint.image_head_trained is not None:
+        note["image_head_trained"] = checkpoint.image_head_trained
+    if checkpoint.preprocessing != PreprocessingConfig():
+        note["preprocessing"] = to_dict(checkpoint.preprocessing)
+    if note:
+        write_json(folder / NOTE_FILE, {"format_version": FORMAT_VERSION, **note})
+
+
+_KINDS = {
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    dict: ("a mapping", lambda value: isinstance(value, dict)),
+    list: (
+        "a list of whole numbers",
+        lambda value: isinstance(value, list) and all(type(item) is int for item in value),
+    ),
+}
+
+
+def require_kinds(values: Any, kinds: Mapping[str, type], where: str | Path) -> None:
+    """Raises `FileError` unless each value of a file is of its kind, or null, or not there."""
+    if not isinstance(values, dict):
+        raise FileError(f"{where}: must be a mapping, not {str(values)[:40]!r}")
+    for key, kind in kinds.items():
+        words, fits = _KINDS[kind]
+        if values.get(key) is not None and not fits(values[key]):
+            raise FileError(f"{where}: {key} = {str(values[key])[:40]!r}: must be {words}")
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:

@@ -122,7 +122,7 @@ def write_checkpoint(
       ConversionError: if the format cannot hold the model.
     """
     folder = Path(folder)
-    if folder.exists() and not (replace and (_is_model(folder) or not any(folder.iterdir()))):
+    if folder.exists() and not (replace and _may_be_replaced(folder)):
         raise FileError(f"{folder}: is there already; choose another folder or remove it first")
     if shards is not None and (format != "meta" or shards < 1):
         raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
@@ -138,8 +138,12 @@ def write_checkpoint(
             write_native(aside, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
 
 
-def _is_model(folder: Path) -> bool:
-    return folder.is_dir() and (find_native(folder) == folder or is_huggingface(folder) or find_meta(folder) == folder)
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether it is an empty folder or a model; anything else a person may have meant to keep."""
+    if not folder.is_dir():
+        return False
+    is_model = find_native(folder) == folder or is_huggingface(folder) or find_meta(folder) == folder
+    return is_model or not any(folder.iterdir())
 
 
 def bytes_to_write(checkpoint: Checkpoint, dtype: DType | None) -> int:

@@ -14,11 +14,11 @@ from chameleon_jax.files import FileError, read_json, write_json
 from chameleon_jax.tokens.export import processor_files, tokenizer_config, tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
-from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, write_note
+from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, require_kinds, write_note
 from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import parts_of, read_index, read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
-from chameleon_jax.weights.stored import Tensor
+from chameleon_jax.weights.stored import StoredTensor, Tensor
 from chameleon_jax.weights.torch_files import read_torch_file
 
 VQ = "model.vqmodel."
@@ -53,9 +53,9 @@ def open_huggingface(folder: Path) -> Checkpoint:
     header = read_json(folder / "config.json")
     tensors = _open_tensors(folder)
     where = folder / "config.json"
-    if not isinstance(header, dict) or header.get("model_type") != "chameleon":
-        kind = header.get("model_type") if isinstance(header, dict) else None
-        raise FileError(f"{where}: model_type is {kind!r}; expected 'chameleon'")
+    require_kinds(header, _KINDS, where)
+    if header.get("model_type") != "chameleon":
+        raise FileError(f"{where}: model_type is {header.get('model_type')!r}; expected 'chameleon'")
     config = _transformer_config(header, where)
     layout = _detect(tensors, config, folder)
     shards = _row_count(tensors, config, layout, header.get("model_parallel_size") or 1)
@@ -80,7 +80,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
         text=text,
         missing=missing,
         ignored=ignored,
-        image_head_trained=read_note(folder),
+        names=header.get("vocabulary_map"),
+        **read_note(folder),
     )
 
 
@@ -101,8 +102,8 @@ def _open_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
     tensors = read_torch_file(path)
-    if not isinstance(tensors, Mapping):
-        raise FileError(f"{path}: holds a {type(tensors).__name__}; expected a mapping of tensors")
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
+        raise FileError(f"{path}: expected a mapping from names to tensors and nothing else")
     return dict(tensors)
 
 
@@ -113,6 +114,13 @@ _DEFAULTS = {
 }  # fmt: skip
 """What transformers takes for keys that config.json leaves out: the sizes of the 7B model."""
 
+_KINDS = {
+    "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
+    "num_attention_heads": int, "num_key_value_heads": int, "rms_norm_eps": float, "swin_norm": bool,
+    "initializer_range": float, "rope_theta": float, "rope_parameters": dict, "rope_scaling": dict,
+    "model_parallel_size": int, "vocabulary_map": dict, "vq_config": dict,
+}  # fmt: skip
+
 _UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
 
 
@@ -121,9 +129,10 @@ def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfi
         if header.get(key, only) not in (only, None):
             raise FileError(f"{where}: {key} = {header[key]!r}: only {only!r} can be read, as in the released models")
     rope = header.get("rope_parameters") or header.get("rope_scaling") or {}
+    require_kinds(rope, {"rope_theta": float}, f"{where}: rope_parameters")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise FileError(f"{where}: rope_parameters = {rope!r}: only plain RoPE can be read, as in the released models")
-    values = {key: header.get(key, default) for key, default in _DEFAULTS.items()}
+    values = {key: default if header.get(key) is None else header[key] for key, default in _DEFAULTS.items()}
     heads = values["num_attention_heads"]
     try:
         return TransformerConfig(
@@ -150,7 +159,20 @@ def _detect(tensors: Mapping[str, Tensor], config: TransformerConfig, folder: Pa
     shape = tensors[key].shape
     if len(shape) == 1:
         return "H0"
-    return "H1" if shape[0] == config.num_heads else "H2"
+    if len(shape) == 2 and shape[0] == config.num_heads:
+        return "H1"
+    if len(shape) == 2 and _may_share(config, shape[0]):
+        return "H2"
+    raise FileError(
+        f"{tensors[key].file}: {key} has shape {shape}; expected ({config.head_dim},), or a row for each of the "
+        f"{config.num_heads} heads, or one for each shard"
+    )
+
+
+def _may_share(config: TransformerConfig, groups: int) -> bool:
+    """Whether the heads can be divided into so many groups."""
+    H, K = config.num_heads, config.num_kv_heads
+    return groups > 0 and H % groups == 0 and 0 in (K % groups, groups % K)
 
 
 def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout: Layout, shards: int) -> int:
@@ -161,8 +183,8 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
     for name, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
         found = [tensor for key, tensor in tensors.items() if f".{name}." in key]
         if layout == "H2":
-            return found[0].shape[0] if found else 1
-        if any(tensor.shape != (heads, config.head_dim) for tensor in found):
+            return found[0].shape[0]
+        if not found or any(tensor.shape != (heads, config.head_dim) for tensor in found):
             return 1  # `match` will say which
         rows[heads, name] = np.concatenate([np.ascontiguousarray(tensor.view()).view(np.uint8) for tensor in found], 1)
 
@@ -172,9 +194,8 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
             for (heads, _), values in rows.items()
         )
 
-    H, K = config.num_heads, config.num_kv_heads
-    candidates = [n for n in range(max(1, shards), H + 1) if H % n == 0 and 0 in (K % n, n % K)]
-    return next((n for n in candidates if tied(n)), H)
+    candidates = [groups for groups in range(max(1, shards), config.num_heads + 1) if _may_share(config, groups)]
+    return next((groups for groups in candidates if tied(groups)), config.num_heads)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -184,6 +205,11 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
 
 def _image_config(values: dict[str, Any], where: Path) -> ImageTokenizerConfig:
     """`vq_config`, whose keys have two sets of names."""
+
+    whole = ("resolution", "base_channels", "ch", "num_res_blocks", "latent_channels", "z_channels", "embed_dim",
+             "num_embeddings", "n_embed", "in_channels")  # fmt: skip
+    lists = ("channel_multiplier", "ch_mult", "attn_resolutions")
+    require_kinds(values, dict.fromkeys(whole, int) | dict.fromkeys(lists, list), f"{where}: vq_config")
 
     def get(default: Any, *names: str) -> Any:
         return next((values[name] for name in names if values.get(name) is not None), default)
@@ -275,18 +301,20 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, pro
         (folder / DECODER_FILE).parent.mkdir()
         _write_file(folder / DECODER_FILE, decoder, progress)
 
-    names, vocabulary = None, checkpoint.vocabulary
+    names, vocabulary = checkpoint.names, checkpoint.vocabulary
     if vocabulary is not None and checkpoint.text is not None:
         names = vocabulary.names(checkpoint.text)
         write_json(folder / "tokenizer.json", tokenizer_json(checkpoint.text, vocabulary, style="huggingface"))
         write_json(folder / "tokenizer_config.json", tokenizer_config())
-        for name, values in processor_files(image.codes_per_image, image.resolution).items() if image else ():
-            write_json(folder / name, values)
+        if image is not None:
+            style = checkpoint.preprocessing.style
+            for name, values in processor_files(image.codes_per_image, image.resolution, style).items():
+                write_json(folder / name, values)
     write_json(folder / "config.json", _header(config, image, vocabulary, names, dtype))
     if vocabulary is not None:
         ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
         write_json(folder / "generation_config.json", ids)
-    write_note(folder, checkpoint.image_head_trained)
+    write_note(checkpoint, folder)
 
 
 def _require_expressible(checkpoint: Checkpoint) -> None:
@@ -336,7 +364,7 @@ def _header(
     config: TransformerConfig,
     image: ImageTokenizerConfig | None,
     vocabulary: Vocabulary | None,
-    names: dict[str, int] | None,
+    names: Mapping[str, int] | None,
     dtype: np.dtype,
 ) -> dict[str, Any]:
     """config.json, with the keys of older transformers beside those of newer ones."""
@@ -370,7 +398,7 @@ def _header(
             "bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad
         }  # fmt: skip
     if names is not None:
-        header["vocabulary_map"] = names
+        header["vocabulary_map"] = dict(names)
     if image is not None:
         multipliers = list(image.channel_multipliers)
         header["vq_config"] = {

@@ -9,6 +9,7 @@ folds and unfolds its values, be they NumPy's or JAX's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -191,7 +192,8 @@ def _entry(
     return Entry(key, shard, rule.leaf, layer, tuple(start), tuple(piece), rule.axes, tuple(stored), rotary, repeat)
 
 
-def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> list[Entry]:
+@functools.lru_cache
+def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> tuple[Entry, ...]:
     """Every tensor of the image tokenizer, named as in the released VQGAN with `prefix` before it.
 
     Torch keeps convolutions as (out, in, height, width), we keep them as (height, width, in, out).
@@ -204,7 +206,7 @@ def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> l
         axes = (3, 2, 0, 1) if leaf.ndim == 4 else tuple(range(leaf.ndim))
         stored = tuple(leaf.shape[axis] for axis in axes)
         entries.append(Entry(prefix + _vq_key(name), 0, name, None, (0,) * leaf.ndim, leaf.shape, axes, stored))
-    return entries
+    return tuple(entries)
 
 
 def _vq_key(leaf: str) -> str:

@@ -15,7 +15,7 @@ from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerC
 from chameleon_jax.files import FileError, read_json, write_json, write_text
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
-from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, write_note
+from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, require_kinds, write_note
 from chameleon_jax.weights.layout import Entry, image_tokenizer_entries, transformer_entries
 from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
 from chameleon_jax.weights.stored import ComputedTensor, StoredTensor, Tensor
@@ -88,7 +88,7 @@ def open_meta(folder: Path) -> Checkpoint:
         missing=missing,
         ignored=ignored,
         warnings=warnings,
-        image_head_trained=False if made_without_pictures else read_note(folder),
+        **(read_note(folder) | ({"image_head_trained": False} if made_without_pictures else {})),
     )
 
 
@@ -118,14 +118,23 @@ _DEFAULTS = {
 """What Meta's code takes for keys that params.json leaves out."""
 
 
+_KINDS = {
+    "dim": int, "n_layers": int, "n_heads": int, "n_kv_heads": int, "vocab_size": int, "ffn_dim_multiplier": float,
+    "multiple_of": int, "norm_eps": float, "rope_theta": float, "qk_normalization": bool, "swin_norm": bool,
+    "model_parallel_size": int,
+}  # fmt: skip
+
+
 def _read_params(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """params.json and consolidate_params.json merged as Meta's loader does; and what is odd about them."""
-    header = read_json(folder / "params.json")
-    if not isinstance(header, dict):
-        raise FileError(f"{folder / 'params.json'}: expected a mapping")
-    model = header.get("model") if isinstance(header.get("model"), dict) else {}
-    consolidated = folder / "consolidate_params.json"
-    merged = {**header, **model, **(read_json(consolidated) if consolidated.exists() else {})}
+    where, consolidated = folder / "params.json", folder / "consolidate_params.json"
+    header = read_json(where)
+    require_kinds(header, _KINDS | {"model": dict}, where)
+    model = header.get("model") or {}
+    require_kinds(model, _KINDS, where)
+    later = read_json(consolidated) if consolidated.exists() else {}
+    require_kinds(later, _KINDS, consolidated)
+    merged = {**header, **model, **later}
     unknown = sorted(key for key in model if key not in _DEFAULTS)
     return merged, [f"params.json: unknown keys of the model: {', '.join(unknown)}"] if unknown else []
 
@@ -139,9 +148,13 @@ def feed_forward_width(dim: int, multiplier: float | None, multiple_of: int) -> 
 
 
 def _transformer_config(header: dict[str, Any], shards: list[dict[str, Tensor]], folder: Path) -> TransformerConfig:
-    values = {key: header.get(key, default) for key, default in _DEFAULTS.items()}
+    values = {key: default if header.get(key) is None else header[key] for key, default in _DEFAULTS.items()}
     if values["vocab_size"] == -1 and "output.weight" in shards[0]:
         values["vocab_size"] = shards[0]["output.weight"].shape[0] * len(shards)
+    where = folder / "params.json"
+    for key in ("n_heads", "dim", "vocab_size"):
+        if values[key] % len(shards):
+            raise FileError(f"{folder}: {key} = {values[key]} cannot be divided into {len(shards)} shards")
     try:
         config = TransformerConfig(
             vocab_size=values["vocab_size"],
@@ -158,7 +171,7 @@ def _transformer_config(header: dict[str, Any], shards: list[dict[str, Tensor]],
             rope_theta=float(values["rope_theta"]),
         )
     except (TypeError, ZeroDivisionError, ValueError) as error:
-        raise FileError(f"{folder / 'params.json'}: is no config of a Chameleon: {error}") from None
+        raise FileError(f"{where}: is no config of a Chameleon: {error}") from None
     _require_divisible(config, len(shards), FileError, folder)
     return config
 
@@ -179,13 +192,14 @@ def _split_fused(tensors: dict[str, Tensor], config: TransformerConfig, shards: 
     }
     split = {}
     for key, tensor in tensors.items():
-        parts = next((parts for ending, parts in fused.items() if key.endswith(ending + ".weight")), None)
+        layer = re.match(r"layers\.\d+\.", key)
+        parts = next((parts for name, parts in fused.items() if layer and key == f"{layer[0]}{name}.weight"), None)
         if parts is None or len(tensor.shape) != 2 or tensor.shape[0] != sum(parts.values()):
             split[key] = tensor
             continue
-        prefix, begin = re.match(r"layers\.\d+\.", key)[0], 0
+        begin = 0
         for name, rows in parts.items():
-            split[f"{prefix}{name}.weight"] = tensor.rows(begin, begin + rows)
+            split[f"{layer[0]}{name}.weight"] = tensor.rows(begin, begin + rows)
             begin += rows
     return split
 
@@ -199,8 +213,8 @@ def _once(found: dict[Entry, Tensor], warnings: list[str]) -> dict[Entry, Tensor
     for first, *others in copies.values():
         kept[first] = found[first]
         values = [np.asarray(found[entry].view()) for entry in (first, *others)] if others else []
-        if any(np.array_equal(values[0], value) is False for value in values[1:]):
-            mean = np.mean([value.astype(np.float64) for value in values], axis=0).astype(values[0].dtype)
+        if any(value.tobytes() != values[0].tobytes() for value in values[1:]):
+            mean = np.mean([value.astype(np.float64) for value in values], axis=0).astype(np.result_type(*values))
             kept[first] = ComputedTensor(found[first].file, first.key, mean)
             warnings.append(f"{first.key} differs between the shards; their mean was taken")
     return kept
@@ -227,6 +241,9 @@ def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeight
     try:
         params = read_yaml(where)["model"]["params"]
         sizes = params["ddconfig"]
+        require_kinds(params, {"embed_dim": int, "n_embed": int}, where)
+        lists = {"ch_mult": list, "attn_resolutions": list}
+        require_kinds(sizes, dict.fromkeys(("resolution", "ch", "num_res_blocks", "z_channels"), int) | lists, where)
         if sizes.get("double_z") or sizes.get("attn_resolutions") or sizes.get("in_channels", 3) != 3:
             raise FileError(f"{where}: double_z, attn_resolutions and in_channels other than 3 cannot be read")
         config = ImageTokenizerConfig(
@@ -288,7 +305,7 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
         write_json(tokenizer / TEXT_FILE, tokenizer_json(checkpoint.text, checkpoint.vocabulary, style="meta"))
     if image is not None and checkpoint.image_weights is not None:
         _write_image_tokenizer(tokenizer, image, checkpoint, progress)
-    write_note(folder, checkpoint.image_head_trained)
+    write_note(checkpoint, folder)
 
 
 def _write_shard(

@@ -122,13 +122,12 @@ def write_native(
     folder: Path,
     config: TransformerConfig,
     params: Any,
-    tokenizer: DocumentTokenizer | None,
+    tokenizer: DocumentTokenizer,
     image_head_trained: bool | None,
 ) -> None:
     """Writes a model into a new folder; use inside `files.new_folder`."""
     save_arrays(folder / "params", params)
-    if tokenizer is not None:
-        tokenizer.save(folder / "tokenizer")
+    tokenizer.save(folder / "tokenizer")
     header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
     if image_head_trained is not None:
         header["image_head_trained"] = image_head_trained

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -125,7 +126,7 @@ def read_index(
         raise FileError(f"{path}: has no weight_map from tensors to files")
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(where.values())):
-        if not (path.parent / name).is_file():
+        if name not in os.listdir(path.parent):
             count = sum(file == name for file in where.values())
             raise FileError(f"{path}: places {count} tensors in {name}, but there is no such file beside it")
         found = read(path.parent / name)

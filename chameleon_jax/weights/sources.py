@@ -139,7 +139,7 @@ class FileWeights:
             piece = first.unfold(first.spread(values))
         else:
             # Laid out as it will be stored, so that shards are copied row by row.
-            stored = np.empty([entry.piece[axis] for axis in entry.axes], tensor.dtype)
+            stored = np.empty([entry.piece[axis] for axis in entry.axes], self.dtype)
             piece = stored.transpose(np.argsort(entry.axes))
             for source, tensor in sources:
                 end = [a + n for a, n in zip(entry.start, entry.piece, strict=True)]
@@ -155,7 +155,7 @@ class FileWeights:
         """Loads leaves onto their devices.
 
         Every process reads only what its own devices hold. In its memory beyond the arrays are at most `CHUNK` bytes
-        on their way to a device, and some `STRIP` bytes of the file.
+        (or one layer of a leaf) on their way to a device, and some `STRIP` bytes of the file.
 
         Args:
           abstract: shape, type and sharding of each leaf, by path. Leaves without a sharding go to the first device.
@@ -304,7 +304,9 @@ class MemoryWeights:
 
     def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
         start = entry.start if entry.layer is None else (entry.layer, *entry.start)
-        spec = dataclasses.replace(entry, key="", shard=0, layer=None, start=())  # what decides about the program
+        spec = dataclasses.replace(
+            entry, key="", shard=0, leaf="", layer=None, start=()
+        )  # what decides about the program
         return np.asarray(_fold(self._leaves[entry.leaf], np.array(start, np.int32), spec, dtype))
 
 

@@ -41,8 +41,9 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, begin: int, end: int) -> StoredTensor:
-        """Rows `begin` to `end` of a tensor in row-major order."""
-        offset = self.offset + begin * math.prod(self.shape[1:]) * self.dtype.itemsize
+        """Rows `begin` to `end`."""
+        step = math.prod(self.shape[1:]) if self.strides is None else self.strides[0]
+        offset = self.offset + begin * step * self.dtype.itemsize
         return dataclasses.replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
 
     def view(self) -> np.ndarray:
