@@ -128,8 +128,10 @@ def _orbax() -> Any:
     context = ocp.Context()
     # Weights hardly compress, and zstd makes writing six times and reading three times slower.
     context.array.saving.use_compression = False
-    # A part of a large array can be read without the rest, and not all of a folder is in memory twice while reading.
-    context.array.saving.storage_options.chunk_byte_size = 64 << 20
+    # Arrays in one chunk are written from where they are (2.2 GiB/s), those in several are copied first (0.4; zarr 3
+    # copies always). But a chunk is read whole, also for a part of it, so the largest arrays are cut.
+    context.array.saving.use_zarr3 = False
+    context.array.saving.storage_options.chunk_byte_size = 1 << 30
     context.memory.read_concurrent_bytes = 512 << 20
     return context
 
