@@ -12,11 +12,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.config import ConfigError, MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 RULES = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
@@ -26,17 +26,17 @@ RULES = (
     ("mlp", "tensor"),
 )
 """Logical axis name -> mesh axis. Parameters are cut over fsdp along the model width and over tensor along heads,
-feed-forward width and vocabulary; activations over the batch."""
+feed-forward width and vocabulary; activations over the batch and, for long rows, over their length."""
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """Arranges the devices as data x fsdp x tensor; one size may be -1 and takes what is left.
+    """Arranges the devices as data x fsdp x sequence x tensor; one size may be -1 and takes what is left.
 
     Raises:
       ConfigError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [config.data, config.fsdp, config.sequence, config.tensor]
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -47,8 +47,8 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a Batch, `[batch, length]`, over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    """Rows of a Batch, `[batch, length]`, over data and fsdp, their length over sequence."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

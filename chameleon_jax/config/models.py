@@ -41,8 +41,13 @@ class TransformerConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
     """Precision of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
-    remat: Literal["none", "full"] = "none"
-    """'full' recomputes each layer in the backward pass: less memory, about a third more work."""
+    attention: Literal["xla", "blockwise"] = "xla"
+    """How whole rows attend in training: 'xla' keeps all scores of a layer, in memory quadratic in the length;
+    'blockwise' computes them block by block, twice, in linear memory. The numbers are the same."""
+    remat: Literal["none", "full", "save_attention", "save_projections", "offload"] = "none"
+    """What is computed again in the backward pass to save memory. 'full': each layer, from its input; about a third
+    more work. 'save_attention' keeps the result of attention, 'save_projections' also queries, keys and values.
+    'offload' keeps these in the host's memory, where the platform can."""
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):

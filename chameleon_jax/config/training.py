@@ -105,11 +105,13 @@ class MeshConfig:
     """Copies of the model, each on its own share of the batch."""
     fsdp: int = 1
     """Parameters and optimizer state cut into this many parts, gathered as they are needed."""
+    sequence: int = 1
+    """Rows cut into this many parts along their length, for contexts that are too long for one device."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary cut into this many parts."""
 
     def __post_init__(self):
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        sizes = {"data": self.data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}
         for name, size in sizes.items():
             require(size == -1 or size > 0, name, size, "must be at least 1, or -1 for the devices that are left")
         require(list(sizes.values()).count(-1) <= 1, "data", self.data, f"only one size may be -1, here: {sizes}")
@@ -161,6 +163,12 @@ class TrainConfig:
     stages: tuple[StageConfig, ...]
     """Mixtures of data, one after another."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    accumulation: int = 1
+    """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
+    same as with all rows at once."""
+    loss_chunk: int = 0
+    """Positions of each row whose logits are computed at a time, again in the backward pass; 0: all at once. The logits
+    of a whole batch over 65,536 ids are often the largest array of a step."""
     z_loss: float = 1e-5
     """Weight of (log Z)^2, which keeps the logits from drifting."""
     mesh: MeshConfig = MeshConfig()
@@ -174,15 +182,21 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "log_every", "accumulation"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
-        for name in ("z_loss", "evaluate_every", "evaluation_batches"):
+        for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         require(
             self.checkpoint.every % self.log_every == 0,
             "checkpoint.every",
             self.checkpoint.every,
             f"must be a multiple of log_every = {self.log_every}, so that a resumed run logs the same lines",
+        )
+        require(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"must divide batch_size = {self.batch_size}",
         )
         total = sum(stage.share for stage in self.stages)
         require(abs(total - 1) < 1e-6, "stages", [stage.share for stage in self.stages], "shares must add up to 1")

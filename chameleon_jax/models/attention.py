@@ -5,10 +5,15 @@ Legend: B batch, T query length, S key length, H query heads, K key/value heads,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from chameleon_jax.array_types import Array, Bool, Float, Int
+
+BLOCK = 512
+"""Queries that blockwise attention takes at a time."""
 
 
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "... d"]:
@@ -56,6 +61,47 @@ def causal_mask(
     causal = key_slots[None, :] <= query_slots[:, None]
     same = query_segments[:, :, None] == key_segments[:, None, :]
     return causal[None] & same
+
+
+class Visibility(NamedTuple):
+    """What `causal_mask` is made of: places of queries and keys in the row or cache, and their segments."""
+
+    query_slots: Array  # [T]
+    key_slots: Array  # [S]
+    query_segments: Array  # [B, T]
+    key_segments: Array  # [B, S]
+
+
+def attend_blockwise(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    seen: Visibility,
+) -> Float[Array, "B T H D"]:
+    """`attend` under `causal_mask(*seen)`, for queries of a whole row (T = S), in memory linear in the length.
+
+    A block of queries at a time meets the keys up to its own last one, so nothing is computed for blocks that lie in
+    the future, and its scores are computed again in the backward pass instead of being kept (Rabe & Staats 2021).
+    """
+    T, S = q.shape[1], k.shape[1]
+    if T != S:
+        raise ValueError(f"{T} queries and {S} keys: blockwise attention is for whole rows")
+
+    @jax.checkpoint
+    def one_block(q, k, v, *seen):
+        return attend(q, k, v, causal_mask(*seen))
+
+    blocks = []
+    for start in range(0, T, BLOCK):
+        end = min(start + BLOCK, T)
+        blocks.append(
+            one_block(
+                q[:, start:end], k[:, :end], v[:, :end],
+                seen.query_slots[start:end], seen.key_slots[:end],
+                seen.query_segments[:, start:end], seen.key_segments[:, :end],
+            )
+        )  # fmt: skip
+    return jnp.concatenate(blocks, axis=1)
 
 
 def attend(

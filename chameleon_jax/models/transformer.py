@@ -11,10 +11,19 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.models.attention import attend, causal_mask, layer_norm, rms_norm, rotate
+from chameleon_jax.models.attention import (
+    Visibility,
+    attend,
+    attend_blockwise,
+    causal_mask,
+    layer_norm,
+    rms_norm,
+    rotate,
+)
 
 
 class KVCache(NamedTuple):
@@ -85,13 +94,17 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = QKNorm(config, name="q_norm")(q)
             k = QKNorm(config, name="k_norm")(k)
-        q = rotate(q, positions, config.rope_theta)
-        k = rotate(k, positions, config.rope_theta)
+        q = nn.with_logical_constraint(rotate(q, positions, config.rope_theta), ("batch", "length", "heads", None))
+        # With the length cut over devices, each needs the keys and values of all of it.
+        k = nn.with_logical_constraint(rotate(k, positions, config.rope_theta), ("batch", None, "kv_heads", None))
+        v = nn.with_logical_constraint(v, ("batch", None, "kv_heads", None))
+        q, k, v = (checkpoint_name(x, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
         if cache is not None:
             k = jax.lax.dynamic_update_slice(cache[0], k, (0, slot, 0, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
             cache = (k, v)
-        out = jnp.einsum("BTHD,HDd->BTd", attend(q, k, v, mask), wo)
+        out = attend_blockwise(q, k, v, mask) if isinstance(mask, Visibility) else attend(q, k, v, mask)
+        out = jnp.einsum("BTHD,HDd->BTd", checkpoint_name(out, "attention"), wo)
         return out, cache
 
 
@@ -106,9 +119,17 @@ class MLP(nn.Module):
         gate = _param(self, "gate", (d, F), ("embed", "mlp")).astype(dtype)
         up = _param(self, "up", (d, F), ("embed", "mlp")).astype(dtype)
         down = _param(self, "down", (F, d), ("mlp", "embed")).astype(dtype)
-        # As [B*T, d]: on a CPU, XLA computes the gradients of three-axis products three times slower.
-        rows = x.reshape(-1, d)
-        return ((jax.nn.silu(rows @ gate) * (rows @ up)) @ down).reshape(x.shape)
+
+        def swiglu(x):
+            hidden = checkpoint_name(x @ gate, "gate"), checkpoint_name(x @ up, "up")
+            return (jax.nn.silu(hidden[0]) * hidden[1]) @ down
+
+        def by_rows(x):
+            return swiglu(x.reshape(-1, d)).reshape(x.shape)
+
+        # XLA on a CPU computes the gradients of three-axis products three times slower; elsewhere, merging batch and
+        # length would gather what lies on several devices.
+        return jax.lax.platform_dependent(x, cpu=by_rows, default=swiglu)
 
 
 class Block(nn.Module):
@@ -140,6 +161,37 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", None)), cache
 
 
+SAVED = {
+    "full": (),
+    "save_attention": ("attention",),
+    "save_projections": ("query", "key", "value", "attention"),
+    "offload": ("query", "key", "value", "attention"),
+}
+"""What each remat policy keeps of a layer for the backward pass, beside the layer's input."""
+
+
+def remat_policy(name: str):
+    """The policy of `jax.checkpoint` for a value of `TransformerConfig.remat` other than 'none'."""
+    policies = jax.checkpoint_policies
+    if name == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(SAVED[name]),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return policies.save_only_these_names(*SAVED[name])
+
+
+def unembed(x: Float[Array, "B T d"], output: Float[Array, "d V"]) -> Float[Array, "B T V"]:
+    """Logits of hidden states: the output layer, float32.
+
+    They are rounded to the dtype of x first, as Meta's are: samples and ties depend on it.
+    """
+    logits = jnp.einsum("BTd,dV->BTV", x, output.astype(x.dtype)).astype(jnp.float32)
+    return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+
 class Transformer(nn.Module):
     """Token ids to float32 logits over the whole vocabulary, nothing masked.
 
@@ -158,6 +210,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         *,
         deterministic: bool = True,
+        hidden: bool = False,
     ):
         """Reads `inputs` and predicts the token after each.
 
@@ -167,9 +220,10 @@ class Transformer(nn.Module):
           segment_ids: which document of the row a token belongs to; attention never crosses. Default: one document.
           cache: what was read before; `inputs` are written into its next T slots.
           deterministic: False switches dropout on and needs `rngs={"dropout": key}`.
+          hidden: stop before the output layer; `unembed` is what is left to do.
 
         Returns:
-          float32 logits `[B, T, V]`, or `(logits, cache)` if a cache was given.
+          float32 logits `[B, T, V]` (or hidden states `[B, T, d]`), and the next cache if one was given.
         """
         config = self.config
         B, T = inputs.shape
@@ -180,7 +234,9 @@ class Transformer(nn.Module):
 
         if cache is None:
             slot, layer_caches = 0, None
-            mask = causal_mask(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
+            mask = Visibility(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
+            if config.attention == "xla":
+                mask = causal_mask(*mask)
         else:
             slot, layer_caches = cache.length, (cache.k, cache.v)
             all_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
@@ -191,7 +247,9 @@ class Transformer(nn.Module):
         x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
 
-        block = nn.remat(Block, prevent_cse=False) if config.remat == "full" else Block
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=remat_policy(config.remat))
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -204,9 +262,5 @@ class Transformer(nn.Module):
 
         x = RMSNorm(config, name="norm")(x)
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))
-        # Rounded to the compute dtype before they become float32, as Meta's are: samples and ties depend on it.
-        logits = jnp.einsum("BTd,dV->BTV", x, output.astype(config.compute_dtype)).astype(jnp.float32)
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
-        if cache is None:
-            return logits
-        return logits, KVCache(*layer_caches, all_segments, slot + T)
+        result = x if hidden else unembed(x, output)
+        return result if cache is None else (result, KVCache(*layer_caches, all_segments, slot + T))

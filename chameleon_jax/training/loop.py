@@ -117,7 +117,10 @@ def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     """Every cut array must divide evenly, said here in the terms of the config."""
     rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
     require(
-        config.batch_size % rows == 0, "batch_size", config.batch_size, f"must be a multiple of {rows}, data x fsdp"
+        config.batch_size % (rows * config.accumulation) == 0,
+        "batch_size",
+        config.batch_size,
+        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
     )
     for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
         size = getattr(config.model, name)

@@ -5,6 +5,7 @@ Cross-entropy and z-loss run over the whole vocabulary, nothing masked. Legend: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -23,29 +24,61 @@ def token_losses(
     return log_z - target_logits, jnp.square(log_z)
 
 
-def weighted_loss(
-    logits: Float[Array, "B T V"],
+def chunked_token_losses(
+    x: Float[Array, "B T d"],
+    unembed: Callable[[Array], Array],
     targets: Int[Array, "B T"],
+    chunk: int,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`token_losses(unembed(x), targets)` for `chunk` positions of each row at a time.
+
+    The logits of a chunk are computed again in the backward pass, so that those of all positions never exist.
+
+    Raises:
+      ValueError: if `chunk` does not divide T.
+    """
+    B, T, _ = x.shape
+    if T % chunk:
+        raise ValueError(f"loss_chunk = {chunk}: must divide the length of the rows, {T}")
+
+    # A chunk takes every (T / chunk)-th position: where the length is cut over devices, each has its share of it.
+    def cut(values: Array) -> Array:
+        return jnp.moveaxis(values.reshape(B, chunk, T // chunk, *values.shape[2:]), 2, 0)
+
+    def join(values: Array) -> Array:
+        return jnp.moveaxis(values, 0, 2).reshape(B, T)
+
+    losses = jax.checkpoint(lambda each: token_losses(unembed(each[0]), each[1]))
+    cross_entropy, log_z_squared = jax.lax.map(losses, (cut(x), cut(targets)))
+    return join(cross_entropy), join(log_z_squared)
+
+
+def weighted_loss(
+    cross_entropy: Float[Array, "B T"],
+    log_z_squared: Float[Array, "B T"],
     weights: Float[Array, "B T"],
     is_image: Float[Array, "B T"],
     z_loss: float,
+    total: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean cross-entropy over the weighted predictions plus `z_loss` times the mean of (log Z)^2 (section 2.3).
 
     Args:
+      cross_entropy, log_z_squared: what `token_losses` gives.
       is_image: 1 where the target is an image code, 0 elsewhere.
+      total: sum of the weights to divide by, if these are a part of a batch; by default the sum of `weights`.
 
     Returns:
       the loss to descend, and sums to be divided by their weights: `loss_sum`, `weight_sum`, the same for text and
       image targets, and the z-loss term.
     """
-    cross_entropy, log_z_squared = token_losses(logits, targets)
-    total = jnp.sum(weights)
+    own_total = jnp.sum(weights)
+    total = own_total if total is None else total
     safe_total = jnp.maximum(total, 1e-8)
     z_term = z_loss * jnp.sum(log_z_squared * weights) / safe_total
     sums = {
         "loss_sum": jnp.sum(cross_entropy * weights),
-        "weight_sum": total,
+        "weight_sum": own_total,
         "text_loss_sum": jnp.sum(cross_entropy * weights * (1 - is_image)),
         "text_weight_sum": jnp.sum(weights * (1 - is_image)),
         "image_loss_sum": jnp.sum(cross_entropy * weights * is_image),

@@ -7,11 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.training.losses import discriminator_loss, generator_loss, token_losses, weighted_loss
+from chameleon_jax.training.losses import (
+    chunked_token_losses,
+    discriminator_loss,
+    generator_loss,
+    token_losses,
+    weighted_loss,
+)
 from chameleon_jax.training.metrics import per_modality
 
 LOGITS = jnp.asarray([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]])
 TARGETS = jnp.asarray([[2, 0]])
+
+
+def loss_of(logits, targets, weights, is_image, z_loss):
+    return weighted_loss(*token_losses(logits, targets), weights, is_image, z_loss)
 
 
 def test_log_z_squared_is_that_of_the_specification():
@@ -24,9 +34,9 @@ def test_log_z_squared_is_that_of_the_specification():
 def test_the_z_loss_term_is_that_of_the_specification():
     """Vector V16."""
     ones = jnp.ones((1, 2))
-    loss, sums = weighted_loss(LOGITS, TARGETS, ones, 0 * ones, z_loss=1e-5)
+    loss, sums = loss_of(LOGITS, TARGETS, ones, 0 * ones, z_loss=1e-5)
     np.testing.assert_allclose(sums["z_loss"], 6.409364e-5, rtol=1e-6)
-    without, _ = weighted_loss(LOGITS, TARGETS, ones, 0 * ones, z_loss=0.0)
+    without, _ = loss_of(LOGITS, TARGETS, ones, 0 * ones, z_loss=0.0)
     np.testing.assert_allclose(loss - without, sums["z_loss"], atol=1e-7)
 
 
@@ -53,7 +63,7 @@ def as_jax(logits, targets, weights, is_image):
 
 def test_loss_and_sums_per_modality_equal_numpy():
     logits, targets, weights, is_image = example()
-    loss, sums = weighted_loss(*as_jax(logits, targets, weights, is_image), z_loss=0.01)
+    loss, sums = loss_of(*as_jax(logits, targets, weights, is_image), z_loss=0.01)
     cross_entropy, log_z = by_hand(logits, targets)
     z_term = 0.01 * np.sum(log_z**2 * weights) / np.sum(weights)
     expected = {
@@ -76,7 +86,7 @@ def test_predictions_of_weight_zero_change_neither_loss_nor_gradient():
     changed = jnp.where((weights == 0)[..., None], 50 - logits, logits)
 
     def loss(logits):
-        return weighted_loss(logits, targets, weights, is_image, z_loss=0.01)[0]
+        return loss_of(logits, targets, weights, is_image, z_loss=0.01)[0]
 
     assert float(loss(changed)) == float(loss(logits))
     gradient = jax.grad(loss)(logits)
@@ -87,7 +97,7 @@ def test_predictions_of_weight_zero_change_neither_loss_nor_gradient():
 def test_the_gradient_is_softmax_minus_target_and_the_pull_on_log_z():
     logits, targets, weights, is_image = example()
     jax_logits, *rest = as_jax(logits, targets, weights, is_image)
-    gradient = jax.grad(lambda logits: weighted_loss(logits, *rest, z_loss=0.01)[0])(jax_logits)
+    gradient = jax.grad(lambda logits: loss_of(logits, *rest, z_loss=0.01)[0])(jax_logits)
     _, log_z = by_hand(logits, targets)
     softmax = np.exp(logits - log_z[..., None])
     per_token = softmax - np.eye(7)[targets] + 0.01 * 2 * log_z[..., None] * softmax
@@ -96,7 +106,7 @@ def test_the_gradient_is_softmax_minus_target_and_the_pull_on_log_z():
 
 def test_a_batch_in_which_nothing_counts_has_loss_zero():
     logits, targets, weights, is_image = as_jax(*example())
-    loss, sums = weighted_loss(logits, targets, 0 * weights, is_image, z_loss=0.01)
+    loss, sums = loss_of(logits, targets, 0 * weights, is_image, z_loss=0.01)
     assert float(loss) == 0.0
     assert per_modality(sums) == {}
 
@@ -110,6 +120,48 @@ def test_logits_in_bfloat16_are_counted_in_float32():
     np.testing.assert_allclose(cross_entropy, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 4, 8])
+def test_losses_in_chunks_and_their_gradients_are_those_of_all_at_once(chunk):
+    rng = np.random.default_rng(1)
+    x, output = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 8, 5), (5, 11)))
+    targets = jnp.asarray(rng.integers(0, 11, (3, 8)), jnp.int32)
+    weights = jnp.asarray(rng.uniform(0, 2, (3, 8)), jnp.float32)
+
+    def in_chunks(x, output):
+        losses = chunked_token_losses(x, lambda x: x @ output, targets, chunk)
+        return weighted_loss(*losses, weights, 0 * weights, 0.01)[0]
+
+    def at_once(x, output):
+        return loss_of(x @ output, targets, weights, 0 * weights, 0.01)[0]
+
+    expected, expected_gradients = jax.value_and_grad(at_once, (0, 1))(x, output)
+    loss, gradients = jax.jit(jax.value_and_grad(in_chunks, (0, 1)))(x, output)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-7)
+
+
+def test_logits_of_all_positions_never_exist_in_chunks():
+    """The largest array of the compiled step is that of one chunk."""
+    B, T, d, V, chunk = 2, 64, 8, 4096, 8
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((B, T, d), (d, V))]
+    targets = jnp.zeros((B, T), jnp.int32)
+
+    def memory(losses) -> int:
+        loss = lambda x, output: jnp.sum(losses(x, output)[0])  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    at_once = memory(lambda x, output: token_losses(x @ output, targets))
+    in_chunks = memory(lambda x, output: chunked_token_losses(x, lambda x: x @ output, targets, chunk))
+    assert at_once - in_chunks >= 4 * B * T * V * (1 - chunk / T)
+
+
+def test_chunk_that_does_not_divide_the_rows_is_refused():
+    with pytest.raises(ValueError, match="loss_chunk = 3: must divide the length of the rows, 8"):
+        chunked_token_losses(jnp.zeros((1, 8, 2)), lambda x: x, jnp.zeros((1, 8), jnp.int32), 3)
+
+
 def test_huge_logits_stay_finite():
     logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
     cross_entropy, _ = token_losses(logits, jnp.asarray([[1]]))
@@ -118,7 +170,7 @@ def test_huge_logits_stay_finite():
 
 def test_metrics_leave_out_a_modality_that_did_not_occur():
     logits, targets, weights, is_image = as_jax(*example())
-    _, sums = weighted_loss(logits, targets, weights * (1 - is_image), is_image, z_loss=0.0)
+    _, sums = loss_of(logits, targets, weights * (1 - is_image), is_image, z_loss=0.0)
     metrics = per_modality(sums)
     assert set(metrics) == {"loss", "text_loss"}
     assert metrics["loss"] == pytest.approx(metrics["text_loss"])

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from chameleon_jax.config import MeshConfig
+from chameleon_jax.models import attention
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.state import init_state
 from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_train_step
@@ -20,11 +21,28 @@ MESHES = {
     "fsdp 8": MeshConfig(data=1, fsdp=8),
     "data 4, tensor 2": MeshConfig(data=4, tensor=2),
     "data 2, fsdp 2, tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "sequence 4, fsdp 2": MeshConfig(data=1, fsdp=2, sequence=4),
+    "data 2, sequence 2, tensor 2": MeshConfig(data=2, sequence=2, tensor=2),
 }
 RECIPES = {
     "pre, adamw": {"model__norm_order": "pre", "optimizer__name": "adamw"},
     "swin, muon": {"model__norm_order": "swin", "optimizer__name": "muon", "model__qk_norm_groups": 2},
 }
+
+
+WAYS = {
+    "accumulation": {"accumulation": 2},
+    "chunked loss": {"loss_chunk": 4},
+    "blockwise attention": {"model__attention": "blockwise"},
+    "remat full": {"model__remat": "full"},
+    "remat save_attention": {"model__remat": "save_attention"},
+    "remat save_projections": {"model__remat": "save_projections"},
+    "remat offload": {"model__remat": "offload"},
+    "all of them": {
+        "accumulation": 2, "loss_chunk": 4, "model__attention": "blockwise", "model__remat": "save_attention"
+    },
+}  # fmt: skip
+"""Ways to compute the same step with less memory."""
 
 
 def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
@@ -67,6 +85,25 @@ def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_d
             np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
     assert int(state.step) == 3
     # Sums in another order differ in the last bits of a float32; three updates of size 1e-2 carry that on.
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: compare(np.asarray(a), np.asarray(b)), state.params, expected_state.params)
+
+
+@pytest.mark.parametrize(
+    ("way", "mesh"),
+    [
+        *((way, "one device") for way in WAYS),
+        ("all of them", "sequence 4, fsdp 2"),
+        ("all of them", "data 2, fsdp 2, tensor 2"),
+    ],
+)
+def test_every_way_to_save_memory_gives_the_same_step(tiny, on_one_device, monkeypatch, way, mesh):
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    expected_state, expected_history = on_one_device("pre, adamw")
+    config = tiny.config(**RECIPES["pre, adamw"], **WAYS[way])
+    state, history = run(tiny, config, MESHES.get(mesh, ONE), 3)
+    for metrics, expected in zip(history, expected_history, strict=True):
+        assert metrics == pytest.approx(expected, rel=2e-5, abs=1e-6)
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: compare(np.asarray(a), np.asarray(b)), state.params, expected_state.params)
 
