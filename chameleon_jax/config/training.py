@@ -105,10 +105,10 @@ class MeshConfig:
     """Copies of the model, each on its own share of the batch."""
     fsdp: int = 1
     """Parameters and optimizer state cut into this many parts, gathered as they are needed."""
-    sequence: int = 1
-    """Rows cut into this many parts along their length, for contexts that are too long for one device."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary cut into this many parts."""
+    sequence: int = 1
+    """Rows cut into this many parts along their length, for contexts that are too long for one device."""
 
     def __post_init__(self):
         sizes = {"data": self.data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}

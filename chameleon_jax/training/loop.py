@@ -70,6 +70,8 @@ def train(
         since, rate = time.monotonic(), 0.0
         with progress_bar("train", config.steps, start) as bar:
             for step, batch in zip(range(start + 1, config.steps + 1), batches(start)):  # noqa: B905
+                if step == start + 1:
+                    _check_length(config, mesh, batch.inputs.shape[1])
                 state, metrics = step_fn(state, batch)
                 waiting.append(metrics)
                 last = step == config.steps
@@ -111,6 +113,12 @@ def _summary(waiting: list[dict[str, Any]], step: int) -> dict[str, float]:
         )
     means = {name: totals[name] / len(waiting) for name in ("z_loss", "gradient_norm")}
     return {**per_modality(totals), **means}
+
+
+def _check_length(config: TrainConfig, mesh: jax.sharding.Mesh, length: int) -> None:
+    """Rows of the data must divide evenly too, known once the first batch is there."""
+    for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
+        require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
 
 
 def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
