@@ -111,8 +111,8 @@ def test_wide_mesh_really_cuts_the_arrays(folders):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        (lambda: mesh_of(tensor=8), r"mesh data 1 x fsdp 1 x sequence 1 x tensor 8: does not divide layers/attention/k of shape "),
-        (lambda: mesh_of(fsdp=3), r"mesh data 1 x fsdp 3 x sequence 1 x tensor 1: does not divide embed of shape \(96, 64\)"),
+        (lambda: mesh_of(tensor=8), r"sequence 1 x tensor 8: does not divide layers/attention/k of shape "),
+        (lambda: mesh_of(fsdp=3), r"mesh data 1 x fsdp 3 x sequence 1 x .*: does not divide embed of shape \(96, 64\)"),
     ],
 )
 def test_mesh_that_does_not_divide_the_arrays_is_refused_by_name(folders, format, mesh, message):
