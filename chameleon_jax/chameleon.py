@@ -123,13 +123,18 @@ class Chameleon:
                 "chameleon_jax.load(path, image_tokenizer=folder). The released weights also never learned to draw: "
                 "Anole and Lumina-mGPT are public fine-tunings that did"
             )
-        if self.image_head_trained is False:
+        if self.image_head_trained is False or (self.image_head_trained is None and self._image_columns_are_alike()):
             return (
                 "its output layer was never trained on pictures, which were taken out of the released weights. "
                 "Fine-tune the image rows of `output`, or use weights where that was done, such as Anole. To see the "
                 "noise it draws as it is: model.image_head_trained = True"
             )
         return None
+
+    def _image_columns_are_alike(self) -> bool:
+        """Whether the output layer cannot tell one image code from another, as where its columns were set to zero."""
+        columns = self.params["output"][:, self.vocabulary.image_ids]
+        return bool((columns == columns[:, :1]).all())
 
     def generate(self, document: Document, config: GenerationConfig | None = None) -> Document:
         """What the model writes after `document`: its continuation, without the prompt."""

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import (
-    _random_like,
     random_picture,
-    released_json,
+    released_model,
     scrambled_tokenizer,
     transformer_for,
     transformer_params,
@@ -27,19 +26,15 @@ from chameleon_jax.chameleon import CannotDraw, Chameleon, load
 from chameleon_jax.config import (
     ConfigError,
     GenerationConfig,
-    ImageTokenizerConfig,
     PreprocessingConfig,
     SamplingConfig,
-    TransformerConfig,
 )
 from chameleon_jax.document import DocumentError
 from chameleon_jax.files import FileError
 from chameleon_jax.generation import engine
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
-from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder, to_image, to_pixels
-from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
+from chameleon_jax.tokens.image import NoImageDecoder, to_image, to_pixels
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
@@ -243,22 +238,7 @@ ANSWER = GenerationConfig(
 
 @pytest.fixture(scope="module")
 def released() -> Chameleon:
-    """A model of everything that the released ones have, only small: 4 x 4 codes a picture."""
-    text = JSONTokenizer(released_json())
-    vocabulary = vocabulary_from_json(text.json, "released_tokenizer.json")
-    config = TransformerConfig(
-        vocab_size=vocabulary.size + 3, d_model=32, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=40,
-        qk_norm_groups=2, norm_order="swin",
-    )  # fmt: skip
-    sizes = ImageTokenizerConfig(
-        resolution=8, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8, code_dim=8,
-        num_codes=16,
-    )  # fmt: skip
-    abstract = jax.eval_shape(VQModel(sizes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    here = jax.devices()[0]  # where `load` puts parameters; what is compiled for those serves these
-    image = ImageTokenizer(sizes, jax.device_put(_random_like(abstract, 0, std=0.2), here))
-    params = jax.device_put(transformer_params(config), here)
-    return Chameleon(config, params, DocumentTokenizer(text, image, vocabulary))
+    return released_model()
 
 
 @pytest.fixture(scope="module")
@@ -621,3 +601,12 @@ def test_preprocessing_is_chosen_when_opening_and_kept_when_saving(released, fol
     again = load(tmp_path / "model")
     assert again.image_tokenizer.preprocessing == style
     np.testing.assert_array_equal(again.tokenize_images([picture]), expected)
+
+
+def test_output_layer_with_blank_image_columns_is_known_not_to_draw(released):
+    output = released.params["output"].at[:, released.vocabulary.image_ids].set(0.0)
+    model = Chameleon(released.config, {**released.params, "output": output}, released.tokenizer)
+    with pytest.raises(CannotDraw, match="never trained on pictures"):
+        model.generate(["A dog. "], GenerationConfig(mode="image", max_new_tokens=20))
+    model.image_head_trained = True
+    assert model.why_no_pictures is None

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ImageTokenizerConfig, TextTokenizerConfig, TransformerConfig
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer
+from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 TRANSFORMER = TransformerConfig(
@@ -116,3 +118,23 @@ def random_picture(seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB
 
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).convert(mode)
+
+
+def released_model(image_head_trained: bool | None = None) -> Chameleon:
+    """A model of everything that the released ones have, only small: 4 x 4 codes a picture."""
+    text = JSONTokenizer(released_json())
+    vocabulary = vocabulary_from_json(text.json, "released_tokenizer.json")
+    config = TransformerConfig(
+        vocab_size=vocabulary.size + 3, d_model=32, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=40,
+        qk_norm_groups=2, norm_order="swin",
+    )  # fmt: skip
+    sizes = ImageTokenizerConfig(
+        resolution=8, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8, code_dim=8,
+        num_codes=16,
+    )  # fmt: skip
+    abstract = jax.eval_shape(VQModel(sizes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    here = jax.devices()[0]  # where `load` puts parameters; what is compiled for those serves these
+    image = ImageTokenizer(sizes, jax.device_put(_random_like(abstract, 0, std=0.2), here))
+    params = jax.device_put(transformer_params(config), here)
+    tokenizer = DocumentTokenizer(text, image, vocabulary)
+    return Chameleon(config, params, tokenizer, image_head_trained=image_head_trained)

@@ -14,20 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_models import _random_like, released_json, transformer_params
+from tiny_models import released_model
 
 from chameleon_jax.chameleon import Chameleon, load
 from chameleon_jax.cli import main
-from chameleon_jax.config import GenerationConfig, ImageTokenizerConfig, SamplingConfig, TransformerConfig
+from chameleon_jax.config import GenerationConfig, SamplingConfig
 from chameleon_jax.files import FileError
-from chameleon_jax.models.vq import VQModel
-from chameleon_jax.tokens.documents import DocumentTokenizer
-from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.safetensors import read_safetensors
@@ -37,28 +32,9 @@ from chameleon_jax.weights.torch_files import read_torch_file
 FORMATS = ("chameleon", "huggingface", "meta")
 
 
-def released_model() -> Chameleon:
-    """A model of everything that the released ones have, only small."""
-    text = JSONTokenizer(released_json())
-    vocabulary = vocabulary_from_json(text.json, "released_tokenizer.json")
-    config = TransformerConfig(
-        vocab_size=vocabulary.size + 3, d_model=32, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=40,
-        qk_norm_groups=2, norm_order="swin",
-    )  # fmt: skip
-    sizes = ImageTokenizerConfig(
-        resolution=8, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8, code_dim=8,
-        num_codes=16,
-    )  # fmt: skip
-    abstract = jax.eval_shape(VQModel(sizes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    here = jax.devices()[0]  # where `load` puts parameters; what is compiled for those serves these
-    image = ImageTokenizer(sizes, jax.device_put(_random_like(abstract, 0, std=0.2), here))
-    params = jax.device_put(transformer_params(config), here)
-    return Chameleon(config, params, DocumentTokenizer(text, image, vocabulary), image_head_trained=True)
-
-
 @pytest.fixture(scope="module")
 def model() -> Chameleon:
-    return released_model()
+    return released_model(image_head_trained=True)
 
 
 @pytest.fixture(scope="module")
