@@ -21,7 +21,7 @@ from chameleon_jax.bench.environment import environment
 from chameleon_jax.config import BenchCommand, TransformerConfig, to_dict
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
-from chameleon_jax.weights.huggingface import write_huggingface
+from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.layout import Entry
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

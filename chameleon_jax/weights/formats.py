@@ -12,7 +12,8 @@ import numpy as np
 from chameleon_jax.config import DType
 from chameleon_jax.files import FileError, new_folder
 from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, Format, check_parts, numpy_dtype
-from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface, write_huggingface
+from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
+from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.layout import image_tokenizer_entries
 from chameleon_jax.weights.meta import find_meta, open_image_tokenizer, open_meta, write_meta
 from chameleon_jax.weights.native import find_native, open_native, write_native

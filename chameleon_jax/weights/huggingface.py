@@ -1,4 +1,4 @@
-"""Hugging Face's directories: config.json, safetensors, tokenizer.json; read in all their layouts, written in H1."""
+"""Reads Hugging Face's directories, in all their layouts: config.json, safetensors, tokenizer.json."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerConfig
-from chameleon_jax.files import FileError, read_json, write_json
-from chameleon_jax.tokens.export import processor_files, tokenizer_config, tokenizer_json
+from chameleon_jax.files import FileError, read_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
-from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, require_kinds, write_note
+from chameleon_jax.weights.checkpoint import Checkpoint, read_note, require_kinds
 from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
-from chameleon_jax.weights.safetensors import parts_of, read_index, read_safetensors, write_safetensors
-from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
+from chameleon_jax.weights.safetensors import read_index, read_safetensors
+from chameleon_jax.weights.sources import FileWeights, match, refuse_unknown
 from chameleon_jax.weights.stored import StoredTensor, Tensor
 from chameleon_jax.weights.torch_files import read_torch_file
 
 VQ = "model.vqmodel."
 DECODER_FILE = "image_decoder/model.safetensors"
 """Where we put the image decoder, for which transformers has no module: a folder of its own, which it does not read."""
-LARGEST_FILE = 5 * 10**9
 
 LAYOUT_NAMES = {
     "H0": "H0 (the fork that Anole ships: channels in Meta's order, one row of QK-norm)",
@@ -273,140 +271,3 @@ def _open_vocabulary(
         return Vocabulary.from_names(names, f"{folder / 'config.json'}: vocabulary_map"), None
     missing["vocabulary"] = f"neither tokenizer.json nor a whole vocabulary_map is in {folder}"
     return None, None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Writing
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress) -> None:
-    """Writes a checkpoint as transformers reads it, into a new folder; use inside `files.new_folder`.
-
-    Raises:
-      ConversionError: if transformers has no such model.
-    """
-    config, image = checkpoint.config, checkpoint.image_config
-    _require_expressible(checkpoint)
-    entries = transformer_entries(config, "H1")
-    sources = {entry.key: (checkpoint.weights, entry, dtype) for entry in entries}
-    decoder = {}
-    if image is not None and checkpoint.image_weights is not None:
-        for entry in image_tokenizer_entries(image, VQ):
-            if entry.leaf in checkpoint.image_weights:
-                part = decoder if is_decoder(entry) else sources
-                part[entry.key] = (checkpoint.image_weights, entry, np.dtype(np.float32))
-    _write_tensors(folder, sources, progress)
-    if decoder:
-        (folder / DECODER_FILE).parent.mkdir()
-        _write_file(folder / DECODER_FILE, decoder, progress)
-
-    names, vocabulary = checkpoint.names, checkpoint.vocabulary
-    if vocabulary is not None and checkpoint.text is not None:
-        names = vocabulary.names(checkpoint.text)
-        write_json(folder / "tokenizer.json", tokenizer_json(checkpoint.text, vocabulary, style="huggingface"))
-        write_json(folder / "tokenizer_config.json", tokenizer_config())
-        if image is not None:
-            style = checkpoint.preprocessing.style
-            for name, values in processor_files(image.codes_per_image, image.resolution, style).items():
-                write_json(folder / name, values)
-    write_json(folder / "config.json", _header(config, image, vocabulary, names, dtype))
-    if vocabulary is not None:
-        ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
-        write_json(folder / "generation_config.json", ids)
-    write_note(checkpoint, folder)
-
-
-def _require_expressible(checkpoint: Checkpoint) -> None:
-    config, image = checkpoint.config, checkpoint.image_config
-    for holds, key, why in (
-        (config.qk_norm, "qk_norm = False", "its models always normalise queries and keys"),
-        (
-            config.head_dim * config.num_heads == config.d_model,
-            f"head_dim = {config.head_dim}",
-            f"its heads divide d_model, {config.d_model} / {config.num_heads}",
-        ),
-        (image is None or image.space_to_depth == 1, "space_to_depth", "its VQGAN takes single pixels"),
-        (image is None or image.norm_groups == 32, "norm_groups", "its GroupNorm has 32 groups"),
-    ):
-        if not holds:
-            raise ConversionError(
-                f"{checkpoint.folder}: {key} cannot be written for transformers: {why}. Formats 'chameleon' and 'meta' "
-                "may hold it"
-            )
-
-
-def _write_tensors(folder: Path, sources: dict[str, tuple], progress: Progress) -> None:
-    specs = {key: (entry.stored, dtype) for key, (_, entry, dtype) in sources.items()}
-    parts = list(parts_of(specs, LARGEST_FILE))
-    if len(parts) == 1:
-        _write_file(folder / "model.safetensors", sources, progress)
-        return
-    where = {}
-    for number, part in enumerate(parts, start=1):
-        name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        _write_file(folder / name, {key: sources[key] for key in part}, progress)
-        where |= dict.fromkeys(part, name)
-    total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _write_file(path: Path, sources: dict[str, tuple], progress: Progress) -> None:
-    def value(key: str) -> np.ndarray:
-        weights, entry, dtype = sources[key]
-        return weights.fetch(entry, dtype)
-
-    specs = {key: (entry.stored, dtype) for key, (_, entry, dtype) in sources.items()}
-    write_safetensors(path, specs, value, progress)
-
-
-def _header(
-    config: TransformerConfig,
-    image: ImageTokenizerConfig | None,
-    vocabulary: Vocabulary | None,
-    names: Mapping[str, int] | None,
-    dtype: np.dtype,
-) -> dict[str, Any]:
-    """config.json, with the keys of older transformers beside those of newer ones."""
-    header = {
-        "architectures": ["ChameleonForConditionalGeneration"],
-        "model_type": "chameleon",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "dtype": str(dtype),
-        "torch_dtype": str(dtype),
-        "hidden_act": "silu",
-        "hidden_size": config.d_model,
-        "initializer_range": config.init_std,
-        "intermediate_size": config.mlp_dim,
-        "max_position_embeddings": 4096,
-        "mlp_bias": False,
-        "model_parallel_size": config.qk_norm_groups,
-        "num_attention_heads": config.num_heads,
-        "num_hidden_layers": config.num_layers,
-        "num_key_value_heads": config.num_kv_heads,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,
-        "swin_norm": config.norm_order == "swin",
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "vocab_size": config.vocab_size,
-    }
-    if vocabulary is not None:
-        header |= {
-            "bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad
-        }  # fmt: skip
-    if names is not None:
-        header["vocabulary_map"] = dict(names)
-    if image is not None:
-        multipliers = list(image.channel_multipliers)
-        header["vq_config"] = {
-            "attn_resolutions": [], "attn_type": "vanilla", "dropout": 0.0, "in_channels": 3, "out_channels": 3,
-            "out_ch": 3, "resolution": image.resolution, "num_res_blocks": image.num_res_blocks,
-            "embed_dim": image.code_dim, "num_embeddings": image.num_codes, "n_embed": image.num_codes,
-            "latent_channels": image.latent_channels, "z_channels": image.latent_channels,
-            "base_channels": image.channels, "ch": image.channels, "channel_multiplier": multipliers,
-            "ch_mult": multipliers, "double_latent": False, "double_z": False,
-        }  # fmt: skip
-    return header
