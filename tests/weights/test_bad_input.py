@@ -32,7 +32,7 @@ from chameleon_jax.config import ConfigError
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import FileError
 from chameleon_jax.tokens.vocabulary import VocabularyError
-from chameleon_jax.weights import huggingface
+from chameleon_jax.weights import huggingface_writing
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.safetensors import read_safetensors
@@ -61,7 +61,7 @@ def good(tmp_path_factory) -> Path:
     write_checkpoint(opened, root / "meta", "meta")
     write_checkpoint(opened, root / "chameleon", "chameleon")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "LARGEST_FILE", 600_000)
+        patch.setattr(huggingface_writing, "LARGEST_FILE", 600_000)
         write_checkpoint(opened, root / "sharded", "huggingface")
     return root
 
