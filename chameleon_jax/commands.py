@@ -131,7 +131,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data_fingerprint=data.fingerprint,
         held_out=held_out,
     )
-    Chameleon(config.model, state.params, tokenizer).save(Path(config.output) / "model")
+    drew = any(source["image_tokens"] for source in data.header["sources"].values())
+    model = Chameleon(config.model, state.params, tokenizer, image_head_trained=drew)
+    model.save(Path(config.output) / "model")
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
 
 

@@ -72,8 +72,8 @@ def _require_expressible(checkpoint: Checkpoint) -> None:
     ):
         if not holds:
             raise ConversionError(
-                f"{checkpoint.folder}: {key} cannot be written for transformers: {why}. Formats 'chameleon' and 'meta' "
-                "may hold it"
+                f"{checkpoint.folder}: {key} cannot be written for transformers: {why}. Format 'chameleon' "
+                "holds every model"
             )
 
 
