@@ -171,6 +171,8 @@ class Chameleon:
 
     def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
         """Decides 'auto', and refuses pictures that cannot be drawn or do not fit."""
+        if config.mode == "text":
+            return config
         why_not = self.why_no_pictures
         if config.mode == "auto":
             config = dataclasses.replace(config, mode="text" if why_not else "interleaved")

@@ -104,6 +104,12 @@ class Checkpoint:
         return DocumentTokenizer(self.text, image, self.vocabulary, codes_per_image=codes, missing=self.missing)
 
 
+def in_type_of(config: TransformerConfig, weights: Weights) -> TransformerConfig:
+    """The config with parameters and computation in bfloat16 if that is what the files hold, else in float32."""
+    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
+    return dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+
+
 def abstract_params(config: TransformerConfig, mesh: Mesh | None = None) -> Any:
     """Shapes, types and (on a mesh) shardings of the Transformer's parameters.
 

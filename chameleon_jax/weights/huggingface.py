@@ -13,12 +13,12 @@ from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerC
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
-from chameleon_jax.weights.checkpoint import Checkpoint, read_note, require_kinds
+from chameleon_jax.weights.checkpoint import Checkpoint, in_type_of, read_note, require_kinds
 from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import read_index, read_safetensors
 from chameleon_jax.weights.sources import FileWeights, match, refuse_unknown
-from chameleon_jax.weights.stored import StoredTensor, Tensor
-from chameleon_jax.weights.torch_files import read_torch_file
+from chameleon_jax.weights.stored import Tensor
+from chameleon_jax.weights.torch_files import read_tensors
 
 VQ = "model.vqmodel."
 DECODER_FILE = "image_decoder/model.safetensors"
@@ -65,12 +65,11 @@ def open_huggingface(folder: Path) -> Checkpoint:
     refuse_unknown([key for key in extra if not key.startswith(VQ)], folder)
     ignored += [key for key in extra if not key.startswith(VQ)]
     vocabulary, text = _open_vocabulary(folder, header, missing)
-    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
     return Checkpoint(
         folder=folder,
         format="huggingface",
         layout=LAYOUT_NAMES[layout],
-        config=dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype),
+        config=in_type_of(config, weights),
         weights=weights,
         image_config=image_config,
         image_weights=image_weights,
@@ -94,15 +93,8 @@ def _open_tensors(folder: Path) -> dict[str, Tensor]:
     if file.name == "model.safetensors.index.json":
         return read_index(file, read_safetensors)
     if file.suffix == ".bin":
-        return _torch_tensors(file)
-    return read_index(file, _torch_tensors)
-
-
-def _torch_tensors(path: Path) -> dict[str, Tensor]:
-    tensors = read_torch_file(path)
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
-        raise FileError(f"{path}: expected a mapping from names to tensors and nothing else")
-    return dict(tensors)
+        return read_tensors(file)
+    return read_index(file, read_tensors)
 
 
 _DEFAULTS = {

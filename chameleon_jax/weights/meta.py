@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,18 @@ from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerC
 from chameleon_jax.files import FileError, read_json, write_json, write_text
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
-from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, read_note, require_kinds, write_note
+from chameleon_jax.weights.checkpoint import (
+    Checkpoint,
+    ConversionError,
+    in_type_of,
+    read_note,
+    require_kinds,
+    write_note,
+)
 from chameleon_jax.weights.layout import Entry, image_tokenizer_entries, transformer_entries
 from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
 from chameleon_jax.weights.stored import ComputedTensor, StoredTensor, Tensor
-from chameleon_jax.weights.torch_files import read_torch_file
+from chameleon_jax.weights.torch_files import read_tensors, read_torch_file
 from chameleon_jax.weights.torch_writing import write_torch_file
 
 TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE = "text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"
@@ -47,7 +53,7 @@ def open_meta(folder: Path) -> Checkpoint:
     Raises:
       FileError: if anything is missing, damaged, or does not fit the rest.
     """
-    shards = [_open_shard(file) for file in _shard_files(folder)]
+    shards = [read_tensors(file) for file in _shard_files(folder)]
     header, warnings = _read_params(folder)
     count = header.get("model_parallel_size")
     if count is not None and count != len(shards):
@@ -73,13 +79,12 @@ def open_meta(folder: Path) -> Checkpoint:
     else:
         text = JSONTokenizer.load(tokenizer / TEXT_FILE)
         vocabulary = vocabulary_from_json(text.json, str(tokenizer / TEXT_FILE))
-    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
     made_without_pictures = "noimggen" in str(header.get("src", ""))
     return Checkpoint(
         folder=folder,
         format="meta",
         layout=f"Meta's, {len(shards)} shard{'s' if len(shards) > 1 else ''}",
-        config=dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype),
+        config=in_type_of(config, weights),
         weights=weights,
         image_config=image_config,
         image_weights=image_weights,
@@ -102,13 +107,6 @@ def _shard_files(folder: Path) -> list[Path]:
         if file.name != f"consolidated.{number:02d}.pth":
             raise FileError(f"{folder}: consolidated.{number:02d}.pth is missing, though {file.name} is there")
     return numbered
-
-
-def _open_shard(file: Path) -> dict[str, Tensor]:
-    tensors = read_torch_file(file)
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
-        raise FileError(f"{file}: expected a mapping from names to tensors, as in Meta's consolidated files")
-    return dict(tensors)
 
 
 _DEFAULTS = {

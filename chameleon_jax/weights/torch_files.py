@@ -79,6 +79,18 @@ def read_torch_file(path: str | Path) -> Any:
         ) from None
 
 
+def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
+    """What `torch.save` wrote of a state dict.
+
+    Raises:
+      FileError: as `read_torch_file`, and if there is anything but a mapping from names to tensors.
+    """
+    tensors = read_torch_file(path)
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
+        raise FileError(f"{path}: expected a mapping from names to tensors and nothing else")
+    return tensors
+
+
 class _Complaint(Exception):
     """What is wrong with a file, said without its name."""
 
