@@ -18,7 +18,7 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # From the ground up; a module may import from lower layers and from its own. An entry stands for the module and what
 # is inside it.
 LAYERS = (
-    ("errors", "array_types", "config", "document", "batch", "files", "progress", "terminal"),
+    ("accelerators", "errors", "array_types", "config", "document", "batch", "files", "progress", "terminal"),
     ("models",),
     ("tokens",),
     ("sharding",),
