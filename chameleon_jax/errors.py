@@ -8,3 +8,7 @@ class ChameleonError(Exception):
 
 class TrainingError(ChameleonError):
     """Training cannot go on."""
+
+
+class Stopped(ChameleonError):
+    """Training was asked to stop, and saved what it had."""

@@ -18,7 +18,10 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # From the ground up; a module may import from lower layers and from its own. An entry stands for the module and what
 # is inside it.
 LAYERS = (
-    ("accelerators", "errors", "array_types", "config", "document", "batch", "files", "progress", "terminal"),
+    (
+        "accelerators", "errors", "array_types", "config", "distributed", "document", "batch", "files", "progress",
+        "terminal", "versions",
+    ),
     ("models",),
     ("tokens",),
     ("sharding",),
@@ -27,7 +30,7 @@ LAYERS = (
     ("chameleon",),
     ("data_pipeline",),
     ("commands", "bench", "demo", "cli"),
-)
+)  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "files", "progress", "array_types", "errors"}
 OPEN_TO_MODELS = {"config", "array_types", "models"}
 

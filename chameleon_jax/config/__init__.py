@@ -3,10 +3,11 @@
 from chameleon_jax.config.data import ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
-from chameleon_jax.config.models import DType, ImageTokenizerConfig, PreprocessingConfig, TransformerConfig
+from chameleon_jax.config.models import DType, ImageTokenizerConfig, LoRAConfig, PreprocessingConfig, TransformerConfig
 from chameleon_jax.config.reading import (
     ConfigError,
     find_configs,
+    first_difference,
     from_dict,
     read_config,
     read_yaml,
@@ -14,10 +15,13 @@ from chameleon_jax.config.reading import (
     to_dict,
 )
 from chameleon_jax.config.training import (
+    BadStepsConfig,
     CheckpointConfig,
+    DistributedConfig,
     ImageTokenizerTrainConfig,
     MeshConfig,
     OptimizerConfig,
+    ProfileConfig,
     StageConfig,
     TextTokenizerConfig,
     TrainConfig,
@@ -25,22 +29,26 @@ from chameleon_jax.config.training import (
 from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand
 
 __all__ = [
+    "BadStepsConfig",
     "BenchCommand",
     "CheckpointConfig",
     "ConfigError",
     "ConvertCommand",
     "DType",
     "DemoCommand",
+    "DistributedConfig",
     "EvaluationConfig",
     "GenerationConfig",
     "ImageTokenizerCommand",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",
     "InspectCommand",
+    "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
     "PrepareCommand",
     "PreprocessingConfig",
+    "ProfileConfig",
     "SamplingConfig",
     "SourceConfig",
     "StageConfig",
@@ -49,6 +57,7 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "find_configs",
+    "first_difference",
     "from_dict",
     "read_config",
     "read_yaml",

@@ -11,6 +11,23 @@ DType = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters beside the weight matrices (LoRA, Hu et al. 2021): y = W x + (alpha / rank) B A x."""
+
+    rank: int = 0
+    """Inner size of the adapters; 0: none."""
+    alpha: float = 16.0
+    """Scale of what they add, divided by the rank."""
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Which matrices of each layer have one."""
+
+    def __post_init__(self):
+        require(self.rank >= 0, "rank", self.rank, "must be 0 or more")
+        require(self.alpha > 0, "alpha", self.alpha, "must be positive")
+        require(len(set(self.targets)) == len(self.targets) > 0, "targets", self.targets, "must name each matrix once")
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """The unified Transformer (paper section 2.3, table 1)."""
 
@@ -37,6 +54,7 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     dropout: float = 0.0
     """Dropped share of each branch just before it is added to the residual stream, in training."""
+    lora: LoRAConfig = LoRAConfig()
     init_std: float = 0.02
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"

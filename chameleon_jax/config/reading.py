@@ -133,6 +133,19 @@ def to_dict(config: Any) -> Any:
     return config
 
 
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Where two configs as plain data first differ: the dotted key and both values; None if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return first_difference(dict(enumerate(old)), dict(enumerate(new)), key)
+    return None if old == new else (key, old, new)
+
+
 def _override(values: Any, path: list[str], value: Any, flag: str) -> None:
     """Sets `values[path[0]][path[1]]… = value` in nested mappings and lists, in place."""
     for depth, name in enumerate(path):

@@ -139,13 +139,72 @@ class StageConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 1000
-    """Steps between checkpoints. The last step is always saved."""
+    """Steps between checkpoints. The last step is always saved, and so is the one at which the run is asked to stop
+    (SIGTERM, as schedulers send before they take a machine away)."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Checkpoints of multiples of this many steps are kept for ever; 0: none."""
 
     def __post_init__(self):
-        require(self.every > 0, "every", self.every, "must be at least 1")
-        require(self.keep > 0, "keep", self.keep, "must be at least 1")
+        for name in ("every", "keep"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(
+            self.keep_every % self.every == 0,
+            "keep_every",
+            self.keep_every,
+            f"must be a multiple of every = {self.every}, or 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStepsConfig:
+    """What happens at a step whose loss or gradient is infinite, not a number, or too large. Its update is never
+    applied, and what it was trained on is written to bad_steps.jsonl."""
+
+    action: Literal["stop", "skip"] = "stop"
+    """'stop' ends the run with the last checkpoint kept; 'skip' goes on with the next batch."""
+    gradient_norm: float = 0.0
+    """Gradients above this global norm (before clipping) are too large; 0: only those that are no numbers."""
+    limit: int = 10
+    """Bad steps one after another that end a run that skips them."""
+
+    def __post_init__(self):
+        require(self.gradient_norm >= 0, "gradient_norm", self.gradient_norm, "must be 0 or more")
+        require(self.limit > 0, "limit", self.limit, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of some steps, for TensorBoard's profile page, xprof or Perfetto."""
+
+    steps: int = 0
+    """Steps to trace; 0: none."""
+    start: int = 10
+    """Steps of this process to let pass before, so that compilation is not part of it."""
+
+    def __post_init__(self):
+        for name in ("steps", "start"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI are recognised without any of
+    this; the keys are for bare launchers, and differ between processes only in `process`."""
+
+    coordinator: str = ""
+    """host:port of process 0, reachable from all. Also read from CHAMELEON_COORDINATOR."""
+    processes: int = 0
+    """How many processes there are. Also read from CHAMELEON_PROCESSES."""
+    process: int = -1
+    """Which of them this one is, from 0. Also read from CHAMELEON_PROCESS."""
+    heartbeat_seconds: int = 30
+    """A process that was not heard of for so long is taken for dead, and ends the others."""
+
+    def __post_init__(self):
+        require(self.processes >= 0, "processes", self.processes, "must be 0 or more")
+        require(self.heartbeat_seconds >= 5, "heartbeat_seconds", self.heartbeat_seconds, "must be at least 5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +221,16 @@ class TrainConfig:
     """Rows a step, over all devices."""
     stages: tuple[StageConfig, ...]
     """Mixtures of data, one after another."""
+    sequence_length: int | None = None
+    """Tokens a row. The prepared data know it and are checked against it; `chameleon compile`, which has none, needs
+    it."""
+    initial: str = ""
+    """Folder of a model to begin with, in any format; by default parameters are drawn at random."""
+    trainable: Literal["all", "image_head"] = "all"
+    """'image_head': only the output layer's columns of image codes change, which gives the released weights their
+    pictures back. With `model.lora.rank`, only the adapters change."""
+    fresh_image_head: bool = False
+    """Draw these columns anew before the first step."""
     optimizer: OptimizerConfig = OptimizerConfig()
     accumulation: int = 1
     """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
@@ -172,7 +241,12 @@ class TrainConfig:
     z_loss: float = 1e-5
     """Weight of (log Z)^2, which keeps the logits from drifting."""
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    profile: ProfileConfig = ProfileConfig()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl; each needs the extra of its name."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     evaluate_every: int = 0
@@ -197,6 +271,12 @@ class TrainConfig:
             "accumulation",
             self.accumulation,
             f"must divide batch_size = {self.batch_size}",
+        )
+        require(
+            not (self.model.lora.rank and self.trainable != "all"),
+            "trainable",
+            self.trainable,
+            "must be 'all' with model.lora.rank: the adapters are what is trained",
         )
         total = sum(stage.share for stage in self.stages)
         require(abs(total - 1) < 1e-6, "stages", [stage.share for stage in self.stages], "shares must add up to 1")

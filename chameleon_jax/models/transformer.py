@@ -6,7 +6,7 @@ F feed-forward width, V vocabulary. The modules own parameters and call the func
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -183,6 +183,11 @@ def remat_policy(name: str):
     return policies.save_only_these_names(*SAVED[name])
 
 
+def readout(x: Float[Array, "B T d"], params: Any, config: TransformerConfig) -> Float[Array, "B T V"]:
+    """Logits of what the last layer put out: the final norm and the output layer of `params`."""
+    return unembed(rms_norm(x, params["norm"]["scale"], config.norm_eps), params["output"])
+
+
 def unembed(x: Float[Array, "B T d"], output: Float[Array, "d V"]) -> Float[Array, "B T V"]:
     """Logits of hidden states: the output layer, float32.
 
@@ -220,10 +225,10 @@ class Transformer(nn.Module):
           segment_ids: which document of the row a token belongs to; attention never crosses. Default: one document.
           cache: what was read before; `inputs` are written into its next T slots.
           deterministic: False switches dropout on and needs `rngs={"dropout": key}`.
-          hidden: stop before the output layer; `unembed` is what is left to do.
+          hidden: stop after the last layer; `readout` is what is left to do.
 
         Returns:
-          float32 logits `[B, T, V]` (or hidden states `[B, T, d]`), and the next cache if one was given.
+          float32 logits `[B, T, V]` (or the last layer's output `[B, T, d]`), and the next cache if one was given.
         """
         config = self.config
         B, T = inputs.shape
@@ -260,7 +265,7 @@ class Transformer(nn.Module):
         )
         x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, positions, mask, slot)
 
-        x = RMSNorm(config, name="norm")(x)
+        norm = RMSNorm(config, name="norm")
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))
-        result = x if hidden else unembed(x, output)
+        result = x if hidden else unembed(norm(x), output)
         return result if cache is None else (result, KVCache(*layer_caches, all_segments, slot + T))

@@ -5,16 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from chameleon_jax.config import CheckpointConfig, TrainConfig, to_dict
+from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, to_dict
 from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, explain_disk_errors
 from chameleon_jax.progress import console
 from chameleon_jax.training.state import TrainState
+from chameleon_jax.versions import versions
 
-MAY_CHANGE = ("output", "data", "mesh", "checkpoint", "log_every", "evaluate_every", "evaluation_batches")
+MAY_CHANGE = (
+    "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "trackers", "log_every",
+    "evaluate_every", "evaluation_batches", "sequence_length", "initial",
+)  # fmt: skip
 """Parts of a TrainConfig that a run may change when it goes on: none of them changes what is computed. The data may
 have moved; that it is the same data is checked by its fingerprint."""
+
+CHANGES_ROUNDING = (
+    "accumulation", "loss_chunk", "model.attention", "model.remat", "model.param_dtype", "model.compute_dtype",
+    "optimizer.moment_dtype",
+)  # fmt: skip
+"""Keys that may change as well, so that a run can move to other hardware, but not without a word: the run is no longer
+the same bit for bit."""
 
 
 class Checkpoints:
@@ -26,7 +38,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
-                preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
+                preservation_policy=_preservation(config),
                 cleanup_tmp_directories=True,
             )
 
@@ -37,19 +49,34 @@ class Checkpoints:
         with explain_disk_errors(self.folder):
             self._checkpointer.close()
 
-    def save(self, state: TrainState, config: TrainConfig, data_fingerprint: str) -> None:
-        """Starts writing the state after step `state.step`; returns as soon as training may go on."""
+    def save(
+        self, state: TrainState, config: TrainConfig, data_fingerprint: str, unlogged: list[dict[str, float]] = ()
+    ) -> None:
+        """Starts writing the state after step `state.step`; returns as soon as training may go on.
+
+        Args:
+          unlogged: metrics of the steps since the last line of metrics.jsonl.
+        """
         step = int(state.step)
         header = {
             "format_version": FORMAT_VERSION,
             "config": to_dict(config),
             "data": {"next_batch": step, "fingerprint": data_fingerprint},
+            "unlogged": list(unlogged),
+            "versions": versions(),
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
         }
         with explain_disk_errors(self.folder):
             self._checkpointer.save_checkpointables_async(step, {"state": state, "run": header}, force=True)
 
-    def restore(self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str) -> TrainState | None:
-        """The newest checkpoint that can be read, straight onto its devices; None if there is none.
+    def restore(
+        self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str
+    ) -> tuple[TrainState, list[dict[str, float]]] | None:
+        """The newest checkpoint that can be read, straight onto its devices and in the types of `abstract_state`.
+
+        Returns:
+          the state and the `unlogged` metrics; None if there is no checkpoint.
 
         Raises:
           FileError: if the checkpoints belong to another config or other data, or none of them can be read.
@@ -60,7 +87,8 @@ class Checkpoints:
             try:
                 header = self._checkpointer.load_checkpointables(step, {"run": None})["run"]
                 _check_same_run(header, config, data_fingerprint, path)
-                return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+                state = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+                return state, header.get("unlogged", [])
             except FileError:
                 raise
             except Exception as error:
@@ -74,13 +102,29 @@ class Checkpoints:
         return None
 
 
+def _preservation(config: CheckpointConfig) -> Any:
+    policies = ocp.training.preservation_policies
+    newest = policies.LatestN(config.keep)
+    if not config.keep_every:
+        return newest
+    return policies.AnyPreservationPolicy([newest, policies.EveryNSteps(config.keep_every)])
+
+
+def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A nested mapping without the entries of these dotted keys."""
+    left = {}
+    for name, value in values.items():
+        if name in keys:
+            continue
+        inner = tuple(key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}."))
+        left[name] = _without(value, inner) if inner and isinstance(value, dict) else value
+    return left
+
+
 def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> None:
     check_version(header, path)
-    before, now = header["config"], to_dict(config)
-    difference = _first_difference(
-        {name: value for name, value in before.items() if name not in MAY_CHANGE},
-        {name: value for name, value in now.items() if name not in MAY_CHANGE},
-    )
+    before, now = (to_dict(from_dict(TrainConfig, header["config"])), to_dict(config))
+    difference = first_difference(*(_without(values, MAY_CHANGE + CHANGES_ROUNDING) for values in (before, now)))
     if difference:
         key, old, new = difference
         raise FileError(
@@ -92,15 +136,7 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             f"{path}: was trained on other data than {config.data} now holds. Prepare the same data again, "
             "or start anew in another output folder (--output)"
         )
-
-
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            found = _first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return _first_difference(dict(enumerate(old)), dict(enumerate(new)), key)
-    return None if old == new else (key, old, new)
+    changed = first_difference(_without(before, MAY_CHANGE), _without(now, MAY_CHANGE))
+    if changed:
+        key, old, new = changed
+        console.print(f"Going on with {key} = {new!r}, before {old!r}: the numbers may differ in their last digits.")

@@ -6,7 +6,7 @@ Cross-entropy and z-loss run over the whole vocabulary, nothing masked. Legend: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,32 @@ import jax.numpy as jnp
 from chameleon_jax.array_types import Array, Float, Int
 
 
-def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Cross-entropy in nats and (log Z)^2 of each prediction, in float32; Z is the softmax's partition function."""
+class TokenLosses(NamedTuple):
+    """What the logits of each prediction come to, float32 `[B, T]`."""
+
+    cross_entropy: Array  # nats
+    log_z: Array  # logarithm of the softmax's partition function
+    max_logit: Array  # the largest |logit|
+
+
+def token_losses(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> TokenLosses:
+    """Cross-entropy, log Z and largest |logit| of each prediction."""
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - target_logits, jnp.square(log_z)
+    # From the two ends: the maximum is what logsumexp computes anyway.
+    seen = jax.lax.stop_gradient(logits)
+    max_logit = jnp.maximum(jnp.max(seen, axis=-1), -jnp.min(seen, axis=-1))
+    return TokenLosses(log_z - target_logits, log_z, max_logit)
 
 
 def chunked_token_losses(
     x: Float[Array, "B T d"],
-    unembed: Callable[[Array], Array],
+    readout: Callable[[Array], Array],
     targets: Int[Array, "B T"],
     chunk: int,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """`token_losses(unembed(x), targets)` for `chunk` positions of each row at a time.
+) -> TokenLosses:
+    """`token_losses(readout(x), targets)` for `chunk` positions of each row at a time.
 
     The logits of a chunk are computed again in the backward pass, so that those of all positions never exist.
 
@@ -48,14 +57,12 @@ def chunked_token_losses(
     def join(values: Array) -> Array:
         return jnp.moveaxis(values, 0, 2).reshape(B, T)
 
-    losses = jax.checkpoint(lambda each: token_losses(unembed(each[0]), each[1]))
-    cross_entropy, log_z_squared = jax.lax.map(losses, (cut(x), cut(targets)))
-    return join(cross_entropy), join(log_z_squared)
+    losses = jax.checkpoint(lambda each: token_losses(readout(each[0]), each[1]))
+    return TokenLosses(*map(join, jax.lax.map(losses, (cut(x), cut(targets)))))
 
 
 def weighted_loss(
-    cross_entropy: Float[Array, "B T"],
-    log_z_squared: Float[Array, "B T"],
+    losses: TokenLosses,
     weights: Float[Array, "B T"],
     is_image: Float[Array, "B T"],
     z_loss: float,
@@ -64,18 +71,19 @@ def weighted_loss(
     """Mean cross-entropy over the weighted predictions plus `z_loss` times the mean of (log Z)^2 (section 2.3).
 
     Args:
-      cross_entropy, log_z_squared: what `token_losses` gives.
+      losses: what `token_losses` gives.
       is_image: 1 where the target is an image code, 0 elsewhere.
       total: sum of the weights to divide by, if these are a part of a batch; by default the sum of `weights`.
 
     Returns:
       the loss to descend, and sums to be divided by their weights: `loss_sum`, `weight_sum`, the same for text and
-      image targets, and the z-loss term.
+      image targets, the sum of log Z, and the z-loss term.
     """
     own_total = jnp.sum(weights)
     total = own_total if total is None else total
     safe_total = jnp.maximum(total, 1e-8)
-    z_term = z_loss * jnp.sum(log_z_squared * weights) / safe_total
+    z_term = z_loss * jnp.sum(jnp.square(losses.log_z) * weights) / safe_total
+    cross_entropy = losses.cross_entropy
     sums = {
         "loss_sum": jnp.sum(cross_entropy * weights),
         "weight_sum": own_total,
@@ -83,6 +91,7 @@ def weighted_loss(
         "text_weight_sum": jnp.sum(weights * (1 - is_image)),
         "image_loss_sum": jnp.sum(cross_entropy * weights * is_image),
         "image_weight_sum": jnp.sum(weights * is_image),
+        "log_z_sum": jnp.sum(losses.log_z * weights),
         "z_loss": z_term,
     }
     return sums["loss_sum"] / safe_total + z_term, sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,23 @@ import optax
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.models.transformer import Transformer, unembed
+from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.state import TrainState, state_shardings
+from chameleon_jax.training.trainable import join, only_image_columns, split
+
+
+class Measures(NamedTuple):
+    """What a step tells of itself: `sums` are added over the parts of a batch, of `maxima` the largest counts."""
+
+    sums: dict[str, Array]
+    maxima: dict[str, Array]
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def batch_loss(
@@ -27,14 +39,14 @@ def batch_loss(
     batch: Batch,
     dropout_key: Array | None = None,
     total_weight: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Measures]:
     """The loss of `params` on `batch`, and its parts; dropout is on if a key is given.
 
     Args:
       is_image_id: bool `[vocab_size]`, which ids are image codes.
       total_weight: sum of the loss weights of the whole batch, if this is a part of it.
     """
-    hidden = Transformer(config.model).apply(
+    x = Transformer(config.model).apply(
         {"params": params},
         batch.inputs,
         batch.positions,
@@ -43,23 +55,36 @@ def batch_loss(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         hidden=True,
     )
-    logits_of = lambda x: unembed(x, params["output"])  # noqa: E731
+    logits_of = lambda x: readout(x, params, config.model)  # noqa: E731
     if config.loss_chunk:
-        losses = chunked_token_losses(hidden, logits_of, batch.targets, config.loss_chunk)
+        losses = chunked_token_losses(x, logits_of, batch.targets, config.loss_chunk)
     else:
-        losses = token_losses(logits_of(hidden), batch.targets)
+        losses = token_losses(logits_of(x), batch.targets)
     is_image = jnp.asarray(is_image_id, jnp.float32)[batch.targets]
-    return weighted_loss(*losses, batch.loss_weights, is_image, config.z_loss, total_weight)
+    loss, sums = weighted_loss(losses, batch.loss_weights, is_image, config.z_loss, total_weight)
+    # The paper's early signs of divergence (section 2.3), over all tokens but padding.
+    real = (batch.segment_ids > 0).astype(jnp.float32)
+    squares = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
+    sums |= {"output_square_sum": jnp.sum(squares * real), "token_sum": jnp.sum(real)}
+    return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)})
 
 
 def accumulated_gradients(
     config: TrainConfig, is_image_id: np.ndarray, params: Any, batch: Batch, dropout_key: Array | None
-) -> tuple[Array, dict[str, Array], Any]:
-    """Loss, its parts and float32 gradients of a batch that is read in `config.accumulation` parts."""
-    loss_and_gradients = jax.value_and_grad(batch_loss, argnums=2, has_aux=True)
+) -> tuple[Array, Measures, Any]:
+    """Loss, its parts and gradients of the trained parameters, of a batch read in `config.accumulation` parts.
+
+    The gradients of several parts are summed in float32.
+    """
+    trained, frozen = split(params, config)
+
+    def loss_of(trained, batch, *rest):
+        return batch_loss(config, is_image_id, join(trained, frozen), batch, *rest)
+
+    loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
     if config.accumulation == 1:
-        (loss, sums), gradients = loss_and_gradients(config, is_image_id, params, batch, dropout_key)
-        return loss, sums, gradients
+        (loss, measures), gradients = loss_and_gradients(trained, batch, dropout_key)
+        return loss, measures, gradients
 
     # Every part takes rows from all devices: the first axis stays cut as it was.
     parts = jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, config.accumulation, *rows.shape[1:]), 1, 0), batch)
@@ -67,11 +92,14 @@ def accumulated_gradients(
 
     def of_part(number: Array, part: Batch):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-        (loss, sums), gradients = loss_and_gradients(config, is_image_id, params, part, key, total_weight)
-        return loss, sums, jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
+        (loss, measures), gradients = loss_and_gradients(trained, part, key, total_weight)
+        return loss, measures, jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
 
-    def add(sums, numbered):
-        return jax.tree.map(jnp.add, sums, of_part(*numbered)), None
+    def add(total, numbered):
+        loss, measures, gradients = of_part(*numbered)
+        sums = _add(total[1].sums, measures.sums)
+        maxima = jax.tree.map(jnp.maximum, total[1].maxima, measures.maxima)
+        return (total[0] + loss, Measures(sums, maxima), _add(total[2], gradients)), None
 
     numbered = (jnp.arange(config.accumulation), parts)
     shapes = jax.eval_shape(of_part, *jax.tree.map(lambda each: each[0], numbered))
@@ -79,25 +107,43 @@ def accumulated_gradients(
     return jax.lax.scan(add, zeros, numbered)[0]
 
 
+def _unless(bad: Array, new: Any, old: Any) -> Any:
+    """`new`, or where the step is bad, the arrays of `old` with the counters of `new`: schedules go by the step."""
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(bad, old, new) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+    return jax.tree.map(choose, new, old)
+
+
 def make_train_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns the jitted step; it gives back the next state (the old one is donated) and metrics.
 
-    Dropout follows from the seed and the step number alone, so a resumed run repeats a run that never stopped.
+    Dropout follows from the seed and the step number alone, so a resumed run repeats a run that never stopped. A step
+    whose loss or gradient is no number, or whose gradient is above `config.bad_steps.gradient_norm`, changes no
+    parameter and says so with `bad` = 1.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
+    limit = config.bad_steps.gradient_norm or np.inf
 
     def step(state: TrainState, batch: Batch):
         key = None
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         with logical_rules():
-            loss, sums, grads = accumulated_gradients(config, is_image_id, state.params, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {**sums, "total_loss": loss, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+            loss, measures, gradients = accumulated_gradients(config, is_image_id, state.params, batch, key)
+        gradients = only_image_columns(gradients, config, is_image_id)
+        norm = optax.tree.norm(gradients)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= limit))
+        trained, frozen = split(state.params, config)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        updates = only_image_columns(updates, config, is_image_id)
+        trained = _unless(bad, optax.apply_updates(trained, updates), trained)
+        next_state = TrainState(state.step + 1, join(trained, frozen), _unless(bad, opt_state, state.opt_state))
+        metrics = {**measures.sums, **measures.maxima, "total_loss": loss, "gradient_norm": norm, "bad": bad}
+        return next_state, metrics
 
     shardings = state_shardings(config, mesh)
     return jax.jit(
@@ -108,6 +154,24 @@ def make_train_step(
     )
 
 
+def make_signals(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, Array]]:
+    """Returns a jitted function of the parameters: their norm, and per layer the RMS of the QK-norms' scales.
+
+    Growing scales are how the attention of a diverging run sharpens (paper section 2.3); they begin at 1.
+    """
+
+    def signals(params):
+        found = {"parameter_norm": optax.tree.norm(params)}
+        attention = params["layers"]["attention"]
+        for name in ("q_norm", "k_norm"):
+            if name in attention:
+                squares = jnp.square(attention[name]["scale"].astype(jnp.float32))
+                found[f"{name}_scale"] = jnp.sqrt(jnp.mean(squares, axis=(1, 2)))  # [L]
+        return found
+
+    return jax.jit(signals, in_shardings=(state_shardings(config, mesh).params,), out_shardings=replicated(mesh))
+
+
 def make_evaluation_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[Any, Batch], dict[str, Array]]:
@@ -115,7 +179,7 @@ def make_evaluation_step(
 
     def evaluate(params, batch: Batch):
         with logical_rules():
-            return batch_loss(config, is_image_id, params, batch)[1]
+            return batch_loss(config, is_image_id, params, batch)[1].sums
 
     return jax.jit(
         evaluate,

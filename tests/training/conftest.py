@@ -69,9 +69,9 @@ class TinyRun:
         )
 
     @classmethod
-    def batches(cls, start: int) -> Iterator[Batch]:
+    def batches(cls, start: int, rows: np.ndarray = slice(None)) -> Iterator[Batch]:
         while True:
-            yield cls.batch(start)
+            yield Batch(*(values[rows] for values in cls.batch(start)))
             start += 1
 
 

@@ -58,7 +58,8 @@ def save(folder: Path, config, *states: TrainState, keep: int = 9) -> None:
 
 def restore(folder: Path, config, mesh, fingerprint: str = "the data") -> TrainState | None:
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        return checkpoints.restore(abstract_state(config, mesh), config, fingerprint)
+        found = checkpoints.restore(abstract_state(config, mesh), config, fingerprint)
+    return found and found[0]
 
 
 def assert_same(state, expected) -> None:

@@ -22,7 +22,7 @@ from chameleon_jax.training.metrics import read_metrics
 def lines_of(folder: Path) -> list[dict]:
     """Lines of metrics.jsonl without what depends on the clock."""
     lines = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name != "speed"} for line in lines]
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -36,8 +36,8 @@ class Interruption(Exception):
 def interrupted(batches, at: int):
     """Batches that raise instead of giving number `at`."""
 
-    def from_(start: int):
-        for number, batch in enumerate(batches(start), start):
+    def from_(start: int, rows):
+        for number, batch in enumerate(batches(start, rows), start):
             if number == at:
                 raise Interruption
             yield batch
@@ -60,7 +60,7 @@ def test_metrics_have_a_line_for_each_logged_step(tiny, whole_run):
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
         assert {"loss", "text_loss", "image_loss", "z_loss", "gradient_norm", "learning_rate"} <= set(line)
-        assert line["tokens_per_second"] > 0
+        assert line["speed"]["tokens_per_second"] > 0
         assert min(line["text_loss"], line["image_loss"]) <= line["loss"] <= max(line["text_loss"], line["image_loss"])
     assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([5e-3, 1e-2])  # two steps of warm-up
     assert int(state.step) == 8
@@ -93,9 +93,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
     assert lines_of(tmp_path)[-1]["step"] == 5  # step 5 was logged, and is done again
     asked_from = []
 
-    def batches(start: int):
+    def batches(start: int, rows):
         asked_from.append(start)
-        return tiny.batches(start)
+        return tiny.batches(start, rows)
 
     state = train(config, batches, tiny.is_image_id)
     assert asked_from == [4]
@@ -111,12 +111,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
-    def batches(start: int):
-        for number, batch in enumerate(tiny.batches(start), start):
+    def batches(start: int, rows):
+        for number, batch in enumerate(tiny.batches(start, rows), start):
             yield batch._replace(loss_weights=batch.loss_weights * np.float32(np.nan)) if number == 5 else batch
 
     config = tiny.config(tmp_path, log_every=2)
-    with pytest.raises(TrainingError, match=r"no longer a number at step 6.*optimizer\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 6: .*no longer a number.*optimizer\.learning_rate"):
         train(config, batches, tiny.is_image_id)
     assert checkpoint_steps(tmp_path) == [2, 4]
     assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
 def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
     with pytest.raises(TrainingError, match=r"ended after 3 batches; 8 steps"):
-        train(tiny.config(tmp_path), lambda start: iter([tiny.batch(n) for n in range(3)]), tiny.is_image_id)
+        train(tiny.config(tmp_path), lambda start, rows: iter([tiny.batch(n) for n in range(3)]), tiny.is_image_id)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ sys.path[:0] = {paths!r}
 from conftest import TinyRun
 from chameleon_jax.training.loop import train
 
-def batches(start):
-    for batch in TinyRun.batches(start):
+def batches(start, rows):
+    for batch in TinyRun.batches(start, rows):
         time.sleep(0.02)
         yield batch
 

@@ -21,13 +21,14 @@ TARGETS = jnp.asarray([[2, 0]])
 
 
 def loss_of(logits, targets, weights, is_image, z_loss):
-    return weighted_loss(*token_losses(logits, targets), weights, is_image, z_loss)
+    return weighted_loss(token_losses(logits, targets), weights, is_image, z_loss)
 
 
 def test_log_z_squared_is_that_of_the_specification():
     """Vector V16."""
-    cross_entropy, log_z_squared = token_losses(LOGITS, TARGETS)
-    np.testing.assert_allclose(log_z_squared[0], [11.611778, 1.206949], rtol=1e-6)
+    cross_entropy, log_z, max_logit = token_losses(LOGITS, TARGETS)
+    np.testing.assert_allclose(max_logit, np.max(np.abs(LOGITS), axis=-1))
+    np.testing.assert_allclose(np.square(log_z)[0], [11.611778, 1.206949], rtol=1e-6)
     np.testing.assert_allclose(cross_entropy[0], [np.log(1 + np.exp(-1) + np.exp(-2)), np.log(3)], rtol=1e-6)
 
 
@@ -114,8 +115,8 @@ def test_a_batch_in_which_nothing_counts_has_loss_zero():
 def test_logits_in_bfloat16_are_counted_in_float32():
     logits, targets, *_ = as_jax(*example())
     rounded = logits.astype(jnp.bfloat16)
-    cross_entropy, log_z_squared = token_losses(rounded, targets)
-    assert cross_entropy.dtype == log_z_squared.dtype == jnp.float32
+    cross_entropy, log_z, max_logit = token_losses(rounded, targets)
+    assert cross_entropy.dtype == log_z.dtype == max_logit.dtype == jnp.float32
     expected, _ = by_hand(np.asarray(rounded, np.float64), np.asarray(targets))
     np.testing.assert_allclose(cross_entropy, expected, rtol=1e-5, atol=1e-6)
 
@@ -129,13 +130,17 @@ def test_losses_in_chunks_and_their_gradients_are_those_of_all_at_once(chunk):
 
     def in_chunks(x, output):
         losses = chunked_token_losses(x, lambda x: x @ output, targets, chunk)
-        return weighted_loss(*losses, weights, 0 * weights, 0.01)[0]
+        return weighted_loss(losses, weights, 0 * weights, 0.01)[0]
 
     def at_once(x, output):
         return loss_of(x @ output, targets, weights, 0 * weights, 0.01)[0]
 
     expected, expected_gradients = jax.value_and_grad(at_once, (0, 1))(x, output)
     loss, gradients = jax.jit(jax.value_and_grad(in_chunks, (0, 1)))(x, output)
+    for values, others in zip(
+        chunked_token_losses(x, lambda x: x @ output, targets, chunk), token_losses(x @ output, targets), strict=True
+    ):
+        np.testing.assert_allclose(values, others, rtol=1e-6)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     for gradient, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-7)
@@ -164,7 +169,7 @@ def test_chunk_that_does_not_divide_the_rows_is_refused():
 
 def test_huge_logits_stay_finite():
     logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
-    cross_entropy, _ = token_losses(logits, jnp.asarray([[1]]))
+    cross_entropy = token_losses(logits, jnp.asarray([[1]])).cross_entropy
     assert float(cross_entropy[0, 0]) == pytest.approx(2e4)
 
 

@@ -166,13 +166,13 @@ def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_desce
     mesh = mesh_of(ONE)
     state = init_state(config, mesh)
     loss = functools.partial(batch_loss, config, tiny.is_image_id)
-    (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, tiny.batch(0))
+    (value, measures), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, tiny.batch(0))
     norm = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(grads)))
     _, metrics = make_train_step(config, tiny.is_image_id, mesh)(state, tiny.batch(0))
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     assert float(metrics["total_loss"]) == pytest.approx(float(value), rel=1e-6)
-    mean = float(sums["loss_sum"]) / float(sums["weight_sum"])
-    assert float(value) == pytest.approx(mean + float(sums["z_loss"]), rel=1e-6)
+    mean = float(measures.sums["loss_sum"]) / float(measures.sums["weight_sum"])
+    assert float(value) == pytest.approx(mean + float(measures.sums["z_loss"]), rel=1e-6)
 
 
 def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device):

@@ -1,0 +1,84 @@
+"""Where the time of a run goes, and how fast it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from chameleon_jax.accelerators import find_accelerator
+from chameleon_jax.config import TrainConfig
+from chameleon_jax.models.flops import forward_flops_per_token, train_flops_per_token
+
+WAITS = ("startup", "data", "checkpoint", "evaluation")
+"""What keeps a run from computing. 'startup' is the first step of a process, which compiles; 'data' counts only while
+the devices have nothing to do."""
+
+
+class Clock:
+    """Splits the time between two lines of metrics."""
+
+    def __init__(self):
+        self._since = time.monotonic()
+        self._waits = dict.fromkeys(WAITS, 0.0)
+
+    @contextlib.contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.add(what, time.monotonic() - began)
+
+    def add(self, what: str, seconds: float) -> None:
+        self._waits[what] += seconds
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap: 'compute', and each of `WAITS`."""
+        now = time.monotonic()
+        waits, self._waits = self._waits, dict.fromkeys(WAITS, 0.0)
+        total, self._since = now - self._since, now
+        return {"compute": max(total - sum(waits.values()), 0.0), **waits}
+
+
+def flops_per_token(config: TrainConfig, length: int) -> float:
+    """What one token of a row costs; gradients of frozen weights are not computed and do not count.
+
+    Adapters need the gradients of activations but not those of the matrices beside them: two thirds of the work (their
+    own is left out). The output layer alone needs the forward pass, and its own gradient once.
+    """
+    if config.model.lora.rank:
+        return 2 * forward_flops_per_token(config.model, length)
+    if config.trainable == "image_head":
+        return forward_flops_per_token(config.model, length) + 2 * config.model.d_model * config.model.vocab_size
+    return train_flops_per_token(config.model, length)
+
+
+def speed(config: TrainConfig, length: int, tokens: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """Figures of a stretch of training.
+
+    Args:
+      length: tokens a row.
+      tokens: read in this stretch, over all devices, those of the first step of a process not counted.
+      seconds: of this stretch, as `Clock.lap` gives them.
+
+    Returns:
+      tokens_per_second over the time that is neither startup nor evaluation, the same and TFLOP/s per device, MFU
+      (model FLOPs utilization: the share of the devices' peak in bf16) where the peak is known, and the seconds.
+    """
+    elapsed = seconds["compute"] + seconds["data"] + seconds["checkpoint"]
+    if not tokens:  # only the first step: all that is known is how long it took with compilation
+        tokens, elapsed = config.batch_size * length, sum(seconds.values())
+    rate = tokens / max(elapsed, 1e-9)
+    device = jax.devices()[0]
+    flops = rate * flops_per_token(config, length) / jax.device_count()
+    figures: dict[str, Any] = {
+        "tokens_per_second": round(rate, 1),
+        "tokens_per_second_per_device": round(rate / jax.device_count(), 1),
+        "tflops_per_device": round(flops / 1e12, 4),
+    }
+    accelerator = find_accelerator(device)
+    if accelerator:
+        figures["mfu"] = round(flops / accelerator.bf16_flops, 4)
+    return {**figures, "seconds": {name: round(value, 4) for name, value in seconds.items()}}

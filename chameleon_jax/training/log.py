@@ -1,0 +1,143 @@
+"""What a run tells: lines of metrics, the progress bar, and the record of steps that went wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.config import TrainConfig
+from chameleon_jax.distributed import is_first
+from chameleon_jax.errors import TrainingError
+from chameleon_jax.files import explain_disk_errors
+from chameleon_jax.progress import Bar, console
+from chameleon_jax.training.clock import Clock, speed
+from chameleon_jax.training.metrics import MetricsFile, per_modality, read_metrics
+from chameleon_jax.training.trackers import flat, open_trackers
+
+RowsOfBatch = Callable[[int], list[dict[str, Any]]]
+
+
+class Log:
+    """Collects the metrics of steps and writes them line by line; only the first process writes.
+
+    Attributes:
+      unlogged: metrics of the steps since the last line, some of them still on the devices.
+      clock: where the time goes.
+    """
+
+    def __init__(self, config: TrainConfig, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
+        self.config, self.rows_of = config, rows_of
+        self.folder = Path(config.output)
+        self.unlogged: list[dict[str, Any]] = list(unlogged)
+        self.clock = Clock()
+        self._timed_steps = 0
+        self._bad_in_a_row = 0
+        self._trackers = open_trackers(config) if is_first() else []
+        self._file = MetricsFile(self.folder / "metrics.jsonl", start) if is_first() else None
+        lines = read_metrics(self._file.path) if self._file else []
+        self._computed = sum(line.get("speed", {}).get("seconds", {}).get("compute", 0.0) for line in lines)
+        self._began = self._note_session(start) if is_first() else time.time()
+
+    def _note_session(self, start: int) -> float:
+        """Adds this process to sessions.jsonl; returns when the first one of the run began (Unix time)."""
+        path = self.folder / "sessions.jsonl"
+        with explain_disk_errors(path):
+            sessions = read_metrics(path) if path.exists() else []
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time.time(), "step": start}) + "\n")
+        return min([time.time(), *(session["time"] for session in sessions)])
+
+    def add(self, metrics: dict[str, Any], timed: bool) -> None:
+        """Takes the metrics of a step; `timed` if it counts for the speed."""
+        self.unlogged.append(metrics)
+        self._timed_steps += timed
+
+    def pending(self) -> list[dict[str, float]]:
+        """`unlogged` as plain numbers."""
+        self.unlogged = [{name: float(value) for name, value in each.items()} for each in self.unlogged]
+        return self.unlogged
+
+    def summary(self, step: int, length: int) -> dict[str, Any]:
+        """The line for the steps since the last one. Every process computes it, so that all stop at the same place.
+
+        Raises:
+          TrainingError: at a bad step if the config says so, or after too many of them.
+        """
+        pending = self.pending()
+        good = [each for each in pending if not each["bad"]]
+        self._record_bad_steps(pending, step - len(pending) + 1)
+        self.unlogged = []
+        line: dict[str, Any] = {}
+        if good:
+            totals = {name: sum(each[name] for each in good) for name in good[0]}
+            line |= per_modality(totals)
+            line |= {name: totals[name] / len(good) for name in ("z_loss", "gradient_norm")}
+            line["max_gradient_norm"] = max(each["gradient_norm"] for each in good)
+            line["output_rms"] = math.sqrt(totals["output_square_sum"] / max(totals["token_sum"], 1))
+            line["mean_log_z"] = totals["log_z_sum"] / max(totals["weight_sum"], 1e-8)
+            line["max_logit"] = max(each["max_logit"] for each in good)
+        if len(good) < len(pending):
+            line["bad_steps"] = len(pending) - len(good)
+        seconds = self.clock.lap()
+        tokens = self._timed_steps * self.config.batch_size * length
+        self._computed += seconds["compute"]
+        self._timed_steps = 0
+        goodput = self._computed / max(time.time() - self._began, 1e-9)
+        line["speed"] = {**speed(self.config, length, tokens, seconds), "goodput": round(min(goodput, 1.0), 4)}
+        return line
+
+    def write(self, step: int, line: dict[str, Any], bar: Bar) -> None:
+        figures = {"loss": f"{line['loss']:.3f}"} if "loss" in line else {}
+        figures["tokens/s"] = f"{line['speed']['tokens_per_second']:,.0f}"
+        if "mfu" in line["speed"]:
+            figures["MFU"] = f"{line['speed']['mfu']:.1%}"
+        bar.update(step, **figures)
+        if self._file:
+            self._file.write(step, **line)
+        for tracker in self._trackers:
+            tracker.write(step, dict(flat(line)))
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _record_bad_steps(self, pending: list[dict[str, float]], first: int) -> None:
+        """Writes down steps that changed nothing because their loss or gradient was no number or too large."""
+        for step, each in enumerate(pending, start=first):
+            if not each["bad"]:
+                self._bad_in_a_row = 0
+                continue
+            self._bad_in_a_row += 1
+            record = {
+                "step": step,
+                **{name: _number(each[key]) for name, key in (("loss", "total_loss"), ("gradient_norm",) * 2)},
+                "rows": self.rows_of(step - 1) if self.rows_of else None,
+            }
+            path = self.folder / "bad_steps.jsonl"
+            if is_first():
+                with explain_disk_errors(path), path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            what = f"step {step}: loss {each['total_loss']:.4g}, gradient norm {each['gradient_norm']:.4g}"
+            bad = self.config.bad_steps
+            if bad.action == "stop":
+                raise TrainingError(
+                    f"{what}: the loss or its gradient is no longer a number, or too large. Its rows are listed in "
+                    f"{path} (see them with `chameleon show`). The last checkpoint is kept; lower "
+                    "optimizer.learning_rate or lengthen optimizer.warmup_steps, or go on without such steps: "
+                    "--bad_steps.action skip"
+                )
+            if self._bad_in_a_row >= bad.limit:
+                raise TrainingError(
+                    f"{what}: bad step number {self._bad_in_a_row} in a row (bad_steps.limit). The last checkpoint is "
+                    f"kept; the rows are listed in {path}"
+                )
+            console.print(f"[bold red]{what}: left out[/], listed in {path}")
+
+
+def _number(value: float) -> float | str:
+    """JSON has no word for values that are no numbers."""
+    return value if math.isfinite(value) else str(value)

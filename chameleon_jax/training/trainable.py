@@ -1,0 +1,66 @@
+"""Which parameters a run changes: all of them, the adapters alone, or the image columns of the output layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.array_types import Array
+from chameleon_jax.config import TrainConfig
+
+Params = dict[str, Any]
+
+
+def is_trained(path: tuple[str, ...], config: TrainConfig) -> bool:
+    """Whether the leaf of this path may change."""
+    if config.model.lora.rank:
+        return "lora" in path
+    return config.trainable == "all" or path == ("output",)
+
+
+def split(params: Params, config: TrainConfig) -> tuple[Params, Params]:
+    """The parameters that are trained, and those that are frozen; each tree lacks what the other has.
+
+    Gradients and optimizer states exist for the first alone.
+    """
+
+    def part(tree: Params, wanted: bool, path: tuple[str, ...] = ()) -> Params:
+        found = {}
+        for name, child in tree.items():
+            if isinstance(child, dict):
+                child = part(child, wanted, (*path, name))
+                if child:
+                    found[name] = child
+            elif is_trained((*path, name), config) == wanted:
+                found[name] = child
+        return found
+
+    return part(params, True), part(params, False)
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """What `split` took apart."""
+    joined = dict(frozen)
+    for name, child in trained.items():
+        joined[name] = join(child, frozen.get(name, {})) if isinstance(child, dict) else child
+    return joined
+
+
+def only_image_columns(tree: Params, config: TrainConfig, is_image_id: np.ndarray) -> Params:
+    """Gradients or updates without those of columns of the output layer that `trainable: image_head` keeps."""
+    if config.trainable != "image_head":
+        return tree
+    return {**tree, "output": jnp.where(jnp.asarray(is_image_id), tree["output"], 0)}
+
+
+def with_fresh_image_head(params: Params, config: TrainConfig, is_image_id: np.ndarray, key: Array) -> Params:
+    """`params` with the image columns of the output layer drawn anew, normal with variance 2 / d_model.
+
+    The released weights have nothing of use there; so do the public recipes that taught them to draw again (Anole).
+    """
+    output = params["output"]
+    fresh = jax.random.normal(key, output.shape, output.dtype) * np.sqrt(2 / config.model.d_model)
+    return {**params, "output": jnp.where(jnp.asarray(is_image_id), fresh, output)}
