@@ -107,6 +107,14 @@ def _from_environment(config: DistributedConfig) -> dict[str, Any]:
     }
 
 
+def wait_for_all(what: str) -> None:
+    """Returns once every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
 def gather_texts(text: str) -> list[str]:
     """The text that each process gave, in the order of the processes."""
     from jax.experimental import multihost_utils

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.distributed import is_first, wait_for_all
 from chameleon_jax.errors import ChameleonError
 
 FORMAT_VERSION = 1
@@ -89,6 +90,28 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             if not aside.exists():
                 break
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def new_folder_of_all(path: str | Path) -> Iterator[Path]:
+    """`new_folder` that all processes of a run enter together and write to, each its own files."""
+    if jax.process_count() == 1:
+        with new_folder(path) as aside:
+            yield aside
+        return
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.all.part")
+    with explain_disk_errors(path):
+        if is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        wait_for_all("folder is there")
+        yield aside
+        wait_for_all("folder is complete")
+        if is_first():
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(aside, path)
+        wait_for_all("folder is in place")
 
 
 def write_text(path: str | Path, text: str) -> None:

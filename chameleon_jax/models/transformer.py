@@ -6,6 +6,7 @@ F feed-forward width, V vocabulary. The modules own parameters and call the func
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,6 +25,9 @@ from chameleon_jax.models.attention import (
     rms_norm,
     rotate,
 )
+from chameleon_jax.models.lora import A as LORA_A
+from chameleon_jax.models.lora import Adapter, add_adapter
+from chameleon_jax.models.lora import B as LORA_B
 
 
 class KVCache(NamedTuple):
@@ -48,6 +52,23 @@ def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     config = module.config
     init = init or nn.initializers.normal(config.init_std)
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, config.param_dtype)
+
+
+def _adapter(
+    module: nn.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str | None, ...]
+) -> Adapter | None:
+    """The adapter of matrix `name` with logical `axes`, if it has one: the first factor random, the second zero."""
+    lora = module.config.lora
+    if not lora.rank or name not in lora.targets:
+        return None
+
+    def factor(suffix: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init) -> Array:
+        return module.param(name + suffix, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+    width = math.prod(inputs)
+    a = factor(LORA_A, (*inputs, lora.rank), (*axes[: len(inputs)], None), nn.initializers.normal(width**-0.5))
+    b = factor(LORA_B, (lora.rank, *outputs), (None, *axes[len(inputs) :]), nn.initializers.zeros)
+    return Adapter(a, b, lora.alpha / lora.rank)
 
 
 class RMSNorm(nn.Module):
@@ -83,14 +104,14 @@ class Attention(nn.Module):
     def __call__(self, x, positions, mask, cache, slot):
         config, dtype = self.config, self.config.compute_dtype
         d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        wq = _param(self, "q", (d, H, D), ("embed", "heads", "head_dim")).astype(dtype)
-        wk = _param(self, "k", (d, K, D), ("embed", "kv_heads", "head_dim")).astype(dtype)
-        wv = _param(self, "v", (d, K, D), ("embed", "kv_heads", "head_dim")).astype(dtype)
-        wo = _param(self, "o", (H, D, d), ("heads", "head_dim", "embed")).astype(dtype)
 
-        q = jnp.einsum("BTd,dHD->BTHD", x, wq)
-        k = jnp.einsum("BTd,dKD->BTKD", x, wk)
-        v = jnp.einsum("BTd,dKD->BTKD", x, wv)
+        def project(name: str, equation: str, x: Array, inputs: tuple, outputs: tuple, axes: tuple) -> Array:
+            kernel = _param(self, name, (*inputs, *outputs), axes).astype(dtype)
+            return add_adapter(jnp.einsum(equation, x, kernel), x, _adapter(self, name, inputs, outputs, axes))
+
+        q = project("q", "BTd,dHD->BTHD", x, (d,), (H, D), ("embed", "heads", "head_dim"))
+        k = project("k", "BTd,dKD->BTKD", x, (d,), (K, D), ("embed", "kv_heads", "head_dim"))
+        v = project("v", "BTd,dKD->BTKD", x, (d,), (K, D), ("embed", "kv_heads", "head_dim"))
         if config.qk_norm:
             q = QKNorm(config, name="q_norm")(q)
             k = QKNorm(config, name="k_norm")(k)
@@ -104,8 +125,8 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
             cache = (k, v)
         out = attend_blockwise(q, k, v, mask) if isinstance(mask, Visibility) else attend(q, k, v, mask)
-        out = jnp.einsum("BTHD,HDd->BTd", checkpoint_name(out, "attention"), wo)
-        return out, cache
+        out = checkpoint_name(out, "attention")
+        return project("o", "BTHD,HDd->BTd", out, (H, D), (d,), ("heads", "head_dim", "embed")), cache
 
 
 class MLP(nn.Module):
@@ -116,13 +137,19 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         d, F, dtype = self.config.d_model, self.config.mlp_dim, self.config.compute_dtype
-        gate = _param(self, "gate", (d, F), ("embed", "mlp")).astype(dtype)
-        up = _param(self, "up", (d, F), ("embed", "mlp")).astype(dtype)
-        down = _param(self, "down", (F, d), ("mlp", "embed")).astype(dtype)
+
+        def matrix(name: str, inputs: int, outputs: int, axes: tuple[str, str]):
+            kernel = _param(self, name, (inputs, outputs), axes).astype(dtype)
+            adapter = _adapter(self, name, (inputs,), (outputs,), axes)
+            return lambda x: add_adapter(x @ kernel, x, adapter)
+
+        gate = matrix("gate", d, F, ("embed", "mlp"))
+        up = matrix("up", d, F, ("embed", "mlp"))
+        down = matrix("down", F, d, ("mlp", "embed"))
 
         def swiglu(x):
-            hidden = checkpoint_name(x @ gate, "gate"), checkpoint_name(x @ up, "up")
-            return (jax.nn.silu(hidden[0]) * hidden[1]) @ down
+            hidden = checkpoint_name(gate(x), "gate"), checkpoint_name(up(x), "up")
+            return down(jax.nn.silu(hidden[0]) * hidden[1])
 
         def by_rows(x):
             return swiglu(x.reshape(-1, d)).reshape(x.shape)

@@ -24,10 +24,10 @@ from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
 from chameleon_jax.training.metrics import per_modality
 from chameleon_jax.training.optimizer import make_schedule
-from chameleon_jax.training.state import TrainState, abstract_state, init_state
+from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.stopping import StopRequest
-from chameleon_jax.training.trainable import with_fresh_image_head
+from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 from chameleon_jax.versions import versions
 
 Batches = Callable[[int, np.ndarray], Iterator[Batch]]
@@ -53,8 +53,8 @@ def train(
       is_image_id: bool `[vocab_size]`, which ids are image codes.
       data_fingerprint: stored with checkpoints; a run refuses to go on with other data.
       held_out: batches by name whose losses are reported and never learnt from; all their rows, in every process.
-      initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings; called
-        unless there is a checkpoint. By default they are drawn at random.
+      initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings (without
+        adapters, which begin at nothing); called unless there is a checkpoint. By default they are drawn at random.
       rows_of_batch: says what batch `number` consists of, to be written down if its step goes wrong.
 
     Returns:
@@ -203,7 +203,12 @@ def _first_state(
 ) -> TrainState:
     if initial_params is None and not config.fresh_image_head:
         return init_state(config, mesh)
-    params = initial_params(target.params) if initial_params else init_state(config, mesh).params
+    if initial_params is None:
+        params = init_state(config, mesh).params
+    elif config.model.lora.rank:
+        params = join(fresh_adapters(config, mesh), initial_params(split(target.params, config)[1]))
+    else:
+        params = initial_params(target.params)
     if config.fresh_image_head:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, target.params)
         fresh = lambda params, key: with_fresh_image_head(params, config, is_image_id, key)  # noqa: E731

@@ -58,6 +58,14 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
     )
 
 
+def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
+    """The adapters alone, as they are before the first step: they add nothing."""
+    shardings, _ = split(state_shardings(config, mesh).params, config)
+    init = jax.jit(lambda key: split(nn.unbox(_boxed_params(config, key)), config)[0], out_shardings=shardings)
+    with jax.set_mesh(mesh):
+        return init(jax.random.key(config.seed))
+
+
 def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None) -> TrainState:
     """A fresh state, every array born on its own devices; around `params` if they are given."""
     shardings = state_shardings(config, mesh)

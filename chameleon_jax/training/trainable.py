@@ -10,6 +10,7 @@ import numpy as np
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import TrainConfig
+from chameleon_jax.models.lora import is_adapter
 
 Params = dict[str, Any]
 
@@ -17,7 +18,7 @@ Params = dict[str, Any]
 def is_trained(path: tuple[str, ...], config: TrainConfig) -> bool:
     """Whether the leaf of this path may change."""
     if config.model.lora.rank:
-        return "lora" in path
+        return is_adapter(path[-1])
     return config.trainable == "all" or path == ("output",)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.config import PreprocessingConfig, TransformerConfig, from_dict, to_dict
+from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerConfig, from_dict, to_dict
+from chameleon_jax.distributed import is_first
 from chameleon_jax.files import (
     FORMAT_VERSION,
     FileError,
     check_arrays,
     check_version,
     load_arrays,
+    new_folder_of_all,
     read_json,
     save_arrays,
     write_json,
 )
+from chameleon_jax.models.lora import merge
 from chameleon_jax.tokens.documents import DocumentTokenizer, abstract_image_params, read_image_config
 from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype
 from chameleon_jax.weights.layout import Entry
@@ -118,6 +123,25 @@ def open_native(folder: Path) -> Checkpoint:
     )
 
 
+def write_trained(
+    folder: Path, config: TransformerConfig, params: Any, tokenizer: Path, image_head_trained: bool | None
+) -> None:
+    """Writes the model of a training run; all processes call it together, each writes the arrays of its devices.
+
+    Args:
+      params: with adapters, if the config has any; they are added to their matrices.
+      tokenizer: folder of the tokenizer that the run's data was prepared with.
+    """
+    if config.lora.rank:
+        params = jax.jit(functools.partial(merge, config=config.lora))(params)
+        config = dataclasses.replace(config, lora=LoRAConfig())
+    with new_folder_of_all(folder) as aside:
+        save_arrays(aside / "params", params)
+        if is_first():
+            shutil.copytree(tokenizer, aside / "tokenizer")
+            write_json(aside / "config.json", _header_of(config, image_head_trained))
+
+
 def write_native(
     folder: Path,
     config: TransformerConfig,
@@ -128,7 +152,11 @@ def write_native(
     """Writes a model into a new folder; use inside `files.new_folder`."""
     save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
+    write_json(folder / "config.json", _header_of(config, image_head_trained))
+
+
+def _header_of(config: TransformerConfig, image_head_trained: bool | None) -> dict[str, Any]:
     header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
     if image_head_trained is not None:
         header["image_head_trained"] = image_head_trained
-    write_json(folder / "config.json", header)
+    return header

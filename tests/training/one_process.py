@@ -1,0 +1,53 @@
+"""One process of a tiny run, started by the tests: `python one_process.py '{"output": …}'`.
+
+Prints a hash of the state that it ends with. Exit status 1 with a message for our own errors, as the command line does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+
+options = json.loads(sys.argv[1])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+sys.path[:0] = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]
+
+from conftest import TinyRun  # noqa: E402
+
+from chameleon_jax.distributed import start  # noqa: E402
+from chameleon_jax.errors import ChameleonError  # noqa: E402
+from chameleon_jax.training.loop import train  # noqa: E402
+
+
+def batches(first, rows):
+    for number, batch in enumerate(TinyRun.batches(first, rows), first):
+        if number == options.get("stop_at"):
+            raise ChameleonError(f"stopped before batch {number}")
+        time.sleep(options.get("pause", 0.0))
+        yield batch
+
+
+def digest(state) -> str:
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+try:
+    config = TinyRun.config(options["output"], **options.get("changes", {}))
+    start(config.distributed)
+    state = train(config, batches, TinyRun.is_image_id)
+    if jax.process_count() == 1:
+        print(digest(state))
+except ChameleonError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,188 @@
+"""Several processes train one model as one would, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chameleon_jax.config import ConfigError, DistributedConfig
+from chameleon_jax.distributed import _from_environment, start
+from chameleon_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+MESH = {"mesh__data": 2, "mesh__fsdp": 4}
+"""Parameters cut over devices of both processes."""
+
+
+def spawn(**options) -> subprocess.Popen:
+    program = [sys.executable, str(Path(__file__).parent / "one_process.py"), json.dumps(options, default=str)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def spawn_two(output: Path, changes_of_second: dict | None = None, **options) -> list[subprocess.Popen]:
+    """Two processes of four devices each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    changes = {
+        **MESH, **options.pop("changes", {}), "distributed__coordinator": f"localhost:{port}",
+        "distributed__processes": 2, "distributed__heartbeat_seconds": 10,
+    }  # fmt: skip
+    both = [{**changes, "distributed__process": 0}, {**changes, "distributed__process": 1, **(changes_of_second or {})}]
+    return [spawn(output=output, devices=4, changes=each, **options) for each in both]
+
+
+def wait(*processes: subprocess.Popen, seconds: float = 240) -> list[tuple[int, str]]:
+    """Exit status and error output of each."""
+    results = []
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=seconds)
+            results.append((process.returncode, errors))
+    finally:
+        for process in processes:
+            process.kill()
+    return results
+
+
+def wait_for_step(output: Path, step: int, *processes: subprocess.Popen) -> None:
+    path, until = output / "metrics.jsonl", time.monotonic() + 240
+    while not (path.exists() and read_metrics(path) and read_metrics(path)[-1]["step"] >= step):
+        assert time.monotonic() < until
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def figures(output: Path) -> list[dict]:
+    """The lines of a run, without what depends on the clock and what only the last line has."""
+    lines = read_metrics(output / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in ("speed", "held_out")} for line in lines]
+
+
+def assert_same_figures(output: Path, expected: Path) -> None:
+    lines, others = figures(output), figures(expected)
+    assert [line["step"] for line in lines] == [line["step"] for line in others] == list(range(1, 9))
+    for line, other in zip(lines, others, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            assert value == pytest.approx(other[name], rel=2e-5, abs=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of a single process with eight devices."""
+    output = tmp_path_factory.mktemp("alone")
+    assert wait(spawn(output=output, devices=8, changes=MESH))[0][0] == 0
+    return output
+
+
+def test_two_processes_train_like_one_and_either_goes_on_where_the_other_stopped(alone, tmp_path):
+    whole = tmp_path / "whole"
+    assert [status for status, _ in wait(*spawn_two(whole))] == [0, 0]
+    assert_same_figures(whole, alone)
+
+    first_two = tmp_path / "first two, then one"
+    results = wait(*spawn_two(first_two, stop_at=5))
+    assert all("stopped before batch 5" in errors for _, errors in results)
+    assert wait(spawn(output=first_two, devices=8, changes=MESH))[0][0] == 0
+    assert_same_figures(first_two, alone)
+
+    first_one = tmp_path / "first one, then two"
+    assert "stopped before batch 5" in wait(spawn(output=first_one, devices=8, changes=MESH, stop_at=5))[0][1]
+    assert [status for status, _ in wait(*spawn_two(first_one))] == [0, 0]
+    assert_same_figures(first_one, alone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_one_process_ends_the_other_within_a_minute_and_says_why(tmp_path, victim):
+    processes = spawn_two(tmp_path / "run", pause=0.2, changes={"steps": 2000})
+    wait_for_step(tmp_path / "run", 2, *processes)
+    processes[victim].kill()
+    killed = time.monotonic()
+    ((status, errors),) = wait(processes[1 - victim])
+    assert time.monotonic() - killed < 60
+    assert status != 0
+    assert "lost the others" in errors or "another task died" in errors
+    processes[victim].communicate()
+
+
+def test_processes_with_different_configs_are_refused_by_the_name_of_the_difference(tmp_path):
+    results = wait(*spawn_two(tmp_path / "run", changes_of_second={"optimizer__b2": 0.9}))
+    for status, errors in results:
+        assert status == 1
+        assert "ConfigError: optimizer.b2: is 0.95 in process 0 but 0.9 in process 1" in errors
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_process_that_is_asked_to_stop_makes_all_save_the_same_step(alone, tmp_path):
+    output = tmp_path / "run"
+    processes = spawn_two(output, pause=0.5, changes={"checkpoint__every": 8})
+    wait_for_step(output, 2, *processes)
+    processes[1].send_signal(signal.SIGTERM)
+    for status, errors in wait(*processes):
+        assert status == 1
+        assert "Stopped: stopped after step" in errors
+    (step,) = [int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 2 <= step < 8
+    assert wait(spawn(output=output, devices=8, changes={**MESH, "checkpoint__every": 8}))[0][0] == 0
+    assert_same_figures(output, alone)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where the processes are described
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_options_win_over_variables(monkeypatch):
+    monkeypatch.setenv("CHAMELEON_COORDINATOR", "there:1")
+    monkeypatch.setenv("CHAMELEON_PROCESSES", "4")
+    monkeypatch.setenv("CHAMELEON_PROCESS", "3")
+    expected = {"coordinator_address": "there:1", "num_processes": 4, "process_id": 3}
+    assert _from_environment(DistributedConfig()) == expected
+    assert _from_environment(DistributedConfig(process=0)) == {**expected, "process_id": 0}
+
+
+def test_without_any_description_there_is_one_process(monkeypatch):
+    assert _from_environment(DistributedConfig()) == {}
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node1")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    start(DistributedConfig())  # would fail here: a backend is running already
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "message"),
+    [
+        (DistributedConfig(coordinator="here:1", processes=2), {}, r"distributed\.process: missing"),
+        (DistributedConfig(process=1), {}, r"distributed\.coordinator: missing"),
+        (DistributedConfig("here:1", 2, 2), {}, r"distributed\.process = 2: must be from 0 to 1"),
+        (DistributedConfig("here:1", 2), {"CHAMELEON_PROCESS": "two"}, r"CHAMELEON_PROCESS = 'two'"),
+    ],
+)
+def test_half_a_description_is_refused(monkeypatch, config, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        start(config)
+
+
+def test_a_process_0_that_is_not_there_is_said_in_one_line():
+    program = (
+        "from chameleon_jax.distributed import jax, start; from chameleon_jax.config import DistributedConfig\n"
+        "jax.distributed.initialize = __import__('functools').partial(jax.distributed.initialize,"
+        " initialization_timeout=1)\n"
+        "start(DistributedConfig('localhost:9', 2, 1))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert result.returncode != 0
