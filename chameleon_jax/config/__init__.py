@@ -1,6 +1,12 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
-from chameleon_jax.config.data import ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
+from chameleon_jax.config.data import (
+    ImageTokenizerCommand,
+    PrepareCommand,
+    ShowCommand,
+    SourceConfig,
+    TextTokenizerCommand,
+)
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, PreprocessingConfig, TransformerConfig
@@ -42,6 +48,7 @@ __all__ = [
     "PrepareCommand",
     "PreprocessingConfig",
     "SamplingConfig",
+    "ShowCommand",
     "SourceConfig",
     "StageConfig",
     "TextTokenizerCommand",

@@ -13,7 +13,7 @@ from tiny_models import TRANSFORMER
 from chameleon_jax.config import CheckpointConfig, ConfigError, OptimizerConfig, StageConfig, TrainConfig
 from chameleon_jax.files import FileError
 from data_pipeline.loader import PreparedData
-from data_pipeline.packing import cut, pack
+from data_pipeline.packing import Piece, cut, pack
 
 
 def run_config(
@@ -56,8 +56,10 @@ def test_rows_are_the_packed_documents(prepared, command):
     data = PreparedData(prepared)
     tokenizer = data.tokenizer()
     documents = [[f"The fox said {number} to the dog. " * (1 + number % 3)] for number in range(60)]
-    pieces = [piece for ids in tokenizer.encode_many(documents) for piece in cut(ids, 48, tokenizer.vocabulary)]
-    expected = list(pack(pieces, 48, tokenizer.vocabulary))
+    vocabulary = tokenizer.vocabulary
+    whole = [np.append(ids, vocabulary.eos) for ids in tokenizer.encode_many(documents)]
+    pieces = [piece for ids in whole for piece in cut(Piece(ids, np.ones(len(ids))), 48, vocabulary)]
+    expected = list(pack(pieces, 48, vocabulary))
     rows = data.rows("sources", "prose")
     assert len(rows) == len(expected)
     for index, row in enumerate(expected):

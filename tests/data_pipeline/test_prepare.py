@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 from tiny_models import image_tokenizer, random_picture
 
-from chameleon_jax.config import ConfigError, SourceConfig, from_dict
+from chameleon_jax.commands import open_tokenizer
+from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, from_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import save_image_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.loader import PreparedData
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare import prepare as prepare_rows
+
+
+def prepare(command: PrepareCommand) -> dict:
+    return prepare_rows(command, open_tokenizer(command))
 
 
 def documents_of(path: str) -> list:
