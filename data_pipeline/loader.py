@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grain
@@ -32,6 +32,14 @@ def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
         if row[name].min() < 0 or row[name].max() >= vocab_size:
             raise ValueError(f"{name} must be ids from 0 to {vocab_size - 1}")
     return row
+
+
+def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, without the lines that Grain adds to an error's message."""
+    try:
+        yield from batches
+    except FileError as error:
+        raise FileError(str(error).splitlines()[0]) from None
 
 
 class PreparedData:
@@ -84,9 +92,8 @@ class PreparedData:
                 return _parse(record, dtype, vocab_size)
             except ValueError as error:
                 number = index % len(source)  # the index goes on counting when the source is repeated
-                raise FileError(
-                    f"{paths[number // ROWS_PER_FILE]}: row {number} of {part}.{name} is damaged: {error}; prepare again"
-                ) from None
+                place = f"{paths[number // ROWS_PER_FILE]}: row {number} of {part}.{name}"
+                raise FileError(f"{place} is damaged: {error}; prepare again") from None
 
         return grain.MapDataset.source(source).map_with_index(read)
 
@@ -107,7 +114,7 @@ class PreparedData:
             return from_rows(np.stack([mixed[number * size + place] for place in places.tolist()]))
 
         reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        return iter(grain.MapDataset.range(config.steps).map(read)[start:].to_iter_dataset(reading))
+        return _in_one_line(grain.MapDataset.range(config.steps).map(read)[start:].to_iter_dataset(reading))
 
     def rows_of_batch(self, config: TrainConfig, number: int) -> list[tuple[str, int]]:
         """Source and number of every row of batch `number`, counted from 0, of the run that `config` describes."""

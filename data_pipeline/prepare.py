@@ -55,12 +55,13 @@ def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int)
     dropped, skipped = counts.turns_dropped, counts.conversations_skipped
     if dropped or skipped:
         console.print(
-            f"warning: {place}: left out, for want of room in a row of {length} tokens, are {dropped} turns at the end "
-            f"of conversations and {skipped} conversations whose first turn alone is longer; kept are "
-            f"{counts.documents} conversations"
+            f"warning: {place}: some conversations are longer than a row ({length} tokens). Left out whole: {skipped}; "
+            f"turns left out at the end of others: {dropped}; conversations kept: {counts.documents}"
         )
     if counts.documents == 0:
-        raise ConfigError(f"{place}: " + ("has none that fits a row" if skipped else "has no documents"))
+        raise ConfigError(
+            f"{place}: " + (f"has none that fits a row of {length} tokens" if skipped else "has no documents")
+        )
     if counts.weight == 0:
         raise ConfigError(f"{place}.loss = {source.loss!r}: nothing in this source is learnt from with it")
 

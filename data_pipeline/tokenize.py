@@ -16,7 +16,7 @@ from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 from data_pipeline.packing import Piece, cut
 from data_pipeline.sources import open_source
-from data_pipeline.sources.conversations import Conversation, read_conversations
+from data_pipeline.sources.conversations import Conversation, as_document, read_conversations
 
 DOCUMENTS_AT_A_TIME = 512
 
@@ -64,9 +64,9 @@ def join_turns(
 ) -> tuple[Piece, int]:
     """A conversation as one document: prompt, end of turn, answer, end of turn, prompt, …, answer, end of sequence.
 
-    Cutting it would leave answers without their prompts, so turns at the end that do not fit a row are left out. Answers
-    and the token that ends each weigh 1, prompts and the end of turn after each `source.prompt_loss`. How the paper
-    joins several turns is not known; with a single one this is its format (section 3).
+    Cutting it would leave answers without their prompts, so turns at the end that do not fit a row are left out.
+    Answers and the token that ends each weigh 1, prompts and the end of turn after each `source.prompt_loss`. How the
+    paper joins several turns is not known; with a single one this is its format (section 3).
 
     Args:
       turns: ids of prompt and answer of each.
@@ -117,7 +117,7 @@ def _encode_conversations(
         piece, kept = join_turns(own, length, source, tokenizer.vocabulary)
         if kept:
             counts.turns_dropped += len(conversation) - kept
-            yield [segment for turn in conversation[:kept] for part in turn for segment in part], piece
+            yield as_document(conversation[:kept]), piece
         else:
             counts.conversations_skipped += 1
 

@@ -19,11 +19,9 @@ def open_source(source: SourceConfig, datasets: str) -> Iterator[Document]:
 
         return jsonl_documents(source)
     if source.kind == "conversations":
-        from data_pipeline.sources.conversations import read_conversations
+        from data_pipeline.sources.conversations import as_document, read_conversations
 
-        return (
-            [segment for turn in turns for part in turn for segment in part] for turns in read_conversations(source)
-        )
+        return map(as_document, read_conversations(source))
     if source.kind.startswith("digit_"):
         from data_pipeline.sources.digits import digit_documents
 

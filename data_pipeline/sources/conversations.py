@@ -4,7 +4,7 @@
 
 where a prompt or an answer is a text or a list of segments as in kind 'documents', or that of LLaVA and Lumina-mGPT,
 
-    {"conversations": [{"from": "human", "value": "<|image|>What flies here?"}, {"from": "gpt", "value": "A red kite."}],
+    {"conversations": [{"from": "human", "value": "<|image|>What flies?"}, {"from": "gpt", "value": "A red kite."}],
      "image": ["kite.jpg"]}
 
 where <|image|>, <image> or ⟨image⟩ mark the pictures in order and other keys mean nothing. Paths are relative to the
@@ -33,6 +33,11 @@ class Turn(NamedTuple):
 
 
 Conversation = list[Turn]
+
+
+def as_document(conversation: Conversation) -> Document:
+    """All that is said, in order."""
+    return [segment for turn in conversation for part in turn for segment in part]
 
 
 def _turn(value: Any, number: int, folder: Path) -> Turn:
