@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +126,10 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
     from data_pipeline.prepare import prepare as run
 
     sources = run(command, open_tokenizer(command))["sources"].values()
-    keys = ("documents", "pictures", "tokens", "image_tokens", "rows", "conversations_skipped", "turns_dropped")
+    always = ("documents", "pictures", "tokens", "image_tokens", "rows")
+    keys = (*always, "conversations_skipped", "turns_dropped")
     totals = {key: sum(source[key] for source in sources) for key in keys}
-    return {key: total for key, total in totals.items() if total or key in keys[:5]}
+    return {key: total for key, total in totals.items() if total or key in always}
 
 
 def show(config: ShowCommand, data: str, *, rows: Sequence[str] = ()) -> dict[str, Any]:
@@ -155,18 +156,25 @@ def show(config: ShowCommand, data: str, *, rows: Sequence[str] = ()) -> dict[st
         )
         files = (Path(config.output) / f"{part}-{name}-{number}-{place}.png" for place in itertools.count(1))
         for spans in documents:
-            texts = []
-            for content, weight in spans:
-                if isinstance(content, np.ndarray):
-                    codes, content = content, "[picture]"
-                    if config.output:
-                        content = f"[picture: {(file := next(files))}]"
-                        (image,) = tokenizer.need("image").detokenize(tokenizer.vocabulary.code_of_id[codes[None]])
-                        _write_picture(image, file)
-                texts.append((content, weight))
+            texts = (
+                (_as_text(span.content, tokenizer, files if config.output else None), span.weight) for span in spans
+            )
             runs = itertools.groupby(texts, lambda pair: pair[1])
             print("".join(_weighed("".join(text for text, _ in run), weight) for weight, run in runs))
     return {}
+
+
+def _as_text(content: str | np.ndarray, tokenizer: DocumentTokenizer, files: Iterator[Path] | None) -> str:
+    """Text as it is; of a picture, given as ids, a mark. It is drawn into the next of `files`, if there are any."""
+    if isinstance(content, str):
+        return content
+    if files is None:
+        return "[picture]"
+    if len(content) != tokenizer.codes_per_image:
+        return f"[picture of {len(content)} instead of {tokenizer.codes_per_image} codes]"
+    (image,) = tokenizer.need("image").detokenize(tokenizer.vocabulary.code_of_id[content[None]])
+    _write_picture(image, file := next(files))
+    return f"[picture: {file}]"
 
 
 def _row_numbers(given: Sequence[str], count: int) -> list[int]:

@@ -59,9 +59,7 @@ def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int)
             f"turns left out at the end of others: {dropped}; conversations kept: {counts.documents}"
         )
     if counts.documents == 0:
-        raise ConfigError(
-            f"{place}: " + (f"has none that fits a row of {length} tokens" if skipped else "has no documents")
-        )
+        raise ConfigError(f"{place}: has no documents" + (f" that fit a row of {length} tokens" if skipped else ""))
     if counts.weight == 0:
         raise ConfigError(f"{place}.loss = {source.loss!r}: nothing in this source is learnt from with it")
 

@@ -267,7 +267,10 @@ def test_prompts_keep_the_whole_picture_and_answers_its_centre(chat_command):
 
 @pytest.mark.parametrize(
     ("prompt", "loss", "message"),
-    [("a", "image", r"chat\.loss = 'image': nothing"), ("a" * 99, "all", r"chat: has none that fits a row of 48")],
+    [
+        ("a", "image", r"chat\.loss = 'image': nothing"),
+        ("a" * 99, "all", r"chat: has no documents that fit a row of 48"),
+    ],
 )
 def test_source_that_teaches_nothing_is_refused(chat_command, tmp_path, capsys, prompt, loss, message):
     read(tmp_path, {"turns": [{"prompt": prompt, "answer": "b"}]})
