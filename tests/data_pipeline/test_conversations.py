@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import random_picture, scrambled_vocabulary
@@ -160,6 +160,7 @@ def by_hand(turns: list, kept: int, source: SourceConfig) -> list[tuple[int, flo
     return tokens
 
 
+@settings(max_examples=60)
 @given(
     corpus=st.lists(conversations, min_size=1, max_size=8),
     length=st.integers(6, 60),
@@ -281,7 +282,9 @@ def test_source_that_teaches_nothing_is_refused(chat_command, tmp_path, capsys, 
 
 
 def test_documents_can_be_learnt_from_for_one_modality(command, tmp_path):
-    sources = tuple(dataclasses.replace(command.sources[0], name=loss, loss=loss) for loss in ("image", "text"))
+    sources = tuple(
+        dataclasses.replace(command.sources[0], name=loss, loss=loss, count=12) for loss in ("image", "text")
+    )
     prepare(dataclasses.replace(command, output=str(tmp_path / "rows"), sources=sources, held_out=()))
     data = PreparedData(tmp_path / "rows")
     vocabulary = data.tokenizer().vocabulary

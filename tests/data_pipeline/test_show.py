@@ -42,9 +42,8 @@ def test_pictures_are_marked_or_drawn(prepared, tmp_path, capsys):
     assert re.sub(r": [^\]]*\]", "]", drawn) == re.sub(r": [^\]]*\]", "]", marked)
     tokenizer = PreparedData(prepared).tokenizer()
     numbers = re.findall(r"is picture (\d+)", drawn)
-    for file, number in zip(files, numbers, strict=True):
-        (expected,) = tokenizer.image.detokenize(tokenizer.image.tokenize([random_picture(1000 + int(number))]))
-        assert Image.open(file).tobytes() == expected.tobytes()
+    expected = tokenizer.image.detokenize(tokenizer.image.tokenize([random_picture(1000 + int(n)) for n in numbers]))
+    assert [Image.open(file).tobytes() for file in files] == [image.tobytes() for image in expected]
 
 
 @pytest.mark.parametrize(
