@@ -61,6 +61,15 @@ def _commands() -> dict[str, _Command]:
         "prepare": with_recipe(
             "tokenize and pack documents for training", configs.PrepareCommand, "prepare", "prepare"
         ),
+        "show": _Command(
+            "print rows of prepared data, prompts and answers told apart", configs.ShowCommand,
+            lazily("chameleon_jax.commands", "show"), "DATA", "out/demo/rows --source digit_sums --rows 3,17",
+            (
+                "DATA           a folder that `chameleon prepare` wrote",
+                "--rows N,N,…   numbers of rows of the source, from 0 (default: 0)",
+            ),
+            ("--rows",), (1, 1),
+        ),
         "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,

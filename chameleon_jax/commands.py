@@ -6,9 +6,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from chameleon_jax.config import (
     ImageTokenizerCommand,
     InspectCommand,
     PrepareCommand,
+    ShowCommand,
     SourceConfig,
     TextTokenizerCommand,
     TrainConfig,
@@ -30,7 +31,12 @@ from chameleon_jax.document import open_image, parse_prompt
 from chameleon_jax.files import new_file, new_folder
 from chameleon_jax.progress import bytes_bar, progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
-from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.tokens.documents import (
+    DocumentTokenizer,
+    load_image_tokenizer,
+    load_text_tokenizer,
+    save_image_tokenizer,
+)
 from chameleon_jax.tokens.image import resize_and_crop, scale
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE
@@ -40,6 +46,9 @@ from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
@@ -95,13 +104,94 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     return measure_image_tokenizer(tokenizer, scale(unseen))
 
 
+def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
+    """The tokenizer that a command names: a model's with its ids as they are, or text and image tokenizer joined.
+
+    Raises:
+      FileError: if there is none, or it is damaged.
+    """
+    if not command.tokenizer:
+        text, image = load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
+        return DocumentTokenizer.join(text, image)
+    if (Path(command.tokenizer) / "vocabulary.json").is_file():
+        return DocumentTokenizer.load(command.tokenizer)
+    checkpoint = open_checkpoint(command.tokenizer)
+    for warning in checkpoint.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return checkpoint.load_tokenizer()
+
+
 def prepare(command: PrepareCommand) -> dict[str, Any]:
     """Tokenizes and packs all sources. Returns totals over those to learn from."""
     from data_pipeline.prepare import prepare as run
 
-    sources = run(command)["sources"].values()
-    keys = ("documents", "pictures", "tokens", "image_tokens", "rows")
-    return {key: sum(source[key] for source in sources) for key in keys}
+    sources = run(command, open_tokenizer(command))["sources"].values()
+    always = ("documents", "pictures", "tokens", "image_tokens", "rows")
+    keys = (*always, "conversations_skipped", "turns_dropped")
+    totals = {key: sum(source[key] for source in sources) for key in keys}
+    return {key: total for key, total in totals.items() if total or key in always}
+
+
+def show(config: ShowCommand, data: str, *, rows: Sequence[str] = ()) -> dict[str, Any]:
+    """Prints rows of prepared data, what is learnt from told apart, and draws their pictures if asked to."""
+    from data_pipeline.loader import PreparedData
+    from data_pipeline.unpacking import unpack
+
+    prepared = PreparedData(data)
+    tokenizer = prepared.tokenizer(with_image=bool(config.output))
+    name = config.source or next(iter(prepared.header["sources"]))
+    part = "held_out" if name.startswith("held_out.") else "sources"
+    name = name.removeprefix("held_out.")
+    known = [*prepared.header["sources"], *(f"held_out.{other}" for other in prepared.header["held_out"])]
+    require(name in prepared.header[part], "source", config.source, f"was not prepared; there is {', '.join(known)}")
+    source = prepared.rows(part, name)
+    numbers = _row_numbers(rows, len(source))
+    print("bold is learnt from, dim is not" if sys.stdout.isatty() else "what stands in ⟦ ⟧ is learnt from")
+    for number in numbers:
+        row = source[number]
+        documents = unpack(row, tokenizer)
+        print(
+            f"\n{name}, row {number}: {len(documents)} documents, {np.count_nonzero(row['segment_ids'])} of "
+            f"{prepared.sequence_length} tokens, {np.count_nonzero(row['loss_weights'])} of them learnt from"
+        )
+        files = (Path(config.output) / f"{part}-{name}-{number}-{place}.png" for place in itertools.count(1))
+        for spans in documents:
+            texts = (
+                (_as_text(span.content, tokenizer, files if config.output else None), span.weight) for span in spans
+            )
+            runs = itertools.groupby(texts, lambda pair: pair[1])
+            print("".join(_weighed("".join(text for text, _ in run), weight) for weight, run in runs))
+    return {}
+
+
+def _as_text(content: str | np.ndarray, tokenizer: DocumentTokenizer, files: Iterator[Path] | None) -> str:
+    """Text as it is; of a picture, given as ids, a mark. It is drawn into the next of `files`, if there are any."""
+    if isinstance(content, str):
+        return content
+    if files is None:
+        return "[picture]"
+    if len(content) != tokenizer.codes_per_image:
+        return f"[picture of {len(content)} instead of {tokenizer.codes_per_image} codes]"
+    (image,) = tokenizer.need("image").detokenize(tokenizer.vocabulary.code_of_id[content[None]])
+    _write_picture(image, file := next(files))
+    return f"[picture: {file}]"
+
+
+def _row_numbers(given: Sequence[str], count: int) -> list[int]:
+    """Numbers of rows, from texts such as '3,17' or '[3, 17]'; the first row without any."""
+    words = ",".join(given or ["0"]).strip("[]").split(",")
+    numbers = [int(word) if word.strip().isdecimal() else -1 for word in words]
+    allowed = f"must be numbers from 0 to {count - 1} with commas between them, as in 3,17"
+    require(all(0 <= number < count for number in numbers), "rows", ",".join(given), allowed)
+    return numbers
+
+
+def _weighed(text: str, weight: float) -> str:
+    """Text with its weight in the loss made visible; what would steer the terminal is spelled out."""
+    text = "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    if sys.stdout.isatty():
+        return f"\x1b[{1 if weight == 1 else 2 if weight == 0 else 0}m{text}\x1b[0m"
+    return text if weight == 0 else f"⟦{text}⟧" if weight == 1 else f"⟦{weight:.3g} x {text}⟧"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -131,7 +221,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data_fingerprint=data.fingerprint,
         held_out=held_out,
     )
-    drew = any(source["image_tokens"] for source in data.header["sources"].values())
+    sources = data.header["sources"].values()
+    drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources)
     model = Chameleon(config.model, state.params, tokenizer, image_head_trained=drew)
     model.save(Path(config.output) / "model")
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
@@ -149,8 +240,7 @@ def generate(
             print(segment)
             continue
         path = _free_name(folder)
-        with new_file(path) as aside:
-            segment.save(aside, "PNG")
+        _write_picture(segment, path)
         if can_show_images():
             print(half_blocks(segment))
         print(f"[picture: {path}]")
@@ -194,6 +284,11 @@ def bench(config: BenchCommand, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what!r} cannot be measured; there are {', '.join(benches)}")
     print(json.dumps(benches[what](config), indent=2))
     return {}
+
+
+def _write_picture(image: Image, path: Path) -> None:
+    with new_file(path) as aside:
+        image.save(aside, "PNG")
 
 
 def _free_name(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grain
@@ -13,6 +13,33 @@ from chameleon_jax.config import ConfigError, TrainConfig
 from chameleon_jax.files import FileError, check_version, read_json
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
+from data_pipeline.prepare import ROWS_PER_FILE
+
+
+def _mix(sources: Mapping[str, grain.MapDataset], config: TrainConfig) -> grain.MapDataset:
+    return mix(sources, config.stages, config.steps * config.batch_size, config.seed)
+
+
+def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    """A row from its bytes; a ValueError says what is wrong with it."""
+    if len(record) != dtype.itemsize:
+        raise ValueError(f"it has {len(record)} bytes instead of {dtype.itemsize}")
+    row = np.frombuffer(record, dtype)[0]
+    weights = row["loss_weights"]
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("loss weights must be finite and 0 or more, not NaN, infinite or negative")
+    for name in ("inputs", "targets"):
+        if row[name].min() < 0 or row[name].max() >= vocab_size:
+            raise ValueError(f"{name} must be ids from 0 to {vocab_size - 1}")
+    return row
+
+
+def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, without the lines that Grain adds to an error's message."""
+    try:
+        yield from batches
+    except FileError as error:
+        raise FileError(str(error).splitlines()[0]) from None
 
 
 class PreparedData:
@@ -39,13 +66,16 @@ class PreparedData:
         """Differs whenever the rows or what they were made with differ."""
         return self.header["fingerprint"]
 
-    def tokenizer(self) -> DocumentTokenizer:
-        return DocumentTokenizer.load(self.folder / "tokenizer")
+    def tokenizer(self, *, with_image: bool = True) -> DocumentTokenizer:
+        return DocumentTokenizer.load(self.folder / "tokenizer", with_image=with_image)
 
     def rows(self, part: str, name: str) -> grain.MapDataset:
-        """Rows of one source as structured scalars. `part` is "sources" or "held_out"."""
+        """Rows of one source as structured scalars. `part` is "sources" or "held_out".
+
+        Raises:
+          FileError: if files are missing or damaged; for a damaged row, when it is read.
+        """
         entry = self.header[part][name]
-        dtype = row_dtype(self.sequence_length)
         paths = [str(self.folder / file) for file in entry["files"]]
         try:
             source = grain.sources.ArrayRecordDataSource(paths)
@@ -55,15 +85,45 @@ class PreparedData:
             raise FileError(
                 f"{self.folder}: {part}.{name} has {len(source)} rows, dataset.json says {entry['rows']}; prepare again"
             )
-        return grain.MapDataset.source(source).map(lambda record: np.frombuffer(record, dtype)[0])
+        dtype, vocab_size = row_dtype(self.sequence_length), self.header["vocab_size"]
 
-    def batches(self, config: TrainConfig, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of the run that `config` describes, up to its last step."""
-        sources = {name: self.rows("sources", name) for name in self.header["sources"]}
-        dataset = mix(sources, config.stages, config.steps * config.batch_size, config.seed)
-        batches = dataset.batch(config.batch_size, drop_remainder=True, batch_fn=np.stack)
+        def read(index: int, record: bytes) -> np.ndarray:
+            try:
+                return _parse(record, dtype, vocab_size)
+            except ValueError as error:
+                number = index % len(source)  # the index goes on counting when the source is repeated
+                place = f"{paths[number // ROWS_PER_FILE]}: row {number} of {part}.{name}"
+                raise FileError(f"{place} is damaged: {error}; prepare again") from None
+
+        return grain.MapDataset.source(source).map_with_index(read)
+
+    def batches(self, config: TrainConfig, start: int = 0, rows: np.ndarray | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of the run that `config` describes, up to its last step.
+
+        Args:
+          rows: int `[n]`, which rows of each batch to read, in this order, where a process needs only some of them;
+            None: all. What a row of a batch holds does not depend on it.
+        """
+        size = config.batch_size
+        places = np.arange(size) if rows is None else np.asarray(rows)
+        if len(places) == 0 or places.min() < 0 or places.max() >= size:
+            raise ValueError(f"rows = {places.tolist()}: must be some of the numbers 0 to {size - 1}")
+        mixed = _mix({name: self.rows("sources", name) for name in self.header["sources"]}, config)
+
+        def read(number: int) -> Batch:
+            return from_rows(np.stack([mixed[number * size + place] for place in places.tolist()]))
+
         reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        return map(from_rows, iter(batches[start:].to_iter_dataset(reading)))
+        return _in_one_line(grain.MapDataset.range(config.steps).map(read)[start:].to_iter_dataset(reading))
+
+    def rows_of_batch(self, config: TrainConfig, number: int) -> list[tuple[str, int]]:
+        """Source and number of every row of batch `number`, counted from 0, of the run that `config` describes."""
+        sources = {
+            name: grain.MapDataset.range(entry["rows"]).map(lambda row, name=name: (name, int(row)))
+            for name, entry in self.header["sources"].items()
+        }
+        mixed = _mix(sources, config)
+        return [mixed[number * config.batch_size + place] for place in range(config.batch_size)]
 
     def held_out_batches(self, name: str, batch_size: int, limit: int = 0) -> list[Batch]:
         """All rows of a held-out source in order (or the first `limit` batches); the last is filled with padding."""

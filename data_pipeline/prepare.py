@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,45 +15,13 @@ import numpy as np
 
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, to_dict
 from chameleon_jax.files import FORMAT_VERSION, new_folder, write_json
-from chameleon_jax.progress import progress_bar
-from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokenizer, load_text_tokenizer
+from chameleon_jax.progress import console
+from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
-from data_pipeline.packing import cut, pack
-from data_pipeline.sources import open_source
+from data_pipeline.packing import pack
+from data_pipeline.tokenize import Counts, tokenized_pieces
 
-DOCUMENTS_AT_A_TIME = 512
 ROWS_PER_FILE = 65536
-
-
-class _Counts:
-    """What went by: documents, bytes of text, tokens of each modality."""
-
-    def __init__(self):
-        self.documents = self.pictures = self.text_bytes = self.text_tokens = self.image_tokens = self.tokens = 0
-
-    def add(self, document, ids: np.ndarray, tokenizer: DocumentTokenizer) -> None:
-        modality = tokenizer.vocabulary.modality[ids]
-        self.documents += 1
-        self.pictures += sum(not isinstance(segment, str) for segment in document)
-        self.text_bytes += sum(len(segment.encode()) for segment in document if isinstance(segment, str))
-        self.text_tokens += int((modality == TEXT).sum())
-        self.image_tokens += int((modality == IMAGE).sum())
-        self.tokens += len(ids)
-
-
-def tokenized_pieces(
-    source: SourceConfig, datasets: str, tokenizer: DocumentTokenizer, length: int, counts: _Counts | None = None
-) -> Iterator[np.ndarray]:
-    """Pieces of at most `length` + 1 ids, begin and end of sequence included, of all documents of a source."""
-    counts = counts or _Counts()
-    documents = open_source(source, datasets)
-    with progress_bar(f"prepare {source.name}", source.count or None) as bar:
-        while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
-            for document, ids in zip(chunk, tokenizer.encode_many(chunk), strict=True):
-                counts.add(document, ids, tokenizer)
-                yield from cut(ids, length, tokenizer.vocabulary)
-            bar.update(counts.documents, tokens=f"{counts.tokens:,}")
 
 
 def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[list[str], int, str]:
@@ -72,35 +41,52 @@ def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[li
     return files, total, digest.hexdigest()
 
 
-def _hash(tokenizer: ImageTokenizer) -> str:
+def _hash(tokenizer: ImageTokenizer | None) -> str | None:
+    if tokenizer is None:
+        return None
     digest = hashlib.sha256(json.dumps(to_dict(tokenizer.config)).encode())
     for leaf in jax.tree.leaves(tokenizer.params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def prepare(command: PrepareCommand) -> dict[str, Any]:
+def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int) -> None:
+    """Says what was left out of a source, and refuses one that nothing can be learnt from."""
+    dropped, skipped = counts.turns_dropped, counts.conversations_skipped
+    if dropped or skipped:
+        console.print(
+            f"warning: {place}: some conversations are longer than a row ({length} tokens). Left out whole: {skipped}; "
+            f"turns left out at the end of others: {dropped}; conversations kept: {counts.documents}"
+        )
+    if counts.documents == 0:
+        raise ConfigError(f"{place}: has no documents" + (f" that fit a row of {length} tokens" if skipped else ""))
+    if counts.weight == 0:
+        raise ConfigError(f"{place}.loss = {source.loss!r}: nothing in this source is learnt from with it")
+
+
+def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, Any]:
     """Tokenizes and packs all sources into `command.output`, which appears only when it is complete.
+
+    Args:
+      tokenizer: what the command names as tokenizer, opened; it is saved beside the rows as it is.
 
     Returns:
       the contents of dataset.json.
 
     Raises:
-      ConfigError: if one picture does not fit a row, or a source has no documents.
+      ConfigError: if one picture does not fit a row, or a source has nothing to learn from.
+      DocumentError: if a document cannot be used, or needs what the tokenizer lacks.
     """
-    tokenizer = DocumentTokenizer.join(
-        load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
-    )
-    length = command.sequence_length
-    if length < tokenizer.image_block:
+    vocabulary, length = tokenizer.need("vocabulary"), command.sequence_length
+    if tokenizer.image is not None and length < tokenizer.image_block:
         raise ConfigError(
             f"sequence_length = {length}: must be at least {tokenizer.image_block}, the tokens of one picture "
-            f"({tokenizer.image.config.codes_per_image} codes, begin and end)"
+            f"({tokenizer.codes_per_image} codes, begin and end)"
         )
     header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "sequence_length": length,
-        "vocab_size": tokenizer.vocabulary.size,
+        "vocab_size": vocabulary.size,
         "sources": {},
         "held_out": {},
     }
@@ -108,18 +94,16 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
         tokenizer.save(folder / "tokenizer")
         for part, sources in (("sources", command.sources), ("held_out", command.held_out)):
             for source in sources:
-                counts = _Counts()
-                rows = pack(
-                    tokenized_pieces(source, command.datasets, tokenizer, length, counts), length, tokenizer.vocabulary
-                )
-                files, total, digest = _write_rows(rows, folder, f"{part}-{source.name}")
-                if total == 0:
-                    raise ConfigError(f"{part}.{source.name}: has no documents")
+                counts = Counts()
+                pieces = tokenized_pieces(source, command.datasets, tokenizer, length, counts)
+                files, rows, digest = _write_rows(pack(pieces, length, vocabulary), folder, f"{part}-{source.name}")
+                _check_counts(f"{part}.{source.name}", source, counts, length)
                 header[part][source.name] = {
-                    "files": files, "rows": total, "sha256": digest, **vars(counts), "source": to_dict(source)
+                    "files": files, "rows": rows, "sha256": digest, **dataclasses.asdict(counts),
+                    "source": to_dict(source),
                 }  # fmt: skip
         header["tokenizer"] = {
-            "text": hashlib.sha256(tokenizer.text.model).hexdigest(),
+            "text": hashlib.sha256(tokenizer.text.model).hexdigest() if tokenizer.text else None,
             "image": _hash(tokenizer.image),
         }
         header["fingerprint"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()

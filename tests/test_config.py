@@ -47,6 +47,7 @@ PREPARE = {
     "sequence_length": 64,
     "sources": [{"kind": "digit_sums"}],
 }
+CONVERSATIONS = {"kind": "conversations", "path": "chat.jsonl"}
 TOKENIZER_TRAINING = {"model": {}, "steps": 100, "batch_size": 4}
 
 
@@ -130,8 +131,15 @@ def test_configs_of_the_repository_can_be_read(path):
         (ImageTokenizerConfig, {"resolution": 500}, "resolution", "500", "= 16"),
         (ImageTokenizerConfig, {"resolution": 48, "space_to_depth": 2}, "resolution", "48", "= 32"),
         (ImageTokenizerConfig, {"channels": 48}, "norm_groups", "32", "must divide channels = 48"),
-        (SourceConfig, {"kind": "documents"}, "path", "''", "goes with kind 'documents' only"),
-        (SourceConfig, {"kind": "digit_sums", "path": "a.jsonl"}, "path", "'a.jsonl'", "kind 'documents' only"),
+        (SourceConfig, {"kind": "documents"}, "path", "''", "goes with the kinds 'documents' and 'conv"),
+        (SourceConfig, {"kind": "digit_sums", "path": "a.jsonl"}, "path", "'a.jsonl'", "and with them only"),
+        (SourceConfig, {"kind": "conversations"}, "path", "''", "goes with the kinds 'documents' and 'conversations'"),
+        (SourceConfig, {**CONVERSATIONS, "prompt_loss": 1.5}, "prompt_loss", "1.5", "from 0 to 1"),
+        (SourceConfig, {**CONVERSATIONS, "prompt_loss": float("nan")}, "prompt_loss", "nan", "from 0 to 1"),
+        (SourceConfig, {"kind": "digit_sums", "prompt_loss": 0.5}, "prompt_loss", "0.5", "kind 'conversations' only"),
+        (SourceConfig, {"kind": "digit_sums", "answer_fit": "pad"}, "answer_fit", "'pad'", "'conversations' only"),
+        (PrepareCommand, {**PREPARE, "tokenizer": "model"}, "tokenizer", "'model'", "give either"),
+        (PrepareCommand, {**PREPARE, "image_tokenizer": ""}, "tokenizer", "''", "are 'text.model' and ''"),
         (SourceConfig, {"kind": "digit_sums", "name": "../up"}, "name", "'../up'", "letters, digits"),
         (PrepareCommand, {**PREPARE, "sources": [{"kind": "digit_sums"}] * 2}, "sources", "digit_sums", "must differ"),
         (ImageTokenizerCommand, {"output": "o", "sources": [], "tokenizer": {**TOKENIZER_TRAINING, "steps": 50}},

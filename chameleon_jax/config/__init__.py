@@ -1,6 +1,12 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
-from chameleon_jax.config.data import ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
+from chameleon_jax.config.data import (
+    ImageTokenizerCommand,
+    PrepareCommand,
+    ShowCommand,
+    SourceConfig,
+    TextTokenizerCommand,
+)
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, LoRAConfig, PreprocessingConfig, TransformerConfig
@@ -50,6 +56,7 @@ __all__ = [
     "PreprocessingConfig",
     "ProfileConfig",
     "SamplingConfig",
+    "ShowCommand",
     "SourceConfig",
     "StageConfig",
     "TextTokenizerCommand",

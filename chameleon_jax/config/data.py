@@ -21,9 +21,10 @@ class SourceConfig:
         "python_reference",
         "python_stdlib",
         "documents",
+        "conversations",
     ]
     """The digit kinds make documents about real handwritten digits; python_reference is prose and python_stdlib code;
-    'documents' reads your own JSON lines."""
+    'documents' reads your own JSON lines, 'conversations' too: prompts and answers, which alone are learnt from."""
     name: str = ""
     """What the mixture calls it. Default: the kind."""
     split: str = "train"
@@ -33,7 +34,20 @@ class SourceConfig:
     augment: bool = False
     """Shift, turn and scale each picture a little. For training only."""
     path: str = ""
-    """File of JSON lines, for kind 'documents'."""
+    """File of JSON lines, for the kinds 'documents' and 'conversations'."""
+    loss: Literal["all", "image", "text"] = "all"
+    """Tokens to learn from, as far as they are learnt from at all: 'image' are image codes and end of image, which
+    teach an output layer to draw; 'text' is everything else."""
+    prompt_loss: float = 0.0
+    """Weight in the loss of the prompts of conversations, 0 to 1; answers have 1."""
+    answer_end: Literal["separator", "eos"] = "separator"
+    """Token that ends each answer of a conversation but the last, which always ends with end of sequence: the
+    separator (end of turn) that stands after each prompt too, or end of sequence, which is where generation stops."""
+    prompt_fit: Literal["pad", "crop"] = "pad"
+    """How pictures in prompts of conversations become squares; see `fit` of the preprocessing. As in the paper
+    (section 3): prompts keep the whole picture, answers its centre."""
+    answer_fit: Literal["pad", "crop"] = "crop"
+    """The same for pictures in answers."""
     seed: int = 0
 
     def __post_init__(self):
@@ -46,7 +60,18 @@ class SourceConfig:
             self.name,
             "must consist of letters, digits, - and _ (it becomes part of file names)",
         )
-        require((self.kind == "documents") == bool(self.path), "path", self.path, "goes with kind 'documents' only")
+        require(
+            (self.kind in ("documents", "conversations")) == bool(self.path),
+            "path",
+            self.path,
+            "goes with the kinds 'documents' and 'conversations', and with them only",
+        )
+        require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
+        if self.kind != "conversations":
+            for field in dataclasses.fields(self):
+                if field.name in ("prompt_loss", "answer_end", "prompt_fit", "answer_fit"):
+                    value = getattr(self, field.name)
+                    require(value == field.default, field.name, value, "goes with kind 'conversations' only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +106,32 @@ class ImageTokenizerCommand:
 class PrepareCommand:
     """`chameleon prepare`: Documents to packed rows of tokens, ahead of training."""
 
-    text_tokenizer: str
-    """File that `chameleon train-text-tokenizer` wrote."""
-    image_tokenizer: str
-    """Folder that `chameleon train-image-tokenizer` wrote."""
     output: str
-    """Folder for the rows, the joined tokenizer and dataset.json."""
+    """Folder for the rows, the tokenizer and dataset.json."""
     sequence_length: int
     """Tokens a row."""
     sources: tuple[SourceConfig, ...]
+    text_tokenizer: str = ""
+    """File that `chameleon train-text-tokenizer` wrote, to join with `image_tokenizer`."""
+    image_tokenizer: str = ""
+    """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`."""
+    tokenizer: str = ""
+    """Instead of these two: a model in any format, or the tokenizer's folder of one of ours. Ids stay as they are
+    there, so that the model can be trained further on the rows."""
     held_out: tuple[SourceConfig, ...] = ()
     """Sources that training measures its loss on and never learns from."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
 
     def __post_init__(self):
+        two = (self.text_tokenizer, self.image_tokenizer)
+        require(
+            all(two) if not self.tokenizer else not any(two),
+            "tokenizer",
+            self.tokenizer,
+            "give either `tokenizer` (a model's folder) or both `text_tokenizer` and `image_tokenizer`; here they are "
+            f"{self.text_tokenizer!r} and {self.image_tokenizer!r}",
+        )
         require(self.sequence_length > 1, "sequence_length", self.sequence_length, "must be at least 2")
         for field in ("sources", "held_out"):
             names = [source.name for source in getattr(self, field)]
@@ -103,3 +139,13 @@ class PrepareCommand:
                 len(set(names)) == len(names), field, names, "names must differ; set `name` where a kind is repeated"
             )
         require(len(self.sources) > 0, "sources", [], "must list at least one source")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowCommand:
+    """`chameleon show`: rows of prepared data, for a person to read."""
+
+    source: str = ""
+    """Name of a prepared source, or held_out.NAME. Default: the first one."""
+    output: str = ""
+    """Folder to draw the pictures of the rows into, as PNG files. Default: they are only marked."""

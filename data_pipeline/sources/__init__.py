@@ -9,7 +9,7 @@ from chameleon_jax.document import Document
 
 
 def open_source(source: SourceConfig, datasets: str) -> Iterator[Document]:
-    """Documents of a source, the same ones in the same order every time.
+    """Documents of a source, the same ones in the same order every time. A conversation is one of all its turns.
 
     Args:
       datasets: folder where embedded data sets are built.
@@ -18,6 +18,10 @@ def open_source(source: SourceConfig, datasets: str) -> Iterator[Document]:
         from data_pipeline.sources.jsonl import jsonl_documents
 
         return jsonl_documents(source)
+    if source.kind == "conversations":
+        from data_pipeline.sources.conversations import as_document, read_conversations
+
+        return map(as_document, read_conversations(source))
     if source.kind.startswith("digit_"):
         from data_pipeline.sources.digits import digit_documents
 

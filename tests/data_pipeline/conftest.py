@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_models import image_tokenizer, random_picture, text_tokenizer
 
+from chameleon_jax.commands import prepare
 from chameleon_jax.config import PrepareCommand, SourceConfig
 from chameleon_jax.files import write_text
 from chameleon_jax.tokens.documents import save_image_tokenizer
-from data_pipeline.prepare import prepare
 
 
 def write_documents(path: Path, documents: list) -> Path:

@@ -8,12 +8,16 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import TRANSFORMER
 
+from chameleon_jax.batch import from_rows
 from chameleon_jax.config import CheckpointConfig, ConfigError, OptimizerConfig, StageConfig, TrainConfig
 from chameleon_jax.files import FileError
 from data_pipeline.loader import PreparedData
-from data_pipeline.packing import cut, pack
+from data_pipeline.packing import Piece, cut, pack
 
 
 def run_config(
@@ -56,8 +60,10 @@ def test_rows_are_the_packed_documents(prepared, command):
     data = PreparedData(prepared)
     tokenizer = data.tokenizer()
     documents = [[f"The fox said {number} to the dog. " * (1 + number % 3)] for number in range(60)]
-    pieces = [piece for ids in tokenizer.encode_many(documents) for piece in cut(ids, 48, tokenizer.vocabulary)]
-    expected = list(pack(pieces, 48, tokenizer.vocabulary))
+    vocabulary = tokenizer.vocabulary
+    whole = [np.append(ids, vocabulary.eos) for ids in tokenizer.encode_many(documents)]
+    pieces = [piece for ids in whole for piece in cut(Piece(ids, np.ones(len(ids))), 48, vocabulary)]
+    expected = list(pack(pieces, 48, vocabulary))
     rows = data.rows("sources", "prose")
     assert len(rows) == len(expected)
     for index, row in enumerate(expected):
@@ -86,6 +92,67 @@ def test_second_stage_reads_its_own_sources(prepared):
     inputs_of_pictures = {np.frombuffer(row[: 48 * 4], np.int32).tobytes() for row in pictures}
     from_pictures = [[row.tobytes() in inputs_of_pictures for row in batch.inputs] for batch in batches]
     assert from_pictures == [[False] * 4] * 2 + [[True] * 4] * 6
+
+
+@settings(max_examples=12)
+@given(order=st.permutations(range(4)), at=st.integers(1, 3), start=st.integers(0, 11))
+def test_processes_that_read_parts_of_a_batch_read_all_of_it(prepared, order, at, start):
+    data, config = PreparedData(prepared), run_config()
+    parts = [np.array(part) for part in (order[:at], order[at:])]
+    readers = [data.batches(config, start, rows=part) for part in parts]
+    for whole, *pieces in itertools.zip_longest(data.batches(config, start), *readers):
+        for part, piece in zip(parts, pieces, strict=True):
+            for field, own in zip(whole, piece, strict=True):
+                np.testing.assert_array_equal(field[part], own)
+
+
+@pytest.mark.parametrize("rows", [[], [0, 4], [-1]])
+def test_rows_that_a_batch_has_not_are_refused(prepared, rows):
+    with pytest.raises(ValueError, match="must be some of the numbers 0 to 3"):
+        PreparedData(prepared).batches(run_config(), rows=np.array(rows, int))
+
+
+def test_rows_of_a_batch_can_be_looked_up(prepared):
+    data, config = PreparedData(prepared), run_config(steps=40)
+    sources = {name: data.rows("sources", name) for name in ("mixed", "prose")}
+    for number, batch in enumerate(data.batches(config)):
+        rows = data.rows_of_batch(config, number)
+        expected = from_rows(np.stack([sources[name][index] for name, index in rows]))
+        assert_same_batches([batch], [expected])
+        assert all(0 <= index < len(sources[name]) for name, index in rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("loss_weights", np.nan, "loss weights must be finite"),
+        ("loss_weights", np.inf, "loss weights must be finite"),
+        ("loss_weights", -0.5, "loss weights must be .* 0 or more"),
+        ("inputs", -1, "inputs must be ids from 0 to"),
+        ("targets", 100_000, "targets must be ids from 0 to"),
+        (None, None, r"it has 100 bytes instead of 960"),
+    ],
+)
+def test_damaged_row_is_named(prepared, tmp_path, field, value, message):
+    """Also in the middle of training, where the source is gone through for the third time."""
+    folder = copy_of(prepared, tmp_path)
+    (file,) = folder.glob("sources-mixed-*")
+    rows = PreparedData(prepared).rows("sources", "mixed")
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for index in range(len(rows)):
+        row = rows[index].copy()
+        if index == 5 and field:
+            row[field][7] = value
+        writer.write(row.tobytes()[: 100 if index == 5 and not field else None])
+    writer.close()
+    place = rf"{file.name}: row 5 of sources\.mixed is damaged: {message}.*; prepare again$"
+    data = PreparedData(folder)
+    with pytest.raises(FileError, match=place):
+        data.rows("sources", "mixed")[5]
+    config = run_config(steps=20, stages=(StageConfig(1, {"mixed": 1}),))
+    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(config, number)]
+    with pytest.raises(FileError, match=place):
+        list(data.batches(config, start=numbers[2]))
 
 
 def test_unknown_source_is_named(prepared):

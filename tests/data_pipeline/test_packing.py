@@ -1,4 +1,4 @@
-"""Packing loses nothing, cuts no picture and mixes no documents, whatever the documents are."""
+"""Packing loses nothing, cuts no picture, mixes no documents and keeps each token's weight, whatever the documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import scrambled_vocabulary
 
 from chameleon_jax.batch import Batch
-from data_pipeline.packing import OPEN_ROWS, cut, pack
+from data_pipeline.packing import OPEN_ROWS, Piece, cut, pack
 
 VOCABULARY = scrambled_vocabulary(num_pieces=30, num_codes=9, seed=5)
 CODES = 4
@@ -27,20 +27,26 @@ documents = st.lists(st.one_of(pieces_of_text, pictures), max_size=7).map(lambda
 lengths = st.integers(CODES + 2, 30)
 
 
+def document(ids: list[int]) -> Piece:
+    """With end of sequence and, so that it is seen where they go, a weight for each token: zeros among them."""
+    ids = np.asarray([*ids, EOS], np.int32)
+    return Piece(ids, (np.arange(len(ids)) % 5 / 4).astype(np.float32))
+
+
 def block_ends(ids: np.ndarray) -> np.ndarray:
     """True after the last token of each picture, False inside one: where a document may be cut."""
     inside = np.cumsum(ids == BEGIN) - np.cumsum(ids == END)
     return inside == 0
 
 
-def pieces_of_row(row: np.ndarray) -> list[np.ndarray]:
+def pieces_of_row(row: np.ndarray) -> list[Piece]:
     """The pieces that a row holds, taken from its arrays alone, with all promises about them checked."""
     inputs, targets, weights, positions, segments = (row[name] for name in Batch._fields)
     used = int((segments > 0).sum())
     assert (segments[used:] == 0).all()
     assert (inputs[used:] == PAD).all()
     assert (targets[used:] == PAD).all()
-    assert (weights == (segments > 0)).all()
+    assert (weights[used:] == 0).all()
     count = segments.max()
     assert count >= 1
     assert (np.diff(segments[:used]) >= 0).all()
@@ -50,28 +56,29 @@ def pieces_of_row(row: np.ndarray) -> list[np.ndarray]:
         np.testing.assert_array_equal(positions[here], np.arange(here.sum()))
         np.testing.assert_array_equal(inputs[here][1:], targets[here][:-1])
         assert inputs[here][0] == BOS
-        pieces.append(np.append(inputs[here], targets[here][-1]))
+        pieces.append(Piece(np.append(inputs[here], targets[here][-1]), np.append(np.float32(0), weights[here])))
     return pieces
 
 
 @settings(max_examples=150)
 @given(ids=documents, length=lengths)
 def test_cut_pieces_make_the_document_again(ids, length):
-    ids = np.asarray(ids, np.int32)
-    pieces = cut(ids, length, VOCABULARY)
-    for piece in pieces:
-        assert piece.dtype == np.int32
-        assert piece[0] == BOS
-        assert 2 <= len(piece) <= length + 1
+    whole = document(ids)
+    pieces = cut(whole, length, VOCABULARY)
+    for piece, weights in pieces:
+        assert (piece.dtype, weights.dtype) == (np.int32, np.float32)
+        assert (piece[0], weights[0]) == (BOS, 0)
+        assert 2 <= len(piece) == len(weights) <= length + 1
         assert block_ends(piece)[-1]
-    np.testing.assert_array_equal(np.concatenate([piece[1:] for piece in pieces]), [*ids, EOS])
+    np.testing.assert_array_equal(np.concatenate([piece.ids[1:] for piece in pieces]), [*ids, EOS])
+    np.testing.assert_array_equal(np.concatenate([piece.weights[1:] for piece in pieces]), whole.weights)
 
 
 @settings(max_examples=100)
 @given(ids=documents, length=lengths)
 def test_pieces_are_as_long_as_they_can_be(ids, length):
-    pieces = cut(np.asarray(ids, np.int32), length, VOCABULARY)
-    for piece, following in itertools.pairwise(pieces):
+    pieces = cut(document(ids), length, VOCABULARY)
+    for (piece, _), (following, _) in itertools.pairwise(pieces):
         next_unit = CODES + 2 if following[1] == BEGIN else 1
         assert len(piece) - 1 + next_unit > length
 
@@ -79,25 +86,28 @@ def test_pieces_are_as_long_as_they_can_be(ids, length):
 @settings(max_examples=100)
 @given(corpus=st.lists(documents, min_size=1, max_size=12), length=lengths)
 def test_every_token_is_predicted_exactly_once(corpus, length):
-    pieces = [piece for ids in corpus for piece in cut(np.asarray(ids, np.int32), length, VOCABULARY)]
+    def hashable(piece: Piece) -> tuple:
+        return tuple(piece.ids.tolist()), tuple(piece.weights.tolist())
+
+    pieces = [piece for ids in corpus for piece in cut(document(ids), length, VOCABULARY)]
     rows = list(pack(pieces, length, VOCABULARY))
     packed = [piece for row in rows for piece in pieces_of_row(row)]
-    assert Counter(map(tuple, packed)) == Counter(map(tuple, pieces))
-    predicted = sum(int(row["loss_weights"].sum()) for row in rows)
+    assert Counter(map(hashable, packed)) == Counter(map(hashable, pieces))
+    predicted = sum(int((row["segment_ids"] > 0).sum()) for row in rows)
     assert predicted == sum(len(ids) + 1 for ids in corpus)
     for row in rows:
         assert row["inputs"].shape == (length,)
         for piece in pieces_of_row(row):
-            assert block_ends(piece)[-1]
+            assert block_ends(piece.ids)[-1]
 
 
 def test_rows_are_well_filled():
     rng = np.random.default_rng(0)
     length = 64
     corpus = [rng.choice(VOCABULARY.text_ids, rng.integers(1, 60)) for _ in range(600)]
-    pieces = [piece for ids in corpus for piece in cut(ids, length, VOCABULARY)]
+    pieces = [piece for ids in corpus for piece in cut(document(ids), length, VOCABULARY)]
     rows = list(pack(pieces, length, VOCABULARY))
-    assert np.mean([row["loss_weights"].mean() for row in rows]) > 0.95
+    assert np.mean([(row["segment_ids"] > 0).mean() for row in rows]) > 0.95
 
 
 def test_packing_reads_no_further_ahead_than_its_open_rows():
@@ -107,20 +117,20 @@ def test_packing_reads_no_further_ahead_than_its_open_rows():
         nonlocal read
         while True:
             read += 1
-            yield np.array([BOS, *VOCABULARY.text_ids[:8], EOS], np.int32)
+            yield Piece(np.array([BOS, *VOCABULARY.text_ids[:8], EOS], np.int32), np.ones(10, np.float32))
 
     next(pack(endless(), length, VOCABULARY))
     assert read == OPEN_ROWS + 1
 
 
 def test_picture_longer_than_a_row_is_an_error():
-    ids = np.array([BEGIN, *VOCABULARY.image_ids[:CODES], END], np.int32)
-    assert len(cut(ids, CODES + 2, VOCABULARY)) == 2  # the picture, and end of sequence by itself
+    picture = document([BEGIN, *VOCABULARY.image_ids[:CODES], END])
+    assert len(cut(picture, CODES + 2, VOCABULARY)) == 2  # the picture, and end of sequence by itself
     with pytest.raises(ValueError, match="picture of 6 tokens does not fit a row of 5"):
-        cut(ids, CODES + 1, VOCABULARY)
+        cut(picture, CODES + 1, VOCABULARY)
 
 
 def test_nothing_is_packed_from_nothing():
     assert list(pack([], 8, VOCABULARY)) == []
-    (piece,) = cut(np.zeros(0, np.int32), 8, VOCABULARY)
-    assert piece.tolist() == [BOS, EOS]
+    (piece,) = cut(document([]), 8, VOCABULARY)
+    assert piece.ids.tolist() == [BOS, EOS]

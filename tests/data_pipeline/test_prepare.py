@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import image_tokenizer, random_picture
+from tiny_models import image_tokenizer, random_picture, released_model
 
-from chameleon_jax.config import ConfigError, SourceConfig, from_dict
+from chameleon_jax.chameleon import Chameleon
+from chameleon_jax.commands import open_tokenizer
+from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, from_dict
 from chameleon_jax.document import DocumentError
-from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.tokens.documents import DocumentTokenizer, save_image_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.loader import PreparedData
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare import prepare as prepare_rows
+
+
+def prepare(command: PrepareCommand) -> dict:
+    return prepare_rows(command, open_tokenizer(command))
 
 
 def documents_of(path: str) -> list:
@@ -104,6 +110,49 @@ def test_row_of_just_one_picture_works(own_command):
         sum((rows[index]["targets"] == begin_image).sum() for index in range(len(rows)))
         == header["sources"]["mixed"]["pictures"]
     )
+
+
+@pytest.fixture(scope="module")
+def model() -> Chameleon:
+    return released_model()
+
+
+@pytest.mark.parametrize("format", ["chameleon", "huggingface", "meta", "tokenizer"])
+def test_model_of_any_format_keeps_its_ids(tmp_path, model, format):
+    folder = tmp_path / "model"
+    if format == "tokenizer":
+        model.tokenizer.save(folder)
+    else:
+        model.save(folder, format)
+    random_picture(3).save(tmp_path / "kite.png")
+    (tmp_path / "kites.jsonl").write_text('["A red kite ", {"image": "kite.png"}, " over <s> 1984."]')
+    source = SourceConfig("documents", name="kites", path=str(tmp_path / "kites.jsonl"))
+    command = PrepareCommand(
+        tokenizer=str(folder), output=str(tmp_path / "rows"), sequence_length=60, sources=(source,)
+    )
+    prepare(command)
+    data = PreparedData(tmp_path / "rows")
+    assert data.tokenizer().vocabulary.to_dict() == model.vocabulary.to_dict()
+    row = data.rows("sources", "kites")[0]
+    targets = row["targets"][row["segment_ids"] > 0]
+    document = ["A red kite ", random_picture(3), " over <s> 1984."]
+    assert targets.tolist() == [*model.encode(document), model.vocabulary.eos]
+
+
+def test_model_without_image_tokenizer_prepares_text_and_says_what_pictures_need(own_command, tmp_path, model):
+    whole = model.tokenizer
+    missing = {"image": "no vqgan.ckpt in models/7b"}
+    DocumentTokenizer(whole.text, None, whole.vocabulary, codes_per_image=16, missing=missing).save(tmp_path / "text")
+    command = dataclasses.replace(
+        own_command, text_tokenizer="", image_tokenizer="", tokenizer=str(tmp_path / "text"), sequence_length=10,
+        held_out=(),
+    )  # fmt: skip
+    mixed, prose = command.sources
+    header = prepare(dataclasses.replace(command, sources=(prose,)))
+    assert header["tokenizer"]["image"] is None
+    assert PreparedData(command.output).tokenizer().missing == missing
+    with pytest.raises(DocumentError, match=r"source mixed: this model has no image tokenizer: no vqgan\.ckpt in"):
+        prepare(dataclasses.replace(command, sources=(prose, mixed)))
 
 
 def test_source_without_documents_is_named(own_command, tmp_path):

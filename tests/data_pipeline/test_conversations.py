@@ -1,0 +1,297 @@
+"""Conversations of either form are read as they stand, and only their answers are learnt from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_models import random_picture, scrambled_vocabulary
+
+from chameleon_jax.commands import prepare
+from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig
+from chameleon_jax.document import DocumentError
+from chameleon_jax.tokens.vocabulary import IMAGE
+from data_pipeline.loader import PreparedData
+from data_pipeline.packing import cut, pack
+from data_pipeline.sources import open_source
+from data_pipeline.sources.conversations import Conversation, read_conversations
+from data_pipeline.tokenize import join_turns
+from data_pipeline.unpacking import unpack
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def read(tmp_path: Path, *lines: dict | bytes) -> list[Conversation]:
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+    return list(read_conversations(SourceConfig("conversations", path=str(path))))
+
+
+def plain(documents: list) -> list:
+    return [
+        [part if isinstance(part, str) else part.tobytes() for part in segments]
+        for turn in documents for segments in turn
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[bytes]:
+    """Pixels of a.png and b.png, which are there afterwards."""
+    for number, name in enumerate("ab"):
+        random_picture(number).save(tmp_path / f"{name}.png")
+    return [random_picture(number).tobytes() for number in range(2)]
+
+
+def test_both_forms_say_the_same(tmp_path, pictures):
+    ours = {
+        "turns": [
+            {"prompt": ["See ", {"image": "a.png"}, " and", {"image": "b.png"}], "answer": ["Two kites."]},
+            {"prompt": "Draw the first.", "answer": [{"image": "a.png"}]},
+        ]
+    }
+    theirs = {
+        "id": 17,
+        "conversations": [
+            {"from": "human", "value": "See <|image|> and<image>"},
+            {"from": "gpt", "value": "Two kites."},
+            {"from": "human", "value": "Draw the first."},
+            {"from": "gpt", "value": "⟨image⟩"},
+        ],
+        "image": ["a.png", "b.png", "a.png"],
+    }
+    first, second = pictures
+    expected = [["See ", first, " and", second], ["Two kites."], ["Draw the first."], [first]]
+    for conversation in read(tmp_path, ours, theirs):
+        assert len(conversation) == 2
+        assert plain(conversation) == expected
+
+
+def test_one_picture_may_be_a_plain_path_and_none_may_be_left_out(tmp_path, pictures):
+    pair = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A kite."}]
+    text = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]
+    one, without, null = read(
+        tmp_path,
+        {"conversations": pair, "image": "a.png"}, {"conversations": text}, {"conversations": text, "image": None},
+    )  # fmt: skip
+    assert plain(one) == [[pictures[0], "\nWhat?"], ["A kite."]]
+    assert plain(without) == plain(null) == [["Who?"], ["I."]]
+
+
+def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
+    read(tmp_path, {"turns": [{"prompt": ["a", {"image": "a.png"}], "answer": "b"}, {"prompt": "c", "answer": "d"}]})
+    source = SourceConfig("conversations", path=str(tmp_path / "chat.jsonl"))
+    ((first, picture, *rest),) = open_source(source, "")
+    assert (first, picture.tobytes(), rest) == ("a", pictures[0], ["b", "c", "d"])
+
+
+HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"turns": ', "not valid JSON"),
+        (["a"], 'a line must be {"turns":'),
+        ({"prompt": "a", "answer": "b"}, 'a line must be {"turns":'),
+        ({"turns": [], "more": 1}, 'a line must be {"turns":'),
+        ({"turns": []}, "at least one prompt and answer"),
+        ({"turns": [{"prompt": "a"}]}, 'turn 1, {"prompt": "a"}: must be {"prompt": …, "answer": …}'),
+        ({"turns": [{"prompt": "a", "answer": "b"}, "c"]}, 'turn 2, "c": must be'),
+        ({"turns": [{"prompt": 3, "answer": "b"}]}, "turn 1: prompt must be text or a list of segments"),
+        ({"turns": [{"prompt": "a", "answer": ""}]}, "turn 1: answer: the document is empty"),
+        ({"turns": [{"prompt": ["a", 3], "answer": "b"}]}, "turn 1: prompt: 3: a segment is text or"),
+        ({"turns": [{"prompt": [{"image": "gone.png"}], "answer": "b"}]}, "gone.png: no such picture file"),
+        ({"turns": [{"prompt": "\ud800", "answer": "b"}]}, "lone surrogate"),
+        ({"conversations": []}, "a list of messages, human and gpt in turn"),
+        ({"conversations": [HUMAN]}, "human and gpt in turn, and end with gpt"),
+        ({"conversations": [GPT, HUMAN]}, 'message 1, {"from": "gpt", "value": "b"}: must be {"from": "human"'),
+        ({"conversations": [HUMAN, HUMAN]}, 'must be {"from": "gpt"'),
+        ({"conversations": [HUMAN, {"from": "gpt"}]}, "message 2"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "message 2 is empty"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "lone surrogate"),
+        ({"conversations": [HUMAN, GPT], "image": 3}, "image must be a path or a list of paths"),
+        ({"conversations": [HUMAN, GPT], "image": "a.png"}, "0 image marks (such as <|image|>), but image lists 1"),
+        ({"conversations": [HUMAN, {**GPT, "value": "<image>"}]}, "1 image marks (such as <|image|>), but image"),
+        ({"conversations": [HUMAN, {**GPT, "value": "<image>"}], "image": "gone.png"}, "gone.png: no such picture"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, line, message):
+    with pytest.raises(DocumentError, match=re.escape(message)) as caught:
+        read(tmp_path, {"conversations": [HUMAN, GPT]}, b" ", line)
+    assert str(caught.value).startswith(f"{tmp_path}/chat.jsonl, line 3: ")
+    assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Joining and packing
+# ----------------------------------------------------------------------------------------------------------------------
+
+VOCABULARY = scrambled_vocabulary(num_pieces=30, num_codes=9, seed=5)
+BOS, EOS, SEPARATOR = VOCABULARY.bos, VOCABULARY.eos, VOCABULARY.end_of_turn
+SOURCE = SourceConfig("conversations", path="chat.jsonl")
+
+pieces_of_text = st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), min_size=1, max_size=6)
+pictures_of_codes = st.lists(st.sampled_from(VOCABULARY.image_ids.tolist()), min_size=4, max_size=4).map(
+    lambda codes: [VOCABULARY.begin_image, *codes, VOCABULARY.end_image]
+)
+segments = st.lists(st.one_of(pieces_of_text, pictures_of_codes), min_size=1, max_size=3).map(
+    lambda parts: np.asarray(list(itertools.chain(*parts)), np.int32)
+)
+conversations = st.lists(st.tuples(segments, segments), min_size=1, max_size=4)
+
+
+def by_hand(turns: list, kept: int, source: SourceConfig) -> list[tuple[int, float]]:
+    """Ids and weights of a conversation after its begin of sequence, written down token by token."""
+    tokens = []
+    for number, (prompt, answer) in enumerate(turns[:kept]):
+        tokens += [(token, source.prompt_loss) for token in [*prompt.tolist(), SEPARATOR]]
+        ends_here = number == kept - 1 or source.answer_end == "eos"
+        tokens += [(token, 1.0) for token in [*answer.tolist(), EOS if ends_here else SEPARATOR]]
+    return tokens
+
+
+@settings(max_examples=60)
+@given(
+    corpus=st.lists(conversations, min_size=1, max_size=8),
+    length=st.integers(6, 60),
+    prompt_loss=st.sampled_from([0.0, 0.25]),
+    answer_end=st.sampled_from(["separator", "eos"]),
+)
+def test_every_answer_is_predicted_once_and_after_its_own_prompt_only(corpus, length, prompt_loss, answer_end):
+    source = dataclasses.replace(SOURCE, prompt_loss=prompt_loss, answer_end=answer_end)
+    pieces, expected = [], []
+    for turns in corpus:
+        piece, kept = join_turns(turns, length, source, VOCABULARY)
+        sizes = [len(by_hand(turns, count, source)) for count in range(len(turns) + 1)]
+        assert kept == max(count for count, size in enumerate(sizes) if size <= length), "as many as fit"
+        assert len(piece.ids) == len(piece.weights) == sizes[kept]
+        if kept:
+            pieces += cut(piece, length, VOCABULARY)
+            expected.append(by_hand(turns, kept, source))
+    assert len(pieces) == len(expected), "no conversation is cut"
+    found = []
+    for row in pack(pieces, length, VOCABULARY):
+        assert (row["loss_weights"][row["segment_ids"] == 0] == 0).all()
+        for segment in range(1, row["segment_ids"].max() + 1):
+            here = row["segment_ids"] == segment
+            targets, weights = row["targets"][here].tolist(), row["loss_weights"][here].tolist()
+            assert row["inputs"][here].tolist() == [BOS, *targets[:-1]]
+            assert row["positions"][here].tolist() == list(range(len(targets)))
+            found.append(list(zip(targets, weights, strict=True)))
+    assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("loss", ["image", "text"])
+def test_loss_on_one_modality_of_the_answers(loss):
+    codes = VOCABULARY.image_ids[:4]
+    picture = np.array([VOCABULARY.begin_image, *codes, VOCABULARY.end_image], np.int32)
+    text = VOCABULARY.text_ids[:2]
+    turns = [(np.concatenate([text, picture]), np.concatenate([text, picture, text]))]
+    piece, _ = join_turns(turns, 64, dataclasses.replace(SOURCE, loss=loss), VOCABULARY)
+    learnt = {"image": [*codes, VOCABULARY.end_image], "text": [*text, VOCABULARY.begin_image, *text, EOS]}
+    assert piece.ids[piece.weights == 1].tolist() == learnt[loss]
+    assert set(piece.weights.tolist()) == {0, 1}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Preparing
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chat_command(command, tmp_path_factory) -> PrepareCommand:
+    """Three conversations, in one a picture twice as wide as high, and rows of 48 tokens."""
+    tmp_path = tmp_path_factory.mktemp("chat")
+    random_picture(3, size=(32, 16)).save(tmp_path / "wide.png")
+    wide = {"image": "wide.png"}
+    read(
+        tmp_path,
+        {"turns": [{"prompt": [wide, "What?"], "answer": ["This: ", wide]}]},
+        {"turns": [{"prompt": "Hi", "answer": "Ho"}, {"prompt": "The fox " * 30, "answer": "dog"}]},
+        {"turns": [{"prompt": "sheep and goats and hens " * 9, "answer": "many"}]},
+    )
+    source = SourceConfig("conversations", name="chat", path=str(tmp_path / "chat.jsonl"))
+    return dataclasses.replace(command, output=str(tmp_path / "rows"), sources=(source,), held_out=())
+
+
+@pytest.fixture(scope="module")
+def figures(chat_command) -> dict:
+    """What preparing them says."""
+    return prepare(chat_command)
+
+
+def prepared_documents(command: PrepareCommand) -> list:
+    data = PreparedData(command.output)
+    rows = data.rows("sources", "chat")
+    return [document for index in range(len(rows)) for document in unpack(rows[index], data.tokenizer())]
+
+
+def test_what_does_not_fit_is_left_out_and_counted(chat_command, figures):
+    assert (figures["documents"], figures["turns_dropped"], figures["conversations_skipped"]) == (2, 1, 1)
+    entry = PreparedData(chat_command.output).header["sources"]["chat"]
+    assert (entry["documents"], entry["turns_dropped"], entry["conversations_skipped"]) == (2, 1, 1)
+    assert (entry["pictures"], entry["image_tokens"], entry["image_tokens_learnt"]) == (2, 8, 4)
+    (first, second) = prepared_documents(chat_command)
+    texts = [(span.content, span.weight) for span in first if isinstance(span.content, str)]
+    assert texts == [("⟨bos⟩", 0), ("What?", 0), ("⟨end of turn⟩", 0), ("This: ", 1), ("⟨eos⟩", 1)]
+    assert [span.weight for span in first if not isinstance(span.content, str)] == [0, 1]
+    assert [tuple(span) for span in second] == [
+        ("⟨bos⟩", 0), ("Hi", 0), ("⟨end of turn⟩", 0), ("Ho", 1), ("⟨eos⟩", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("figures")
+def test_prompts_keep_the_whole_picture_and_answers_its_centre(chat_command):
+    data = PreparedData(chat_command.output)
+    tokenizer = data.tokenizer()
+    asked, answered = (
+        span.content for span in prepared_documents(chat_command)[0] if not isinstance(span.content, str)
+    )
+    wide = random_picture(3, size=(32, 16))
+    square = Image.new("RGB", (16, 16), "white")
+    square.paste(wide.resize((16, 8), Image.Resampling.LANCZOS), (0, 4))
+    (padded,), (cropped,) = (tokenizer.image.tokenize([image]) for image in (square, wide.crop((8, 0, 24, 16))))
+    assert padded.tolist() != cropped.tolist()
+    np.testing.assert_array_equal(tokenizer.vocabulary.code_of_id[asked], padded)
+    np.testing.assert_array_equal(tokenizer.vocabulary.code_of_id[answered], cropped)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "loss", "message"),
+    [
+        ("a", "image", r"chat\.loss = 'image': nothing"),
+        ("a" * 99, "all", r"chat: has no documents that fit a row of 48"),
+    ],
+)
+def test_source_that_teaches_nothing_is_refused(chat_command, tmp_path, capsys, prompt, loss, message):
+    read(tmp_path, {"turns": [{"prompt": prompt, "answer": "b"}]})
+    source = SourceConfig("conversations", name="chat", path=str(tmp_path / "chat.jsonl"), loss=loss)
+    with pytest.raises(ConfigError, match=message):
+        prepare(dataclasses.replace(chat_command, output=str(tmp_path / "rows"), sources=(source,)))
+    assert ("Left out whole: 1;" in capsys.readouterr().err) == (len(prompt) > 1)
+
+
+def test_documents_can_be_learnt_from_for_one_modality(command, tmp_path):
+    sources = tuple(
+        dataclasses.replace(command.sources[0], name=loss, loss=loss, count=12) for loss in ("image", "text")
+    )
+    prepare(dataclasses.replace(command, output=str(tmp_path / "rows"), sources=sources, held_out=()))
+    data = PreparedData(tmp_path / "rows")
+    vocabulary = data.tokenizer().vocabulary
+    for loss in ("image", "text"):
+        rows = data.rows("sources", loss)
+        for index in range(len(rows)):
+            row = rows[index]
+            is_image = (vocabulary.modality[row["targets"]] == IMAGE) | (row["targets"] == vocabulary.end_image)
+            wanted = (row["segment_ids"] > 0) & (is_image == (loss == "image"))
+            np.testing.assert_array_equal(row["loss_weights"], wanted)
