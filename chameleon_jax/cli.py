@@ -10,9 +10,12 @@ from typing import Any
 
 from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, Stopped
 
-EXTRAS = {"sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released"}
+EXTRAS = {
+    "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
+    "tensorboardX": "tensorboard", "wandb": "wandb",
+}  # fmt: skip
 """Packages that only an extra installs."""
 
 
@@ -187,7 +190,8 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong."""
+    """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong,
+    130 interrupted, 143 training stopped by SIGTERM after saving everything."""
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = _commands()
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -208,6 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"chameleon {name}: {error}", file=sys.stderr)
+        return 143  # as if SIGTERM had ended it, which tells schedulers to start it again
     except ChameleonError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 1

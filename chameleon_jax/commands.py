@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chameleon_jax.chameleon import Chameleon, load
+from chameleon_jax.chameleon import load
 from chameleon_jax.config import (
     BenchCommand,
     ConfigError,
@@ -27,6 +27,7 @@ from chameleon_jax.config import (
     TrainConfig,
     require,
 )
+from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import open_image, parse_prompt
 from chameleon_jax.files import new_file, new_folder
 from chameleon_jax.progress import bytes_bar, progress_bar
@@ -46,6 +47,8 @@ from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
+from chameleon_jax.weights.initial import initial_params
+from chameleon_jax.weights.native import write_trained
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -198,9 +201,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains on prepared data and writes `<output>/model`. Returns how long it took."""
     from data_pipeline.loader import PreparedData
 
+    start_processes(config.distributed)
     data = PreparedData(config.data)
-    tokenizer = data.tokenizer()
-    vocabulary = tokenizer.vocabulary
+    vocabulary = data.tokenizer(with_image=False).vocabulary
     require(
         config.model.vocab_size >= vocabulary.size,
         "model.vocab_size",
@@ -209,6 +212,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     is_image_id = np.zeros(config.model.vocab_size, bool)
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
+    initial = open_checkpoint(config.initial) if config.initial else None
     held_out = {
         name: data.held_out_batches(name, config.batch_size, config.evaluation_batches)
         for name in data.header["held_out"]
@@ -216,16 +220,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
     began = time.monotonic()
     state = run_training(
         config,
-        lambda start: data.batches(config, start),
+        lambda start, rows: data.batches(config, start, rows),
         is_image_id,
         data_fingerprint=data.fingerprint,
         held_out=held_out,
+        initial_params=initial_params(initial, config, vocabulary) if initial else None,
+        rows_of_batch=lambda number: _by_source(data.rows_of_batch(config, number)),
     )
     sources = data.header["sources"].values()
     drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources)
-    model = Chameleon(config.model, state.params, tokenizer, image_head_trained=drew)
-    model.save(Path(config.output) / "model")
+    drew = drew or (initial.image_head_trained if initial else False)
+    write_trained(Path(config.output) / "model", config.model, state.params, data.folder / "tokenizer", drew)
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
+
+
+def _by_source(rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """[("a", 3), ("b", 1), ("a", 4)] as [{"source": "a", "rows": [3, 4]}, {"source": "b", "rows": [1]}]."""
+    grouped: dict[str, list[int]] = {}
+    for name, row in rows:
+        grouped.setdefault(name, []).append(row)
+    return [{"source": name, "rows": numbers} for name, numbers in grouped.items()]
 
 
 def generate(

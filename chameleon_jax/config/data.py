@@ -40,7 +40,7 @@ class SourceConfig:
     teach an output layer to draw; 'text' is everything else."""
     prompt_loss: float = 0.0
     """Weight in the loss of the prompts of conversations, 0 to 1; answers have 1."""
-    answer_end: Literal["separator", "eos"] = "separator"
+    answer_end: Literal["separator", "eos"] = "eos"
     """Token that ends each answer of a conversation but the last, which always ends with end of sequence: the
     separator (end of turn) that stands after each prompt too, or end of sequence, which is where generation stops."""
     prompt_fit: Literal["pad", "crop"] = "pad"

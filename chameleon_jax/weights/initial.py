@@ -1,0 +1,56 @@
+"""Parameters for a training run to begin with, from a finished model in any format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from chameleon_jax.config import ConfigError, TrainConfig, to_dict
+from chameleon_jax.distributed import is_first
+from chameleon_jax.progress import bytes_bar, console
+from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.weights.checkpoint import Checkpoint
+from chameleon_jax.weights.sources import leaves_of, tree_of
+
+FREE = ("dropout", "lora", "init_std", "param_dtype", "compute_dtype", "attention", "remat")
+"""Keys of a TransformerConfig that the parameters of a finished model do not determine."""
+
+
+def initial_params(
+    checkpoint: Checkpoint, config: TrainConfig, vocabulary: Vocabulary
+) -> Callable[[Any], dict[str, Any]]:
+    """Returns a function from a tree of `jax.ShapeDtypeStruct` with shardings to the parameters, born on their devices.
+
+    Args:
+      checkpoint: the opened model.
+      vocabulary: that of the prepared data.
+
+    Raises:
+      ConfigError: if its sizes are not those of `config.model`, or its ids mean something else than those of the data.
+    """
+    found, wanted = to_dict(checkpoint.config), to_dict(config.model)
+    for name, value in found.items():
+        if name not in FREE and value != wanted[name]:
+            raise ConfigError(
+                f"model.{name} = {wanted[name]!r}: {checkpoint.folder} has {value!r}; give the model's own sizes"
+            )
+    own = checkpoint.vocabulary
+    if own is None and is_first():
+        console.print(f"{checkpoint.folder} says nothing of its vocabulary; it is taken to be that of the data.")
+    elif own is not None and not _same(own, vocabulary):
+        raise ConfigError(
+            f"data = {config.data!r}: its ids are not those of {checkpoint.folder}; prepare the data with "
+            f"--tokenizer {checkpoint.folder}"
+        )
+
+    def load(target: Any) -> dict[str, Any]:
+        with bytes_bar(f"load {checkpoint.folder.name}", checkpoint.weights.nbytes) as progress:
+            return tree_of(checkpoint.weights.place(leaves_of(target), progress))
+
+    return load
+
+
+def _same(one: Vocabulary, other: Vocabulary) -> bool:
+    return all(np.array_equal(value, other.to_dict().get(name)) for name, value in one.to_dict().items())
