@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,7 @@ def attend_rows(
     What `jax.checkpoint` may keep of it for the backward pass is called "attention".
 
     Raises:
-      ConfigError: if `backend` is cudnn and the rows of a device are more than its offsets can count.
+      ConfigError: if the length does not suit splash, or the rows of a device are more than cudnn can count.
     """
     if backend == "splash":
         return attend_splash(q, k, v, seen)
@@ -73,7 +74,7 @@ def _mesh_axes(*names: str | None) -> tuple[tuple[str, ...], ...]:
     return tuple(map(present, nn.logical_to_mesh_axes(names)))
 
 
-def _on_each_device(kernel: Callable, *specs: PartitionSpec) -> Callable:
+def _on_each_device(kernel: Callable, *specs: Any) -> Callable:
     """`kernel(q, k, v, query_segments, key_segments, *more)` per device; `specs` are those of `more`."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
@@ -129,6 +130,11 @@ def attend_splash(
     _, length_axes, heads_axes, _ = _mesh_axes("batch", "length", "heads", None)
     heads = q.shape[2] // math.prod(mesh.shape[axis] for axis in heads_axes)
     shards = math.prod(mesh.shape[axis] for axis in length_axes)
+    if q.shape[1] % (LANES * shards):
+        raise ConfigError(
+            f"model.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts that are "
+            f"multiples of {LANES}; use 'auto' or 'blockwise'"
+        )
 
     def on_device(q, k, v, query_segments, key_segments, kernel):
         q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # the kernel does not scale

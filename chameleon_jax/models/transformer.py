@@ -98,7 +98,8 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
             out, cache = attend(q, k, v, seen), (k, v)
         else:
-            backend = plain_attention(x.shape[1]) if config.attention == "auto" else config.attention
+            plain = config.attention == "auto" or self.is_initializing()  # parameters depend on no kernel
+            backend = plain_attention(x.shape[1]) if plain else config.attention
             out = attend_rows(q, k, v, seen, backend)
         return jnp.einsum("BTHD,HDd->BTd", out, wo), cache
 

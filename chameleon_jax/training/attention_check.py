@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -41,11 +42,11 @@ def check_attention(config: TransformerConfig, where: Any) -> None:
     backend = resolved(config, where, length).attention
     if backend not in KERNELS:
         return
-    compare = jax.jit(_deviations, static_argnums=(0, 1, 2, 3), out_shardings=replicated(where))
+    compare = jax.jit(functools.partial(_deviations, config, backend, rows, length), out_shardings=replicated(where))
     with jax.set_mesh(where), logical_rules():
-        found, plain = map(np.asarray, compare(config, backend, rows, length, jax.random.key(0)))
+        found, plain = map(np.asarray, compare(jax.random.key(0)))
     for name, deviation, usual in zip(("values", "gradient of q", "gradient of k", "gradient of v"), found, plain):  # noqa: B905
-        if not deviation <= TIMES_PLAIN * usual + AT_LEAST:  # also if it is no number
+        if deviation > TIMES_PLAIN * usual + AT_LEAST:
             raise TrainingError(
                 f"attention backend {backend!r} on {where.devices.flat[0].device_kind}: its {name} deviate by "
                 f"{deviation:.2g} of their size from plain attention, {config.compute_dtype} explains {usual:.1g}. "
@@ -89,7 +90,9 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
         exact = attended("xla", "float32")
 
     def deviations(backend: str) -> Array:
-        pairs = zip(attended(backend, config.compute_dtype), exact, strict=True)
-        return jnp.stack([jnp.max(jnp.abs(x - right)) / jnp.max(jnp.abs(right)) for x, right in pairs])
+        def largest(x, right):  # XLA's maximum on a CPU passes over NaN
+            return jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x - right), jnp.inf)) / jnp.max(jnp.abs(right))
+
+        return jnp.stack([largest(*pair) for pair in zip(attended(backend, config.compute_dtype), exact, strict=True)])
 
     return deviations(backend), deviations("xla")

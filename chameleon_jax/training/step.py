@@ -100,7 +100,9 @@ def make_train_step(
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         with logical_rules():
-            loss, sums, grads = accumulated_gradients(_resolved(config, mesh, batch), is_image_id, state.params, batch, key)
+            loss, sums, grads = accumulated_gradients(
+                _resolved(config, mesh, batch), is_image_id, state.params, batch, key
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**sums, "total_loss": loss, "gradient_norm": optax.tree.norm(grads)}

@@ -119,7 +119,7 @@ def test_a_token_changes_no_logit_of_another_document(monkeypatch, backend):
     changed_ids[:, 110] = (ids[:, 110] + 1) % config.vocab_size
     before, after = (np.asarray(apply(jnp.asarray(x), positions, jnp.asarray(SEGMENTS))) for x in (ids, changed_ids))
     changed = np.any(before != after, axis=-1)
-    same_document = SEGMENTS == SEGMENTS[:, 110:111]
+    same_document = SEGMENTS[:, 110:111] == SEGMENTS
     assert np.all(changed[:, 110])
     assert not np.any(changed & ~(same_document & (np.arange(LENGTH) >= 110)))
 
@@ -198,7 +198,7 @@ def test_the_program_for_nvidia_calls_cudnn_with_documents_each_way(monkeypatch)
     assert f"({heads}, {heads}, {heads}, {layout}) ->" in forward
     assert f"({heads}, {heads}, {heads}, tensor<128x4x256xf32>, {heads}, {heads}, {layout}) ->" in backward
     for call in calls:
-        assert 'PADDING_CAUSAL' in call
+        assert "PADDING_CAUSAL" in call
         assert "max_seg_per_batch\\22: 64" in call
         assert "fmha_scale\\22: 0.25" in call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -56,7 +57,9 @@ def on_one_device(tiny):
     return one_step(tiny, config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [next(iter(MESHES)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(MESHES)[1:])]
+)
 def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(tiny, on_one_device, monkeypatch, name):
     monkeypatch.setattr(attention_kernels, "SPLASH_BLOCK", 128)  # of four, each device's part has its own mask
     expected_state, expected = on_one_device
@@ -83,9 +86,10 @@ def temporary_bytes(tiny, attention: str, length: int) -> int:
     return step.lower(abstract_state(config, mesh), batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_blockwise_attention_is_linear_in_the_length_and_that_of_xla_is_not(tiny):
     blockwise = [temporary_bytes(tiny, "blockwise", length) for length in (512, 1024, 2048)]
-    for shorter, longer in zip(blockwise, blockwise[1:], strict=False):
+    for shorter, longer in itertools.pairwise(blockwise):
         assert longer < 2.1 * shorter
     assert temporary_bytes(tiny, "xla", 1024) > 3.5 * temporary_bytes(tiny, "xla", 512)
 
