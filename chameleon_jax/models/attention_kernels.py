@@ -25,7 +25,7 @@ from chameleon_jax.models.attention import Visibility, attend, attend_blockwise,
 LANES = 128
 """Splash takes queries and keys in multiples of this."""
 SPLASH_BLOCK, SPLASH_COMPUTE_BLOCK = 1024, 512
-"""Queries and keys that splash holds in fast memory, and keys that it scores at a time: at most, they divide the length.
+"""Queries and keys that splash holds in fast memory, and keys that it scores at a time; at most, to divide rows.
 Larger blocks pass the 16 MiB that the compiler gives a kernel on TPU v5p unless it is told otherwise."""
 SPLASH_FUSED_BLOCKS = 8
 """Up to so many blocks of keys, one kernel computes all gradients; it writes that of q once per block of keys. For
@@ -132,8 +132,8 @@ def attend_splash(
     shards = math.prod(mesh.shape[axis] for axis in length_axes)
     if q.shape[1] % (LANES * shards):
         raise ConfigError(
-            f"model.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts that are "
-            f"multiples of {LANES}; use 'auto' or 'blockwise'"
+            f"model.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts that "
+            f"are multiples of {LANES}; use 'auto' or 'blockwise'"
         )
 
     def on_device(q, k, v, query_segments, key_segments, kernel):

@@ -38,7 +38,7 @@ def examples(H: int, K: int, dtype: str, D: int = 16) -> list[jax.Array]:
 def by_hand(q, k, v, upstream, segments=SEGMENTS):
     """Result and gradients of q, k, v, a head at a time in float64."""
     q, k, v, upstream = (np.asarray(x, np.float64) for x in (q, k, v, upstream))
-    (B, T, H, D), group = q.shape, q.shape[2] // k.shape[2]
+    (B, _, H, D), group = q.shape, q.shape[2] // k.shape[2]
     out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     for b in range(B):
         seen = np.tril(segments[b][:, None] == segments[b][None, :])
