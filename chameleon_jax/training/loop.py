@@ -19,6 +19,7 @@ from chameleon_jax.errors import Stopped, TrainingError
 from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
 from chameleon_jax.sharding import make_mesh
+from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
@@ -62,13 +63,14 @@ def train(
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
-      TrainingError: if the loss stops being a number.
+      TrainingError: if the loss stops being a number, or the attention kernel of this machine computes wrong numbers.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
       Stopped: if the process was asked to stop (SIGTERM); everything is saved.
     """
     mesh = make_mesh(config.mesh)
     _check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
+    check_attention(config.model, mesh)
     target = abstract_state(config, mesh)
     _check_folder(Path(config.output), target)
     with (
