@@ -13,8 +13,8 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chameleon-jax")
 
 
-def environment() -> dict[str, Any]:
-    """Processor, memory, devices, Python and the versions of the packages that matter."""
+def environment(also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Processor, memory, devices, Python and the versions of the packages that matter, and of those named."""
     devices = jax.devices()
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in (*PACKAGES, *also) if (version := _version(name))},
     }
 
 

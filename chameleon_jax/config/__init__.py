@@ -1,5 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
+from chameleon_jax.config.bench import BenchTrainConfig
 from chameleon_jax.config.data import ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
@@ -26,6 +27,7 @@ from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCo
 
 __all__ = [
     "BenchCommand",
+    "BenchTrainConfig",
     "CheckpointConfig",
     "ConfigError",
     "ConvertCommand",
