@@ -85,9 +85,8 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     devices = jax.devices()
     accelerator = find_accelerator(devices[0])
     if accelerator is not None:
-        return accelerator.bf16_flops * len(
-            devices
-        ), f"the maker's, dense bfloat16: {len(devices)} x {accelerator.name}"
+        source = f"the maker's, dense bfloat16: {len(devices)} x {accelerator.name}"
+        return accelerator.bf16_flops * len(devices), source
     on_cpu = devices[0].platform == "cpu"
     size, count = (2048, 1) if on_cpu else (8192, len(devices))  # all CPU "devices" share the same cores
     source = f"measured in this run: {dtype} product of {size} x {size} matrices, the fastest of 5"

@@ -241,8 +241,9 @@ def test_a_step_on_bfloat16_moments_is_float32_arithmetic_on_rounded_moments(par
     )
     optimizer = make_optimizer(config, 5)
     first, second = gradients(params, 1), gradients(params, 2)
-    _, state = optimizer.update(first, optimizer.init(params), params)
-    updates, state = optimizer.update(second, state, params)
+    update = jax.jit(optimizer.update)
+    _, state = update(first, optimizer.init(params), params)
+    updates, state = update(second, state, params)
     updates, values = by_name(updates), by_name(params)
     first, second = by_name(first), by_name(second)
     kept = {path: np.asarray(leaf, np.float32) for path, leaf in moments(state).items()}
@@ -250,10 +251,10 @@ def test_a_step_on_bfloat16_moments_is_float32_arithmetic_on_rounded_moments(par
         m = ((1 - config.b1) * first[name]).astype(jnp.bfloat16).astype(np.float64)
         v = ((1 - config.b2) * first[name] ** 2).astype(jnp.bfloat16).astype(np.float64)
         m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g**2
-        update = (m / (1 - config.b1**2)) / (np.sqrt(v / (1 - config.b2**2)) + config.eps)
+        step = (m / (1 - config.b1**2)) / (np.sqrt(v / (1 - config.b2**2)) + config.eps)
         decay = 0 if name.split("/")[-1] in ("scale", "bias") else config.weight_decay
         np.testing.assert_allclose(
-            updates[name], -config.learning_rate * (update + decay * values[name]), rtol=2e-5, atol=1e-8
+            updates[name], -config.learning_rate * (step + decay * values[name]), rtol=2e-5, atol=1e-8
         )
         ending = "".join(f"['{part}']" for part in name.split("/"))
         stored = next(leaf for path, leaf in kept.items() if path.endswith(".mu" + ending))
