@@ -193,7 +193,7 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
     else:
         low, high = command.count
         if not low <= len(positional) <= high:
-            raise ConfigError(f"expected {command.arguments}, got {positional or 'nothing'}")
+            raise ConfigError(f"expected {command.arguments or 'no argument'}, got {positional or 'nothing'}")
         path = (options.pop("--config", None) or [None])[-1]
         arguments = {name.removeprefix("--"): values for name, values in options.items() if values}
         figures = command.run(read_config(command.config, path, overrides), *positional, **arguments)
