@@ -14,7 +14,6 @@ import numpy as np
 
 from chameleon_jax.chameleon import load
 from chameleon_jax.config import (
-    BenchCommand,
     ConfigError,
     ConvertCommand,
     GenerationConfig,
@@ -286,17 +285,6 @@ def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
         lines = value if isinstance(value, list) else [value]
         for place, line in enumerate(lines):
             print(f"{name if place == 0 else '':<{width}}{line}")
-    return {}
-
-
-def bench(config: BenchCommand, what: str) -> dict[str, Any]:
-    """Measures and prints JSON."""
-    from chameleon_jax.bench.weights import bench_weights
-
-    benches = {"weights": bench_weights}
-    if what not in benches:
-        raise ConfigError(f"{what!r} cannot be measured; there are {', '.join(benches)}")
-    print(json.dumps(benches[what](config), indent=2))
     return {}
 
 

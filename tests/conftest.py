@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+
+# The same step is compiled for many tests; once is enough. Forgotten when the tests end.
+_compiled = tempfile.TemporaryDirectory(prefix="chameleon-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_jax.config import (
+    BenchTrainConfig,
     ConfigError,
     EvaluationConfig,
     GenerationConfig,
@@ -35,6 +36,7 @@ CLASSES = {
     "prepare": PrepareCommand,
     "text_tokenizer": TextTokenizerCommand,
     "train": TrainConfig,
+    "bench/": BenchTrainConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }

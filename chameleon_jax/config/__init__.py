@@ -1,5 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
+from chameleon_jax.config.bench import BenchTrainConfig
 from chameleon_jax.config.data import (
     ImageTokenizerCommand,
     PrepareCommand,
@@ -37,6 +38,7 @@ from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCo
 __all__ = [
     "BadStepsConfig",
     "BenchCommand",
+    "BenchTrainConfig",
     "CheckpointConfig",
     "ConfigError",
     "ConvertCommand",

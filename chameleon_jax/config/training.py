@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.models import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.config.reading import require
 
 
@@ -80,6 +80,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     muon_momentum: float = 0.95
+    moment_dtype: DType = "float32"
+    """Type in which both moments of AdamW and the momentum of Muon are kept between steps; they are computed in
+    float32. 'bfloat16' saves 4 bytes a parameter (AdamW) and rounds the moments at each step."""
 
     def __post_init__(self):
         for name in ("learning_rate", "clip_norm", "eps"):
