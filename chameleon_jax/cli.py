@@ -62,6 +62,19 @@ def _commands() -> dict[str, _Command]:
             "tokenize and pack documents for training", configs.PrepareCommand, "prepare", "prepare"
         ),
         "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
+        "compile": _Command(
+            "compile the train step for a pod that is not there: does it fit, what moves, how fast could it be",
+            configs.TrainConfig, lazily("chameleon_jax.compilation.run", "compile_command"), "CONFIG",
+            "configs/pretrain_7b.yaml --topology v5p:4x4x8",
+            (
+                "CONFIG           a YAML file of `chameleon train`, with sequence_length",
+                "--topology NAME  TPUs, such as v5e:16x16, v5p:4x4x8, v6e-256 (default: the devices at hand)",
+                "--slices N       pods of that topology, joined by the data centre's network",
+                "--json true      one JSON object instead of lines for people",
+                "--save FILE      the executable, for jax.experimental.serialize_executable",
+            ),
+            ("--topology", "--slices", "--json", "--save"),
+        ),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,
             lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",
@@ -128,7 +141,7 @@ def _command_help(name: str, command: _Command, path: str | None) -> None:
     if command.details:
         print("".join(f"  {line}\n" for line in command.details))
     if path is None and command.arguments == "CONFIG":
-        path = find_configs().parent / command.example
+        path = find_configs().parent / command.example.split()[0]
     default = {"default": read_config(command.config, path)} if path else {}
     with contextlib.suppress(SystemExit):
         tyro.cli(
@@ -165,7 +178,8 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
     if command.count is None:
         if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
             raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
-        figures = command.run(read_config(command.config, positional[0] if positional else None, overrides))
+        named = {name.removeprefix("--"): values for name, values in options.items() if values}
+        figures = command.run(read_config(command.config, positional[0] if positional else None, overrides), **named)
     else:
         low, high = command.count
         if not low <= len(positional) <= high:

@@ -109,6 +109,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from data_pipeline.loader import PreparedData
 
     data = PreparedData(config.data)
+    require(
+        config.sequence_length in (None, data.sequence_length),
+        "sequence_length",
+        config.sequence_length,
+        f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
+    )
     tokenizer = data.tokenizer()
     vocabulary = tokenizer.vocabulary
     require(

@@ -18,7 +18,18 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # From the ground up; a module may import from lower layers and from its own. An entry stands for the module and what
 # is inside it.
 LAYERS = (
-    ("accelerators", "errors", "array_types", "config", "document", "batch", "files", "progress", "terminal"),
+    (
+        "accelerators",
+        "compiler_options",
+        "errors",
+        "array_types",
+        "config",
+        "document",
+        "batch",
+        "files",
+        "progress",
+        "terminal",
+    ),
     ("models",),
     ("tokens",),
     ("sharding",),
@@ -26,7 +37,7 @@ LAYERS = (
     ("weights",),
     ("chameleon",),
     ("data_pipeline",),
-    ("commands", "bench", "demo", "cli"),
+    ("commands", "compilation", "bench", "demo", "cli"),
 )
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "files", "progress", "array_types", "errors"}
 OPEN_TO_MODELS = {"config", "array_types", "models"}

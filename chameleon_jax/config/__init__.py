@@ -15,6 +15,7 @@ from chameleon_jax.config.reading import (
 )
 from chameleon_jax.config.training import (
     CheckpointConfig,
+    CompileOptions,
     ImageTokenizerTrainConfig,
     MeshConfig,
     OptimizerConfig,
@@ -27,6 +28,7 @@ from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCo
 __all__ = [
     "BenchCommand",
     "CheckpointConfig",
+    "CompileOptions",
     "ConfigError",
     "ConvertCommand",
     "DType",

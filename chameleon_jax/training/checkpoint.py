@@ -12,7 +12,9 @@ from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, explai
 from chameleon_jax.progress import console
 from chameleon_jax.training.state import TrainState
 
-MAY_CHANGE = ("output", "data", "mesh", "checkpoint", "log_every", "evaluate_every", "evaluation_batches")
+MAY_CHANGE = (
+    "output", "data", "mesh", "checkpoint", "log_every", "evaluate_every", "evaluation_batches", "sequence_length",
+)  # fmt: skip
 """Parts of a TrainConfig that a run may change when it goes on: none of them changes what is computed. The data may
 have moved; that it is the same data is checked by its fingerprint."""
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from chameleon_jax.batch import Batch
-from chameleon_jax.config import TrainConfig, require
+from chameleon_jax.config import TrainConfig
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.progress import console, progress_bar
-from chameleon_jax.sharding import make_mesh
+from chameleon_jax.sharding import check_length, check_mesh, make_mesh
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.metrics import MetricsFile, per_modality
 from chameleon_jax.training.optimizer import make_schedule
@@ -49,7 +49,7 @@ def train(
       FileError: if the folder holds checkpoints of another run, or cannot be written.
     """
     mesh = make_mesh(config.mesh)
-    _check_mesh(config, mesh)
+    check_mesh(config, mesh)
     step_fn = make_train_step(config, is_image_id, mesh)
     evaluate_fn = make_evaluation_step(config, is_image_id, mesh)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -71,7 +71,7 @@ def train(
         with progress_bar("train", config.steps, start) as bar:
             for step, batch in zip(range(start + 1, config.steps + 1), batches(start)):  # noqa: B905
                 if step == start + 1:
-                    _check_length(config, mesh, batch.inputs.shape[1])
+                    check_length(config, mesh, batch.inputs.shape[1])
                 state, metrics = step_fn(state, batch)
                 waiting.append(metrics)
                 last = step == config.steps
@@ -113,26 +113,3 @@ def _summary(waiting: list[dict[str, Any]], step: int) -> dict[str, float]:
         )
     means = {name: totals[name] / len(waiting) for name in ("z_loss", "gradient_norm")}
     return {**per_modality(totals), **means}
-
-
-def _check_length(config: TrainConfig, mesh: jax.sharding.Mesh, length: int) -> None:
-    """Rows of the data must divide evenly too, known once the first batch is there."""
-    for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
-        require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
-
-
-def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """Every cut array must divide evenly, said here in the terms of the config."""
-    rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
-    require(
-        config.batch_size % (rows * config.accumulation) == 0,
-        "batch_size",
-        config.batch_size,
-        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
-    )
-    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
-        size = getattr(config.model, name)
-        require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")
-    require(
-        config.model.d_model % fsdp == 0, "model.d_model", config.model.d_model, f"must be a multiple of fsdp = {fsdp}"
-    )

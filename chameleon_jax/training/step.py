@@ -12,6 +12,7 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
+from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.transformer import Transformer, unembed
 from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
@@ -105,6 +106,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=train_step_options(mesh.devices.flat[0]),
     )
 
 
