@@ -1,6 +1,6 @@
 """What a compiled program moves between devices, read from its HLO text.
 
-Loops count as often as they run: XLA notes the trip count of loops that it understands, such as those of `lax.scan`, and
+Loops count as often as they run: XLA notes the trip count of loops that it understands, such as those of `lax.scan`;
 where it does not (on TPUs), they count from 0 up to the constant that their condition compares with. An operation that
 starts and ends asynchronously counts once. Compilers wrap collectives in fusions; those are entered.
 """

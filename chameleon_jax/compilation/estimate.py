@@ -38,9 +38,10 @@ def memory_report(compiled: Any, params: Any, opt_state: Any, batch: Any, capaci
     report["padding"] = max(stats.argument_size_in_bytes - sum(report.values()), 0)
     report["temporaries"] = stats.temp_size_in_bytes
     report["program"] = stats.generated_code_size_in_bytes
-    fresh_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    everything = stats.argument_size_in_bytes + fresh_outputs + report["temporaries"] + report["program"]
-    report["peak"] = stats.peak_memory_in_bytes or everything
+    fresh_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the rest takes the place of arguments
+    held = stats.argument_size_in_bytes + fresh_outputs
+    # The sum, since temporaries are at their height while the state is there. XLA's own figure on a CPU leaves them out.
+    report["peak"] = max(stats.peak_memory_in_bytes, held + report["temporaries"]) + report["program"]
     report["capacity"] = capacity
     report["share"] = report["peak"] / capacity if capacity else None
     report["fits"] = fits(report["peak"], capacity)
@@ -64,8 +65,9 @@ def advice(config: TrainConfig, mesh: Mesh, memory: dict[str, Any]) -> list[str]
     if config.model.remat != "full":
         for_activations.append("--model.remat full: keep only the input of each layer")
     if rows > 1:
+        cut = next(parts for parts in range(2, rows + 1) if rows % parts == 0)
         for_activations.append(
-            f"--accumulation {config.accumulation * 2}: {rows} rows a device at a time are more than 1"
+            f"--accumulation {config.accumulation * cut}: {rows // cut} rows a device at a time instead of {rows}"
         )
     if not config.loss_chunk:
         for_activations.append("--loss-chunk 512: logits of a part of the row at a time")
