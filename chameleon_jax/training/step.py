@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import TrainConfig
+from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, unembed
 from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
@@ -80,6 +82,11 @@ def accumulated_gradients(
     return jax.lax.scan(add, zeros, numbered)[0]
 
 
+def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> TrainConfig:
+    """`config` with the attention backend for these devices and the length of these rows."""
+    return dataclasses.replace(config, model=resolved(config.model, mesh, batch.inputs.shape[1]))
+
+
 def make_train_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
@@ -94,7 +101,7 @@ def make_train_step(
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         with logical_rules():
-            loss, sums, grads = accumulated_gradients(config, is_image_id, state.params, batch, key)
+            loss, sums, grads = accumulated_gradients(_resolved(config, mesh, batch), is_image_id, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**sums, "total_loss": loss, "gradient_norm": optax.tree.norm(grads)}
@@ -117,7 +124,7 @@ def make_evaluation_step(
 
     def evaluate(params, batch: Batch):
         with logical_rules():
-            return batch_loss(config, is_image_id, params, batch)[1]
+            return batch_loss(_resolved(config, mesh, batch), is_image_id, params, batch)[1]
 
     return jax.jit(
         evaluate,
