@@ -40,7 +40,7 @@ def memory_report(compiled: Any, params: Any, opt_state: Any, batch: Any, capaci
     report["program"] = stats.generated_code_size_in_bytes
     fresh_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the rest takes the place of arguments
     held = stats.argument_size_in_bytes + fresh_outputs
-    # The sum, since temporaries are at their height while the state is there. XLA's own figure on a CPU leaves them out.
+    # Temporaries are at their height while the state is there. XLA's own figure on a CPU leaves them out.
     report["peak"] = max(stats.peak_memory_in_bytes, held + report["temporaries"]) + report["program"]
     report["capacity"] = capacity
     report["share"] = report["peak"] / capacity if capacity else None
