@@ -2,7 +2,8 @@
 
 Loops count as often as they run: XLA notes the trip count of loops that it understands, such as those of `lax.scan`;
 where it does not (on TPUs), they count from 0 up to the constant that their condition compares with. An operation that
-starts and ends asynchronously counts once. Compilers wrap collectives in fusions; those are entered.
+starts and ends asynchronously counts once. Compilers wrap collectives in fusions; those are entered. Where a TPU runs a
+collective beside several products, each of their fusions carries a copy of it; the copies share a channel.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _INSTRUCTION = re.compile(
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|called_computations|branch_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _DTYPE_BITS = re.compile(r"\d+")
 
 
@@ -68,14 +70,16 @@ def read_collectives(hlo: str, num_devices: int) -> Traffic:
     found: Counter[Collective] = Counter()
     unknown = 0
 
-    def walk(name: str, times: int) -> bool:
-        """Adds what a computation moves; returns whether it moves anything."""
+    def walk(name: str, times: int, channels: set[str]) -> bool:
+        """Adds what a computation moves; returns whether it moves anything. `channels` are those counted already."""
         nonlocal unknown
         moves = False
         for instruction in computations.get(name, ()):
             collective = _collective(instruction, name, num_devices)
             if collective is not None:
-                found[collective] += times
+                channel = _CHANNEL.search(instruction.rest)
+                found[collective] += times * (channel is None or channel[1] not in channels)
+                channels |= {channel[1]} if channel else set()
                 moves = True
                 continue
             if instruction.opcode.endswith(("-done", "-update")):
@@ -83,13 +87,13 @@ def read_collectives(hlo: str, num_devices: int) -> Traffic:
             loop = instruction.opcode == "while"
             turns = _trip_count(instruction, computations) if loop else 1
             for called in _called(instruction):
-                inside = walk(called, times * (turns or 1))
+                inside = walk(called, times * (turns or 1), channels if instruction.opcode == "fusion" else set())
                 unknown += inside and turns is None
                 moves = moves or inside
         return moves
 
-    walk(entry, 1)
-    return Traffic([each._replace(times=times) for each, times in found.items()], unknown)
+    walk(entry, 1, set())
+    return Traffic([each._replace(times=times) for each, times in found.items() if times], unknown)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:

@@ -115,6 +115,21 @@ def test_an_asynchronous_call_counts_once():
     assert (each.kind, each.nbytes, each.times) == ("all-gather", 224, 1)
 
 
+def test_copies_in_the_fusions_that_a_gather_runs_beside_count_once():
+    fused = "".join(
+        f"%async_collective_fusion.{number} (p: f32[8]) -> f32[64] {{\n"
+        "  ROOT %g = f32[64]{0} all-gather(%p), channel_id=7, replica_groups={}\n}\n\n"
+        for number in (1, 2, 3)
+    )
+    body = (
+        "  %async-collective-start = f32[64] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1\n"
+        "  %f = f32[64] fusion(%p), kind=kCustom, calls=%async_collective_fusion.2\n"
+        "  ROOT %async-collective-done = f32[64]{0} fusion(%f), kind=kCustom, calls=%async_collective_fusion.3"
+    )
+    (each,) = read_collectives(program(body, fused), 8).collectives
+    assert (each.kind, each.nbytes, each.times) == ("all-gather", 224, 1)
+
+
 def test_a_compiled_scan_moves_what_arithmetic_says():
     """Five layers, each a product with a matrix that is cut over all devices."""
     layers, rows, width = 5, 16, 32
