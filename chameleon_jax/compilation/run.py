@@ -85,6 +85,8 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
             raise _too_large(error, config, mesh, state) from error
     seconds = time.monotonic() - began
     return compiled, _report(config, mesh, compiled, state, batch, accelerator, seconds)
@@ -129,10 +131,8 @@ def _report(
     }
 
 
-def _too_large(error: Exception, config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> Exception:
-    """The error of a program that XLA cannot place in memory, with what to try; any other error as it is."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
+def _too_large(error: Exception, config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> ChameleonError:
+    """What XLA says of a program that it cannot place in memory, in one line with what to try."""
     found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
     needs = f"it needs {found[1]}iB of {found[2]}iB" if found else str(error).splitlines()[0][:200]
     memory = {"parameters": bytes_per_device(state.params), "optimizer_state": bytes_per_device(state.opt_state)}
