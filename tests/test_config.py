@@ -33,6 +33,7 @@ CLASSES = {
     "evaluation": EvaluationConfig,
     "image_tokenizer": ImageTokenizerCommand,
     "prepare": PrepareCommand,
+    "pretrain": TrainConfig,
     "text_tokenizer": TextTokenizerCommand,
     "train": TrainConfig,
     "models/chameleon": TransformerConfig,
