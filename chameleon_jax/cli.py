@@ -88,6 +88,19 @@ def _commands() -> dict[str, _Command]:
             ("--rows",), (1, 1),
         ),
         "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
+        "compile": _Command(
+            "compile the train step for a pod that is not there: does it fit, what moves, how fast could it be",
+            configs.TrainConfig, lazily("chameleon_jax.compilation.run", "compile_command"), "CONFIG",
+            "configs/pretrain_7b.yaml --topology v5p:4x4x8",
+            (
+                "CONFIG           a YAML file of `chameleon train`, with sequence_length",
+                "--topology NAME  TPUs, such as v5e:16x16, v5p:4x4x8, v6e-256 (default: the devices at hand)",
+                "--slices N       pods of that topology, joined by the data centre's network",
+                "--json true      one JSON object instead of lines for people",
+                "--save FILE      the executable, for jax.experimental.serialize_executable",
+            ),
+            ("--topology", "--slices", "--json", "--save"),
+        ),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,
             lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",

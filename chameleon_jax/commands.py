@@ -202,6 +202,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     start_processes(config.distributed)
     data = PreparedData(config.data)
+    require(
+        config.sequence_length in (None, data.sequence_length),
+        "sequence_length",
+        config.sequence_length,
+        f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
+    )
     vocabulary = data.tokenizer(with_image=False).vocabulary
     require(
         config.model.vocab_size >= vocabulary.size,

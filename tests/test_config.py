@@ -34,6 +34,7 @@ CLASSES = {
     "evaluation": EvaluationConfig,
     "image_tokenizer": ImageTokenizerCommand,
     "prepare": PrepareCommand,
+    "pretrain": TrainConfig,
     "text_tokenizer": TextTokenizerCommand,
     "train": TrainConfig,
     "bench/": BenchTrainConfig,

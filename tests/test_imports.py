@@ -20,8 +20,8 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # is inside it.
 LAYERS = (
     (
-        "accelerators", "errors", "array_types", "config", "distributed", "document", "batch", "files", "progress",
-        "terminal", "versions",
+        "accelerators", "compiler_options", "errors", "array_types", "config", "distributed", "document", "batch",
+        "files", "progress", "terminal", "versions",
     ),
     ("models",),
     ("tokens",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("weights",),
     ("chameleon",),
     ("data_pipeline",),
-    ("commands", "bench", "demo", "cli"),
+    ("commands", "compilation", "bench", "demo", "cli"),
 )  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "files", "progress", "array_types", "errors"}
 OPEN_TO_MODELS = {"config", "array_types", "models"}

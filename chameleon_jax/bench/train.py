@@ -24,9 +24,9 @@ from chameleon_jax.bench.environment import environment
 from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.flops import train_flops_per_token
-from chameleon_jax.sharding import batch_sharding, make_mesh
+from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
-from chameleon_jax.training.step import check_length, check_mesh, make_train_step
+from chameleon_jax.training.step import make_train_step
 
 
 def train_config(config: BenchTrainConfig) -> TrainConfig:

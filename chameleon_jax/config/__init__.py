@@ -24,6 +24,7 @@ from chameleon_jax.config.reading import (
 from chameleon_jax.config.training import (
     BadStepsConfig,
     CheckpointConfig,
+    CompileOptions,
     DistributedConfig,
     ImageTokenizerTrainConfig,
     MeshConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "BenchCommand",
     "BenchTrainConfig",
     "CheckpointConfig",
+    "CompileOptions",
     "ConfigError",
     "ConvertCommand",
     "DType",

@@ -224,9 +224,6 @@ class TrainConfig:
     """Rows a step, over all devices."""
     stages: tuple[StageConfig, ...]
     """Mixtures of data, one after another."""
-    sequence_length: int | None = None
-    """Tokens a row. The prepared data know it and are checked against it; `chameleon compile`, which has none, needs
-    it."""
     initial: str = ""
     """Folder of a model to begin with, in any format; by default parameters are drawn at random."""
     trainable: Literal["all", "image_head"] = "all"
@@ -235,6 +232,9 @@ class TrainConfig:
     fresh_image_head: bool = False
     """Draw these columns anew before the first step."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    sequence_length: int | None = None
+    """Tokens a row. The prepared data has a length of its own, which must be this one if both are known; `chameleon
+    compile` has no data and needs it."""
     accumulation: int = 1
     """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
     same as with all rows at once."""
@@ -261,6 +261,12 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "accumulation"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(
+            self.sequence_length is None or self.sequence_length > 0,
+            "sequence_length",
+            self.sequence_length,
+            "must be at least 1, or null for that of the prepared data",
+        )
         for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         require(
@@ -288,4 +294,24 @@ class TrainConfig:
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
             f"must be at most steps = {self.steps}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """What `chameleon compile` compiles a `TrainConfig` for."""
+
+    topology: str | None = None
+    """TPUs that need not be there, such as "v5p:4x4x8"; null takes the devices at hand."""
+    slices: int = 1
+    """Pods of that topology, joined by the data centre's network."""
+    json: bool = False
+    """One JSON object instead of lines for people."""
+    save: str | None = None
+    """File for the executable."""
+
+    def __post_init__(self):
+        require(self.slices > 0, "slices", self.slices, "must be at least 1")
+        require(
+            self.slices == 1 or self.topology is not None, "slices", self.slices, "needs --topology, such as v5e:16x16"
         )

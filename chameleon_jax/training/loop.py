@@ -18,7 +18,7 @@ from chameleon_jax.distributed import check_same, check_shared, explain_lost_pro
 from chameleon_jax.errors import Stopped, TrainingError
 from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
-from chameleon_jax.sharding import make_mesh
+from chameleon_jax.sharding import check_length, check_mesh, make_mesh
 from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import local_rows, place
@@ -26,7 +26,7 @@ from chameleon_jax.training.log import Log, RowsOfBatch
 from chameleon_jax.training.metrics import per_modality
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state
-from chameleon_jax.training.step import check_length, check_mesh, make_evaluation_step, make_signals, make_train_step
+from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.stopping import StopRequest
 from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 from chameleon_jax.versions import versions

@@ -13,7 +13,8 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
-from chameleon_jax.config import TrainConfig, require
+from chameleon_jax.compiler_options import train_step_options
+from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
@@ -160,6 +161,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=train_step_options(mesh.devices.flat[0]),
     )
 
 
@@ -194,33 +196,4 @@ def make_evaluation_step(
         evaluate,
         in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-    )
-
-
-def check_length(config: TrainConfig, mesh: jax.sharding.Mesh, length: int) -> None:
-    """Rows of the data must divide evenly too, known once the first batch is there."""
-    require(
-        config.sequence_length in (None, length),
-        "sequence_length",
-        config.sequence_length,
-        f"the rows of the data have {length} tokens",
-    )
-    for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
-        require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
-
-
-def check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """Every cut array must divide evenly, said here in the terms of the config."""
-    rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
-    require(
-        config.batch_size % (rows * config.accumulation) == 0,
-        "batch_size",
-        config.batch_size,
-        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
-    )
-    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
-        size = getattr(config.model, name)
-        require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")
-    require(
-        config.model.d_model % fsdp == 0, "model.d_model", config.model.d_model, f"must be a multiple of fsdp = {fsdp}"
     )
