@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import sys
+import urllib.request
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,8 @@ ENVIRONMENT = {
 }
 """For launchers that can set variables but not options. An option wins over its variable."""
 
-CLUSTERS = (
-    ("Slurm", "SLURM_STEP_NODELIST", "SLURM_NTASKS"),
-    ("Open MPI", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
-    ("Kubernetes", "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
-    ("Cloud TPU", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"),
-    ("Cloud TPU", "TPU_PROCESS_ADDRESSES", "CLOUD_TPU_TASK_ID"),
-    ("Cloud TPU slices", "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES"),
-)
-"""Where JAX finds coordinator, number and rank of the processes by itself, and two variables that tell it is there."""
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+"""What JAX needs to find the processes of a step that srun started; the shell of a batch script lacks the second."""
 
 
 def is_first() -> bool:
@@ -51,18 +46,15 @@ def start(config: DistributedConfig) -> None:
     known = _from_environment(config)
     options = {"heartbeat_timeout_seconds": config.heartbeat_seconds, "shutdown_timeout_seconds": 60}
     if known:
+        if known["num_processes"] == 1:
+            return
+        # What the cluster says as well is not asked: JAX would take one GPU for each process of a Slurm step.
+        options["cluster_detection_method"] = "deactivate"
         place = f"process {known['process_id']} of {known['num_processes']}, {known['coordinator_address']}"
     else:
-        names = {"SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}  # one process is no cluster
-        found = [
-            name
-            for name, *variables in CLUSTERS
-            if all(os.environ.get(variable) for variable in variables)
-            and not any(os.environ[variable] == "1" for variable in variables if variable in names)
-        ]
-        if not found:
+        place = _cluster()
+        if not place:
             return
-        place = found[0]
     try:
         jax.distributed.initialize(**known, **options)
     except Exception as error:
@@ -87,6 +79,8 @@ def _from_environment(config: DistributedConfig) -> dict[str, Any]:
                 values[name] = type(unset[name])(text)
             except ValueError:
                 raise ConfigError(f"{variable} = {text!r}: must be a whole number") from None
+    if values["processes"] == 1 and values["process"] in (-1, 0):
+        return {"coordinator_address": values["coordinator"], "num_processes": 1, "process_id": 0}
     missing = [name for name in values if values[name] == unset[name]]
     if len(missing) == len(values):
         return {}
@@ -105,6 +99,62 @@ def _from_environment(config: DistributedConfig) -> dict[str, Any]:
         "num_processes": values["processes"],
         "process_id": values["process"],
     }
+
+
+def _cluster() -> str:
+    """Name of the cluster in which JAX finds coordinator, number and rank of several processes by itself; else empty.
+
+    Follows JAX's own order (`jax/_src/clusters`), but a single process is no cluster here.
+
+    Raises:
+      ConfigError: if there are several processes that JAX cannot find.
+    """
+    env = os.environ
+    if env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        if "OMPI_MCA_orte_hnp_uri" not in env:
+            raise ConfigError(
+                "distributed: this Open MPI (5 or newer) does not say where process 0 is; set CHAMELEON_COORDINATOR to "
+                "its host:port, CHAMELEON_PROCESSES to $OMPI_COMM_WORLD_SIZE, CHAMELEON_PROCESS to "
+                "$OMPI_COMM_WORLD_RANK"
+            )
+        return "Open MPI"
+    # An interactive step is one task, but keeps the number of tasks that its allocation has.
+    if all(name in env for name in SLURM) and "1" not in (env["SLURM_NTASKS"], env.get("SLURM_STEP_NUM_TASKS")):
+        return "Slurm"
+    workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES"))
+    if workers is not None and "TPU_WORKER_ID" in env:  # GKE
+        return "Cloud TPU" if "," in workers or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
+    # JAX sets the first where it finds TPUs and libtpu, and the second where it finds none.
+    if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
+        return "Cloud TPU" if _hosts_of_tpu_vm() > 1 else ""
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        if find_spec("kubernetes") is None:
+            raise ConfigError(
+                "distributed: this is a pod of an Indexed Job, and JAX needs kubernetes to find the other pods: "
+                "pip install 'jax[k8s]', or set CHAMELEON_COORDINATOR, CHAMELEON_PROCESSES and CHAMELEON_PROCESS; "
+                "CHAMELEON_PROCESSES=1 if this pod trains alone"
+            )
+        return "Kubernetes"
+    return ""
+
+
+def _hosts_of_tpu_vm() -> int:
+    """Hosts of this Cloud TPU slice, times slices. A TPU VM has no variables for them; its metadata server knows."""
+
+    def attribute(name: str) -> str:
+        server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+        address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
+        request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:  # TPUs elsewhere than in Google Cloud's virtual machines, such as those of a notebook
+            return ""
+
+    hosts = len(attribute("worker-network-endpoints").split(","))
+    # Lines such as MEGASCALE_NUM_SLICES: '2'
+    lines = dict(line.split(":", 1) for line in attribute("tpu-env").splitlines() if ":" in line)
+    return hosts * int(os.environ.get("MEGASCALE_NUM_SLICES") or lines.get("MEGASCALE_NUM_SLICES", "1").strip(" '"))
 
 
 def wait_for_all(what: str) -> None:

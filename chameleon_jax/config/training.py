@@ -193,13 +193,14 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI are recognised without any of
-    this; the keys are for bare launchers, and differ between processes only in `process`."""
+    """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI 4 are recognised without any of
+    this; the keys are for bare launchers, and differ between processes only in `process`. They win over what is
+    recognised."""
 
     coordinator: str = ""
     """host:port of process 0, reachable from all. Also read from CHAMELEON_COORDINATOR."""
     processes: int = 0
-    """How many processes there are. Also read from CHAMELEON_PROCESSES."""
+    """How many processes there are; 1 needs no other key. Also read from CHAMELEON_PROCESSES."""
     process: int = -1
     """Which of them this one is, from 0. Also read from CHAMELEON_PROCESS."""
     heartbeat_seconds: int = 30
