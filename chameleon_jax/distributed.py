@@ -104,7 +104,7 @@ def _from_environment(config: DistributedConfig) -> dict[str, Any]:
 def _cluster() -> str:
     """Name of the cluster in which JAX finds coordinator, number and rank of several processes by itself; else empty.
 
-    Follows JAX's own order (`jax/_src/clusters`), but a single process is no cluster here.
+    What each needs is JAX's (`jax/_src/clusters`), but a single process is no cluster here.
 
     Raises:
       ConfigError: if there are several processes that JAX cannot find.
