@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from chameleon_jax.chameleon import load
+from chameleon_jax.compiler_options import gpu_flags
 from chameleon_jax.config import (
     ConfigError,
     ConvertCommand,
@@ -26,10 +29,12 @@ from chameleon_jax.config import (
     TrainConfig,
     require,
 )
+from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import open_image, parse_prompt
 from chameleon_jax.files import new_file, new_folder
-from chameleon_jax.progress import bytes_bar, progress_bar
+from chameleon_jax.host_memory import keep_freed_memory
+from chameleon_jax.progress import bytes_bar, console, progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import (
     DocumentTokenizer,
@@ -201,6 +206,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from data_pipeline.loader import PreparedData
 
     start_processes(config.distributed)
+    _settle_platform()
     data = PreparedData(config.data)
     require(
         config.sequence_length in (None, data.sequence_length),
@@ -237,6 +243,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
     drew = drew or (initial.image_head_trained if initial else False)
     write_trained(Path(config.output) / "model", config.model, state.params, data.folder / "tokenizer", drew)
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
+
+
+def _settle_platform() -> None:
+    """What must be said or set before a long run on this kind of device."""
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    elif jax.default_backend() == "gpu" and jax.device_count() > 1 and is_first():
+        missing = [flag for flag in gpu_flags().split() if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
+        if missing:
+            console.print(f"On several GPUs these hide communication behind work: XLA_FLAGS='{' '.join(missing)}'")
 
 
 def _by_source(rows: list[tuple[str, int]]) -> list[dict[str, Any]]:

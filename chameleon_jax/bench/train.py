@@ -23,6 +23,7 @@ from chameleon_jax.batch import Batch
 from chameleon_jax.bench.environment import environment
 from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
 from chameleon_jax.errors import ChameleonError
+from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
@@ -103,6 +104,8 @@ def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dic
       ConfigError: if batch or model do not fit the devices.
       ChameleonError: if the loss is not a number.
     """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # as chameleon train does
     run, mesh = train_config(config), make_mesh(config.mesh)
     check_mesh(run, mesh)
     check_length(run, mesh, config.length)

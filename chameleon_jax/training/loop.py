@@ -18,7 +18,7 @@ from chameleon_jax.distributed import check_same, check_shared, explain_lost_pro
 from chameleon_jax.errors import Stopped, TrainingError
 from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
-from chameleon_jax.sharding import check_length, check_mesh, make_mesh
+from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import local_rows, place
@@ -72,6 +72,11 @@ def train(
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
     check_attention(config.model, mesh)
     target = abstract_state(config, mesh)
+    for array in replicated_arrays(target, mesh):
+        axes, size = " and ".join(array.axes), array.nbytes / 2**20
+        console.print(
+            f"[yellow]{array.name}[/] ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it."
+        )
     _check_folder(Path(config.output), target)
     with (
         jax.set_mesh(mesh),
