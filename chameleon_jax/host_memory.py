@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
 
     XLA on a CPU allocates all temporaries of a step anew each time. By default the system takes such large blocks back
     and hands out empty pages again, one fault for every 4 KiB: an eighth of the processor time of a step with 1.6 GB of
-    temporaries. One arena for all threads, without a limit for it to be trimmed, keeps them. Does nothing without glibc.
+    temporaries. One arena for all threads, that is never trimmed, keeps them. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return
