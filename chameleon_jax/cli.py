@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from chameleon_jax import config as configs
-from chameleon_jax.config import ConfigError, find_configs, read_config
+from chameleon_jax.config import ConfigError, find_configs, read_config, require
 from chameleon_jax.errors import ChameleonError, Stopped
 
 EXTRAS = {
@@ -32,6 +34,18 @@ class _Command:
     """Options that are no keys of the config; each may be repeated."""
     count: tuple[int, int] | None = None
     """How many arguments, at least and at most. Without it there is one, a YAML file."""
+    presets: str = ""
+    """Folder in configs whose YAML files may also be given by name."""
+    json: bool = False
+    """Print the figures as JSON."""
+
+    def find(self, given: str) -> str | Path:
+        """The YAML file that was meant: a path, or the name of a preset."""
+        if not self.presets or given.endswith((".yaml", ".yml")):
+            return given
+        files = {path.stem: path for path in sorted((find_configs() / self.presets).glob("*.yaml"))}
+        require(given in files, "CONFIG", given, f"must be a YAML file or one of {', '.join(files)}")
+        return files[given]
 
 
 def _commands() -> dict[str, _Command]:
@@ -74,6 +88,19 @@ def _commands() -> dict[str, _Command]:
             ("--rows",), (1, 1),
         ),
         "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
+        "compile": _Command(
+            "compile the train step for a pod that is not there: does it fit, what moves, how fast could it be",
+            configs.TrainConfig, lazily("chameleon_jax.compilation.run", "compile_command"), "CONFIG",
+            "configs/pretrain_7b.yaml --topology v5p:4x4x8",
+            (
+                "CONFIG           a YAML file of `chameleon train`, with sequence_length",
+                "--topology NAME  TPUs, such as v5e:16x16, v5p:4x4x8, v6e-256 (default: the devices at hand)",
+                "--slices N       pods of that topology, joined by the data centre's network",
+                "--json true      one JSON object instead of lines for people",
+                "--save FILE      the executable, for jax.experimental.serialize_executable",
+            ),
+            ("--topology", "--slices", "--json", "--save"),
+        ),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,
             lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",
@@ -96,11 +123,18 @@ def _commands() -> dict[str, _Command]:
             ),
             count=(2, 2),
         ),
-        "bench": _Command(
-            "measure speed and memory; prints JSON", configs.BenchCommand,
-            lazily("chameleon_jax.commands", "bench"), "WHAT", "weights",
-            ("WHAT           weights: converting a checkpoint beside copying it, and the memory that loading takes",),
-            count=(1, 1),
+        "bench weights": _Command(
+            "measure converting and loading a checkpoint; prints JSON", configs.BenchCommand,
+            lazily("chameleon_jax.bench.weights", "bench_weights"), "", "", count=(0, 0), json=True,
+        ),
+        "bench train": _Command(
+            "measure the train step; prints JSON", configs.BenchTrainConfig,
+            lazily("chameleon_jax.bench.train", "bench_train"), "CONFIG", "cpu_25m --steps 5",
+            (
+                "CONFIG         a YAML file, or the name of one in configs/bench",
+                "--profile DIR  write a trace of one more repeat, for TensorBoard or Perfetto",
+            ),
+            ("--profile",), presets="bench", json=True,
         ),
         "inspect": _Command(
             "say what a model folder holds, and what it lacks", configs.InspectCommand,
@@ -140,7 +174,8 @@ def _command_help(name: str, command: _Command, path: str | None) -> None:
     if command.details:
         print("".join(f"  {line}\n" for line in command.details))
     if path is None and command.arguments == "CONFIG":
-        path = find_configs().parent / command.example
+        given = command.example.split()[0]
+        path = command.find(given) if command.presets else find_configs().parent / given
     default = {"default": read_config(command.config, path)} if path else {}
     with contextlib.suppress(SystemExit):
         tyro.cli(
@@ -177,14 +212,19 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
     if command.count is None:
         if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
             raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
-        figures = command.run(read_config(command.config, positional[0] if positional else None, overrides))
+        path = command.find(positional[0]) if positional else None
+        values = {name.removeprefix("--"): values for name, values in options.items() if values}
+        figures = command.run(read_config(command.config, path, overrides), **values)
     else:
         low, high = command.count
         if not low <= len(positional) <= high:
-            raise ConfigError(f"expected {command.arguments}, got {positional or 'nothing'}")
+            raise ConfigError(f"expected {command.arguments or 'no argument'}, got {positional or 'nothing'}")
         path = (options.pop("--config", None) or [None])[-1]
         arguments = {name.removeprefix("--"): values for name, values in options.items() if values}
         figures = command.run(read_config(command.config, path, overrides), *positional, **arguments)
+    if command.json:
+        print(json.dumps(figures, indent=2))
+        return
     for key, value in figures.items():
         print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{value}")
 
@@ -198,6 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(_help())
         return 0
     name, *rest = arguments
+    if rest and f"{name} {rest[0]}" in commands:  # such as `bench train`
+        name, rest = f"{name} {rest[0]}", rest[1:]
     # Libraries log the tracebacks of errors that are raised as well, and are explained below.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:

@@ -14,7 +14,6 @@ import numpy as np
 
 from chameleon_jax.chameleon import load
 from chameleon_jax.config import (
-    BenchCommand,
     ConfigError,
     ConvertCommand,
     GenerationConfig,
@@ -203,6 +202,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     start_processes(config.distributed)
     data = PreparedData(config.data)
+    require(
+        config.sequence_length in (None, data.sequence_length),
+        "sequence_length",
+        config.sequence_length,
+        f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
+    )
     vocabulary = data.tokenizer(with_image=False).vocabulary
     require(
         config.model.vocab_size >= vocabulary.size,
@@ -306,17 +311,6 @@ def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
         lines = value if isinstance(value, list) else [value]
         for place, line in enumerate(lines):
             print(f"{name if place == 0 else '':<{width}}{line}")
-    return {}
-
-
-def bench(config: BenchCommand, what: str) -> dict[str, Any]:
-    """Measures and prints JSON."""
-    from chameleon_jax.bench.weights import bench_weights
-
-    benches = {"weights": bench_weights}
-    if what not in benches:
-        raise ConfigError(f"{what!r} cannot be measured; there are {', '.join(benches)}")
-    print(json.dumps(benches[what](config), indent=2))
     return {}
 
 

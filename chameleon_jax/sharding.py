@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from chameleon_jax.config import ConfigError, MeshConfig
+from chameleon_jax.config import ConfigError, MeshConfig, TrainConfig, require
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -32,8 +33,11 @@ feed-forward width and vocabulary; activations over the batch and, for long rows
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """Arranges the devices as data x fsdp x sequence x tensor; one size may be -1 and takes what is left.
 
+    On TPUs the axes follow the links between the chips. Slices, which only the data centre's network joins, each hold
+    whole copies of the model: the data axis runs across them.
+
     Raises:
-      ConfigError: if the sizes do not multiply to the number of devices.
+      ConfigError: if the sizes do not multiply to the number of devices, or data does not to that of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.sequence, config.tensor]
@@ -43,7 +47,46 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise ConfigError(f"mesh = {shape}: must multiply to the {len(devices)} devices at hand")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(sizes: list[int], devices: list[Any]) -> np.ndarray:
+    """The devices as an array of `sizes`, neighbours on the inner axes near each other."""
+    if devices[0].platform != "tpu":
+        # In the order of their processes: what stands side by side is in one machine, as tensor parallelism needs.
+        return np.asarray(devices).reshape(sizes)
+    # Devices that were described rather than found have a slice_index only where there are several.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, *within = sizes
+    require(data % slices == 0, "mesh.data", data, f"must be a multiple of the {slices} slices, which it runs across")
+    return mesh_utils.create_hybrid_device_mesh(
+        [data // slices, *within], [slices, 1, 1, 1], devices, allow_split_physical_axes=True
+    )
+
+
+def check_length(config: TrainConfig, mesh: Mesh, length: int) -> None:
+    """Raises `ConfigError` unless rows of `length` tokens divide evenly; known once the first batch is there."""
+    for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
+        require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
+
+
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises `ConfigError` unless every cut array divides evenly, in the terms of the config."""
+    rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
+    require(
+        config.batch_size % (rows * config.accumulation) == 0,
+        "batch_size",
+        config.batch_size,
+        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
+    )
+    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+        size = getattr(config.model, name)
+        require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")
+    require(
+        config.model.d_model % fsdp == 0, "model.d_model", config.model.d_model, f"must be a multiple of fsdp = {fsdp}"
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -81,6 +124,36 @@ def optimizer_shardings(abstract_opt_state: Any, params_sharding: Any, mesh: Mes
         return found if found is not None and leaf.ndim > 0 else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_opt_state)
+
+
+class ReplicatedArray(NamedTuple):
+    """An array that several devices hold in whole or in equal parts, although they need not."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    """Of the whole array."""
+    axes: tuple[str, ...]
+    """Mesh axes along which it is not cut."""
+
+
+def replicated_arrays(tree: Any, mesh: Mesh, threshold: int = 1 << 20) -> list[ReplicatedArray]:
+    """Arrays of more than `threshold` bytes that some axis of `mesh` meant to cut them leaves whole, largest first.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`s, on `mesh`.
+
+    Only fsdp and tensor count: data and sequence are there to hold copies.
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        nbytes = math.prod(leaf.shape) * leaf.dtype.itemsize
+        cut = {axis for part in leaf.sharding.spec for axis in (part if isinstance(part, tuple) else (part,))}
+        axes = tuple(axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1 and axis not in cut)
+        if axes and nbytes > threshold:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found.append(ReplicatedArray(name, tuple(leaf.shape), nbytes, axes))
+    return sorted(found, key=lambda array: -array.nbytes)
 
 
 def logical_rules():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_jax.config import (
+    BenchTrainConfig,
     ConfigError,
     EvaluationConfig,
     GenerationConfig,
@@ -33,8 +34,10 @@ CLASSES = {
     "evaluation": EvaluationConfig,
     "image_tokenizer": ImageTokenizerCommand,
     "prepare": PrepareCommand,
+    "pretrain": TrainConfig,
     "text_tokenizer": TextTokenizerCommand,
     "train": TrainConfig,
+    "bench/": BenchTrainConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }

@@ -8,7 +8,7 @@ import math
 import jax
 import pytest
 
-from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, find_configs, read_config
+from chameleon_jax.config import ImageTokenizerConfig, TrainConfig, TransformerConfig, find_configs, read_config
 from chameleon_jax.tokens.documents import abstract_image_params
 from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import image_tokenizer_entries, transformer_entries
@@ -60,3 +60,11 @@ def test_feed_forward_width_follows_metas_rule(dim, width):
 def test_any_feed_forward_width_can_be_said_in_metas_words(width):
     said = meta_params(TransformerConfig(d_model=512, num_heads=4, num_kv_heads=4, mlp_dim=width))
     assert feed_forward_width(512, said["ffn_dim_multiplier"], said["multiple_of"]) == width
+
+
+@pytest.mark.parametrize(("size", "tokens"), [("7b", 2**23), ("34b", 3 * 2**22)])
+def test_pretraining_recipes_are_the_papers_models_and_batches(size, tokens):
+    recipe = read_config(TrainConfig, find_configs() / f"pretrain_{size}.yaml")
+    assert recipe.model == read_config(TransformerConfig, MODELS / f"chameleon_{size}.yaml")
+    assert recipe.batch_size * recipe.sequence_length == tokens
+    assert round(recipe.steps * tokens / 1e12, 1) == 9.2

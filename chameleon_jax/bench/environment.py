@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chameleon-jax")
+from chameleon_jax.versions import versions
 
 
-def environment() -> dict[str, Any]:
-    """Processor, memory, devices, Python and the versions of the packages that matter."""
+def environment(also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Processor, memory, devices, Python and the versions of the packages that matter, and of those named."""
     devices = jax.devices()
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -23,7 +22,7 @@ def environment() -> dict[str, Any]:
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": versions(*also),
     }
 
 
@@ -33,10 +32,3 @@ def _first(path: str, key: str) -> str | None:
     except OSError:
         return None
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

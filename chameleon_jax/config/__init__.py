@@ -1,5 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
+from chameleon_jax.config.bench import BenchTrainConfig
 from chameleon_jax.config.data import (
     ImageTokenizerCommand,
     PrepareCommand,
@@ -23,6 +24,7 @@ from chameleon_jax.config.reading import (
 from chameleon_jax.config.training import (
     BadStepsConfig,
     CheckpointConfig,
+    CompileOptions,
     DistributedConfig,
     ImageTokenizerTrainConfig,
     MeshConfig,
@@ -37,7 +39,9 @@ from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCo
 __all__ = [
     "BadStepsConfig",
     "BenchCommand",
+    "BenchTrainConfig",
     "CheckpointConfig",
+    "CompileOptions",
     "ConfigError",
     "ConvertCommand",
     "DType",

@@ -59,9 +59,11 @@ class TransformerConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
     """Precision of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
-    attention: Literal["xla", "blockwise"] = "xla"
+    attention: Literal["auto", "xla", "blockwise", "splash", "cudnn"] = "auto"
     """How whole rows attend in training: 'xla' keeps all scores of a layer, in memory quadratic in the length;
-    'blockwise' computes them block by block, twice, in linear memory. The numbers are the same."""
+    'blockwise' computes them block by block, twice, in linear memory. 'splash' is a kernel for TPUs, 'cudnn' one for
+    NVIDIA's Hopper and newer, both fast and in linear memory. 'auto' takes the kernel where it can run, else 'xla' up
+    to 1024 tokens and 'blockwise' beyond. The numbers are the same but for rounding."""
     remat: Literal["none", "full", "save_attention", "save_projections", "offload"] = "none"
     """What is computed again in the backward pass to save memory. 'full': each layer, from its input; about a third
     more work. 'save_attention' keeps the result of attention, 'save_projections' also queries, keys and values.

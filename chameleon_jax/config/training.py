@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.models import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.config.reading import require
 
 
@@ -80,6 +80,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     muon_momentum: float = 0.95
+    moment_dtype: DType = "float32"
+    """Type in which both moments of AdamW and the momentum of Muon are kept between steps; they are computed in
+    float32. 'bfloat16' saves 4 bytes a parameter (AdamW) and rounds the moments at each step."""
 
     def __post_init__(self):
         for name in ("learning_rate", "clip_norm", "eps"):
@@ -221,9 +224,6 @@ class TrainConfig:
     """Rows a step, over all devices."""
     stages: tuple[StageConfig, ...]
     """Mixtures of data, one after another."""
-    sequence_length: int | None = None
-    """Tokens a row. The prepared data know it and are checked against it; `chameleon compile`, which has none, needs
-    it."""
     initial: str = ""
     """Folder of a model to begin with, in any format; by default parameters are drawn at random."""
     trainable: Literal["all", "image_head"] = "all"
@@ -232,6 +232,9 @@ class TrainConfig:
     fresh_image_head: bool = False
     """Draw these columns anew before the first step."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    sequence_length: int | None = None
+    """Tokens a row. The prepared data has a length of its own, which must be this one if both are known; `chameleon
+    compile` has no data and needs it."""
     accumulation: int = 1
     """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
     same as with all rows at once."""
@@ -258,6 +261,12 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "accumulation"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(
+            self.sequence_length is None or self.sequence_length > 0,
+            "sequence_length",
+            self.sequence_length,
+            "must be at least 1, or null for that of the prepared data",
+        )
         for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         require(
@@ -292,4 +301,24 @@ class TrainConfig:
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
             f"must be at most steps = {self.steps}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """What `chameleon compile` compiles a `TrainConfig` for."""
+
+    topology: str | None = None
+    """TPUs that need not be there, such as "v5p:4x4x8"; null takes the devices at hand."""
+    slices: int = 1
+    """Pods of that topology, joined by the data centre's network."""
+    json: bool = False
+    """One JSON object instead of lines for people."""
+    save: str | None = None
+    """File for the executable."""
+
+    def __post_init__(self):
+        require(self.slices > 0, "slices", self.slices, "must be at least 1")
+        require(
+            self.slices == 1 or self.topology is not None, "slices", self.slices, "needs --topology, such as v5e:16x16"
         )

@@ -5,6 +5,7 @@ Legend: B batch, T query length, S key length, H query heads, K key/value heads,
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 
 from chameleon_jax.array_types import Array, Bool, Float, Int
 
-BLOCK = 512
-"""Queries that blockwise attention takes at a time."""
+BLOCK, GROUPS = 128, 4
+"""Queries that blockwise attention takes at a time, and at most so many groups of blocks with keys of their own."""
 
 
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "... d"]:
@@ -80,28 +81,37 @@ def attend_blockwise(
 ) -> Float[Array, "B T H D"]:
     """`attend` under `causal_mask(*seen)`, for queries of a whole row (T = S), in memory linear in the length.
 
-    A block of queries at a time meets the keys up to its own last one, so nothing is computed for blocks that lie in
-    the future, and its scores are computed again in the backward pass instead of being kept (Rabe & Staats 2021).
+    Blocks of queries are taken one after the other in a loop, and their scores are computed again in the backward pass
+    (Rabe & Staats 2021). A group of blocks meets the keys up to its own last one, so little is computed for keys that
+    lie in the future. The groups are few: XLA may run them side by side, and then holds the scores of a block of each.
     """
     T, S = q.shape[1], k.shape[1]
     if T != S:
         raise ValueError(f"{T} queries and {S} keys: blockwise attention is for whole rows")
 
-    @jax.checkpoint
-    def one_block(q, k, v, *seen):
-        return attend(q, k, v, causal_mask(*seen))
+    def of_group(start: int, end: int, size: int) -> Array:
+        keys = k[:, :end], v[:, :end], seen.key_slots[:end], seen.key_segments[:, :end]
 
-    blocks = []
-    for start in range(0, T, BLOCK):
-        end = min(start + BLOCK, T)
-        blocks.append(
-            one_block(
-                q[:, start:end], k[:, :end], v[:, :end],
-                seen.query_slots[start:end], seen.key_slots[:end],
-                seen.query_segments[:, start:end], seen.key_segments[:, :end],
-            )
-        )  # fmt: skip
-    return jnp.concatenate(blocks, axis=1)
+        def in_blocks(x, axis):
+            x = jax.lax.slice_in_dim(x, start, end, axis=axis)
+            return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+        @jax.checkpoint
+        def of_block(block, keys):
+            (q, query_slots, query_segments), (k, v, key_slots, key_segments) = block, keys
+            return attend(q, k, v, causal_mask(query_slots, key_slots, query_segments, key_segments))
+
+        blocks = in_blocks(q, 1), in_blocks(seen.query_slots, 0), in_blocks(seen.query_segments, 1)
+        out = jax.lax.map(lambda block: of_block(block, keys), blocks)  # [blocks, B, size, H, D]
+        return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], end - start, *q.shape[2:])
+
+    blocks = T // BLOCK
+    groups = min(GROUPS, blocks)
+    bounds = [blocks * group // groups * BLOCK for group in range(groups + 1)] if groups else [0]
+    out = [of_group(start, end, BLOCK) for start, end in itertools.pairwise(bounds)]
+    if bounds[-1] < T:
+        out.append(of_group(bounds[-1], T, T - bounds[-1]))
+    return jnp.concatenate(out, axis=1)
 
 
 def attend(

@@ -16,15 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.models.attention import (
-    Visibility,
-    attend,
-    attend_blockwise,
-    causal_mask,
-    layer_norm,
-    rms_norm,
-    rotate,
-)
+from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate
+from chameleon_jax.models.attention_choice import plain_attention
+from chameleon_jax.models.attention_kernels import attend_rows
 from chameleon_jax.models.lora import A as LORA_A
 from chameleon_jax.models.lora import Adapter, add_adapter
 from chameleon_jax.models.lora import B as LORA_B
@@ -101,7 +95,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, slot):
+    def __call__(self, x, positions, seen, cache, slot):
         config, dtype = self.config, self.config.compute_dtype
         d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -123,9 +117,11 @@ class Attention(nn.Module):
         if cache is not None:
             k = jax.lax.dynamic_update_slice(cache[0], k, (0, slot, 0, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
-            cache = (k, v)
-        out = attend_blockwise(q, k, v, mask) if isinstance(mask, Visibility) else attend(q, k, v, mask)
-        out = checkpoint_name(out, "attention")
+            out, cache = attend(q, k, v, seen), (k, v)
+        else:
+            plain = config.attention == "auto" or self.is_initializing()  # parameters depend on no kernel
+            backend = plain_attention(x.shape[1]) if plain else config.attention
+            out = attend_rows(q, k, v, seen, backend)
         return project("o", "BTHD,HDd->BTd", out, (H, D), (d,), ("heads", "head_dim", "embed")), cache
 
 
@@ -169,7 +165,7 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x, cache, positions, mask, slot):
+    def __call__(self, x, cache, positions, seen, slot):
         config = self.config
         attention_norm = RMSNorm(config, name="attention_norm")
         mlp_norm = RMSNorm(config, name="mlp_norm")
@@ -178,11 +174,11 @@ class Block(nn.Module):
         dropout = nn.Dropout(config.dropout, deterministic=self.deterministic, name="dropout")
 
         if config.norm_order == "pre":
-            branch, cache = attention(attention_norm(x), positions, mask, cache, slot)
+            branch, cache = attention(attention_norm(x), positions, seen, cache, slot)
             x = x + dropout(branch)
             x = x + dropout(mlp(mlp_norm(x)))
         else:
-            branch, cache = attention(x, positions, mask, cache, slot)
+            branch, cache = attention(x, positions, seen, cache, slot)
             x = x + dropout(attention_norm(branch))
             x = x + dropout(mlp_norm(mlp(x)))
         return nn.with_logical_constraint(x, ("batch", "length", None)), cache
@@ -266,14 +262,12 @@ class Transformer(nn.Module):
 
         if cache is None:
             slot, layer_caches = 0, None
-            mask = Visibility(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
-            if config.attention == "xla":
-                mask = causal_mask(*mask)
+            seen = Visibility(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
         else:
             slot, layer_caches = cache.length, (cache.k, cache.v)
             all_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
             S = all_segments.shape[1]
-            mask = causal_mask(slot + jnp.arange(T), jnp.arange(S), segment_ids, all_segments)
+            seen = causal_mask(slot + jnp.arange(T), jnp.arange(S), segment_ids, all_segments)
 
         embed = _param(self, "embed", (config.vocab_size, config.d_model), ("vocab", "embed"))
         x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
@@ -290,7 +284,7 @@ class Transformer(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, positions, mask, slot)
+        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, positions, seen, slot)
 
         norm = RMSNorm(config, name="norm")
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))

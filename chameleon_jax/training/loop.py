@@ -13,12 +13,13 @@ import jax
 import numpy as np
 
 from chameleon_jax.batch import Batch
-from chameleon_jax.config import TrainConfig, require, to_dict
+from chameleon_jax.config import TrainConfig, to_dict
 from chameleon_jax.distributed import check_same, check_shared, explain_lost_processes, is_first
 from chameleon_jax.errors import Stopped, TrainingError
 from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
-from chameleon_jax.sharding import make_mesh
+from chameleon_jax.sharding import check_length, check_mesh, make_mesh
+from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
@@ -62,13 +63,14 @@ def train(
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
-      TrainingError: if the loss stops being a number.
+      TrainingError: if the loss stops being a number, or the attention kernel of this machine computes wrong numbers.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
       Stopped: if the process was asked to stop (SIGTERM); everything is saved.
     """
     mesh = make_mesh(config.mesh)
-    _check_mesh(config, mesh)
+    check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
+    check_attention(config.model, mesh)
     target = abstract_state(config, mesh)
     _check_folder(Path(config.output), target)
     with (
@@ -113,7 +115,7 @@ class _Run:
             batch = self._next(batches, step - 1, metrics)
             if step == start + 1:
                 with clock.waiting_for("startup"):
-                    _check_length(config, self.mesh, batch.inputs.shape[1])
+                    check_length(config, self.mesh, batch.inputs.shape[1])
                     state, metrics = self.step_fn(state, self._place(batch))
                     jax.block_until_ready(metrics)
             else:
@@ -127,8 +129,8 @@ class _Run:
             if step % config.log_every == 0 or last:
                 self._write_line(state, step, batch.inputs.shape[1], bar)
             if step % config.checkpoint.every == 0 or last or stopping:
+                jax.block_until_ready(metrics)  # computing is not waiting
                 with clock.waiting_for("checkpoint"):
-                    jax.block_until_ready(metrics)  # computing does not count as waiting
                     save(state)
             if stopping and not last:
                 raise Stopped(
@@ -236,32 +238,3 @@ def _check_folder(folder: Path, target: TrainState) -> None:
             f"{folder}: a checkpoint takes {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; free space or "
             "choose another output folder"
         )
-
-
-def _check_length(config: TrainConfig, mesh: jax.sharding.Mesh, length: int) -> None:
-    """Rows of the data must divide evenly too, known once the first batch is there."""
-    require(
-        config.sequence_length in (None, length),
-        "sequence_length",
-        config.sequence_length,
-        f"the rows of the data have {length} tokens",
-    )
-    for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
-        require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
-
-
-def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """Every cut array must divide evenly, said here in the terms of the config."""
-    rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
-    require(
-        config.batch_size % (rows * config.accumulation) == 0,
-        "batch_size",
-        config.batch_size,
-        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
-    )
-    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
-        size = getattr(config.model, name)
-        require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")
-    require(
-        config.model.d_model % fsdp == 0, "model.d_model", config.model.d_model, f"must be a multiple of fsdp = {fsdp}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from chameleon_jax.config import OptimizerConfig
@@ -54,6 +55,27 @@ def _muon_dimensions(params: Any) -> Any:
     )
 
 
+def keep_moments_in(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """`optimizer` with its moments stored in `dtype` between updates, and everything computed in float32.
+
+    The tree of the state stays as it is, so that its paths still end in those of the parameters.
+    """
+
+    def cast(state: Any, dtype: Any) -> Any:
+        def leaf(path: tuple, value: Any) -> Any:
+            # By name: other floats, such as the coefficients in Muon's state, must not be rounded.
+            is_moment = any(getattr(key, "name", None) in ("mu", "nu") for key in path)
+            return value.astype(dtype) if is_moment else value
+
+        return jax.tree_util.tree_map_with_path(leaf, state)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(optimizer.init(params), dtype), update)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW, or Muon for the matrices inside the layers and AdamW for the rest."""
     schedule = make_schedule(config, steps)
@@ -69,4 +91,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             consistent_rms=0.2,  # updates of the size of AdamW's, so that one learning rate serves both
         )
         optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _optimizer_of_each)
+    if config.moment_dtype != "float32":
+        optimizer = keep_moments_in(optimizer, config.moment_dtype)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
+from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import TrainConfig
+from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
@@ -116,6 +119,11 @@ def _unless(bad: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
+def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> TrainConfig:
+    """`config` with the attention backend for these devices and the length of these rows."""
+    return dataclasses.replace(config, model=resolved(config.model, mesh, batch.inputs.shape[1]))
+
+
 def make_train_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
@@ -133,7 +141,9 @@ def make_train_step(
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         with logical_rules():
-            loss, measures, gradients = accumulated_gradients(config, is_image_id, state.params, batch, key)
+            loss, measures, gradients = accumulated_gradients(
+                _resolved(config, mesh, batch), is_image_id, state.params, batch, key
+            )
         gradients = only_image_columns(gradients, config, is_image_id)
         norm = optax.tree.norm(gradients)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= limit))
@@ -151,6 +161,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=train_step_options(mesh.devices.flat[0]),
     )
 
 
@@ -179,7 +190,7 @@ def make_evaluation_step(
 
     def evaluate(params, batch: Batch):
         with logical_rules():
-            return batch_loss(config, is_image_id, params, batch)[1].sums
+            return batch_loss(_resolved(config, mesh, batch), is_image_id, params, batch)[1].sums
 
     return jax.jit(
         evaluate,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import TransformerConfig
+from chameleon_jax.models.attention import Visibility
 from chameleon_jax.models.transformer import Block, Transformer
 
 TINY = TransformerConfig(
@@ -203,10 +204,11 @@ def first_layer(config: TransformerConfig):
 @functools.partial(jax.jit, static_argnums=0)
 def run_block(config: TransformerConfig, params, x, dropout_key=None):
     T = x.shape[1]
-    mask = jnp.tril(jnp.ones((1, T, T), bool))
+    places, segments = jnp.arange(T), jnp.ones((1, T), jnp.int32)
+    seen = Visibility(places, places, segments, segments)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     block = Block(config, deterministic=dropout_key is None)
-    return block.apply({"params": params}, x, None, jnp.arange(T)[None], mask, 0, rngs=rngs)[0]
+    return block.apply({"params": params}, x, None, places[None], seen, 0, rngs=rngs)[0]
 
 
 @pytest.mark.parametrize("order", ["pre", "swin"])

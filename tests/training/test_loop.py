@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.config import ConfigError
+from chameleon_jax.config import ConfigError, MeshConfig
+from chameleon_jax.files import FileError
+from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.loop import TrainingError, train
 from chameleon_jax.training.metrics import read_metrics
+from chameleon_jax.training.state import init_state
+from chameleon_jax.training.step import make_train_step
+
+LENGTH = 12
+"""Tokens a row of the tiny run."""
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -110,18 +122,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
     assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
-    def batches(start: int, rows):
-        for number, batch in enumerate(tiny.batches(start, rows), start):
-            yield batch._replace(loss_weights=batch.loss_weights * np.float32(np.nan)) if number == 5 else batch
-
-    config = tiny.config(tmp_path, log_every=2)
-    with pytest.raises(TrainingError, match=r"step 6: .*no longer a number.*optimizer\.learning_rate"):
-        train(config, batches, tiny.is_image_id)
-    assert checkpoint_steps(tmp_path) == [2, 4]
-    assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
-
-
 def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
     with pytest.raises(TrainingError, match=r"ended after 3 batches; 8 steps"):
         train(tiny.config(tmp_path), lambda start, rows: iter([tiny.batch(n) for n in range(3)]), tiny.is_image_id)
@@ -144,68 +144,211 @@ def test_what_does_not_fit_the_devices_is_named(tiny, tmp_path, change, message)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A process that is killed
+# Steps that go wrong
 # ----------------------------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import hashlib, sys, time
-import jax, numpy as np
-sys.path[:0] = {paths!r}
-from conftest import TinyRun
-from chameleon_jax.training.loop import train
 
-def batches(start, rows):
-    for batch in TinyRun.batches(start, rows):
-        time.sleep(0.02)
-        yield batch
+def poisoned(tiny, *numbers: int):
+    """Batches of which some have weights that are no numbers."""
 
-config = TinyRun.config(sys.argv[1], steps=100, checkpoint__every=5, model__dropout=0.1)
-state = train(config, batches, TinyRun.is_image_id)
-digest = hashlib.sha256()
-for leaf in jax.tree.leaves(state):
-    digest.update(np.asarray(leaf).tobytes())
-print(digest.hexdigest())
-"""
+    def batches(start: int, rows):
+        for number, batch in enumerate(tiny.batches(start, rows), start):
+            yield batch._replace(loss_weights=batch.loss_weights * np.float32(np.nan)) if number in numbers else batch
+
+    return batches
 
 
-def start_training(folder: Path, tmp_path: Path) -> subprocess.Popen:
-    here = Path(__file__).parent
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(paths=[str(here), str(here.parents[1])]), encoding="utf-8")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return subprocess.Popen(
-        [sys.executable, str(program), str(folder)], env=environment, stdout=subprocess.PIPE, text=True
-    )
+def rows_of(number: int) -> list[dict]:
+    return [{"source": "all", "rows": [number, number + 1]}]
+
+
+def read_bad_steps(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
+
+
+def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    config = tiny.config(tmp_path, log_every=2)
+    with pytest.raises(TrainingError, match=r"step 6: .*no longer a number.*optimizer\.learning_rate"):
+        train(config, poisoned(tiny, 5), tiny.is_image_id, rows_of_batch=rows_of)
+    assert checkpoint_steps(tmp_path) == [2, 4]
+    assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
+    assert read_bad_steps(tmp_path) == [{"step": 6, "loss": "nan", "gradient_norm": "nan", "rows": rows_of(5)}]
+
+    # The same run goes on past it once it is told to leave such steps out.
+    skipping = tiny.config(tmp_path, log_every=2, bad_steps__action="skip")
+    assert int(train(skipping, poisoned(tiny, 5), tiny.is_image_id).step) == 8
+    assert [line.get("bad_steps") for line in lines_of(tmp_path)] == [None, None, 1, None]
+
+
+def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
+    step = make_train_step(tiny.config(tmp_path), tiny.is_image_id, make_mesh(MeshConfig()))
+    state = init_state(tiny.config(tmp_path), make_mesh(MeshConfig()))
+    before = jax.tree.map(np.array, state)
+    state, metrics = step(state, next(poisoned(tiny, 0)(0, slice(None))))
+    assert bool(metrics["bad"])
+    assert int(state.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state.params), before.params)
+    floats = lambda tree: [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if leaf.dtype == np.float32]  # noqa: E731
+    for moment, other in zip(floats(state.opt_state), floats(before.opt_state), strict=True):
+        np.testing.assert_array_equal(moment, other)
+
+    train(tiny.config(tmp_path, log_every=8, checkpoint__every=8, bad_steps__action="skip"), poisoned(tiny, 2, 3),
+          tiny.is_image_id)  # fmt: skip
+    (line,) = lines_of(tmp_path)
+    assert line["bad_steps"] == 2
+    assert all(np.isfinite(line[name]) for name in ("loss", "gradient_norm", "output_rms", "max_logit", "mean_log_z"))
+
+
+def test_gradients_above_a_limit_are_bad_steps_and_too_many_in_a_row_end_the_run(tiny, tmp_path):
+    config = tiny.config(tmp_path, bad_steps__action="skip", bad_steps__gradient_norm=1e-6, bad_steps__limit=3)
+    with pytest.raises(TrainingError, match=r"step 3: .*bad step number 3 in a row \(bad_steps\.limit\)"):
+        train(config, tiny.batches, tiny.is_image_id)
+    assert [record["step"] for record in read_bad_steps(tmp_path)] == [1, 2, 3]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a run tells, and where
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_hold_the_signals_of_stability_and_the_split_of_time(tiny, whole_run):
+    for line in read_metrics(whole_run[0] / "metrics.jsonl"):
+        assert {"output_rms", "max_logit", "mean_log_z", "parameter_norm", "max_gradient_norm"} <= set(line)
+        assert len(line["q_norm_scale"]) == len(line["k_norm_scale"]) == tiny.config().model.num_layers
+        speed = line["speed"]
+        assert set(speed["seconds"]) == {"compute", "startup", "data", "checkpoint", "evaluation"}
+        assert min(speed["seconds"].values()) >= 0
+        assert 0 < speed["goodput"] <= 1 or line["step"] == 1
+        assert "mfu" not in speed  # of a processor no peak is known
+    flops = train_flops_per_token(tiny.config().model, LENGTH)
+    assert speed["tflops_per_device"] == pytest.approx(speed["tokens_per_second"] * flops / 8 / 1e12, abs=1e-4)
+    assert len(read_metrics(whole_run[0] / "sessions.jsonl")) == 1
+
+
+def test_metrics_go_to_tensorboard_as_well(tiny, tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    train(tiny.config(tmp_path, trackers=["tensorboard"], steps=2), tiny.batches, tiny.is_image_id)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, found = path.read_bytes(), {}
+    while data:  # records: length, checksum of it, content, checksum of that
+        (size,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + size])
+        found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        data = data[16 + size :]
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        assert found[line["step"], "loss"] == pytest.approx(line["loss"])
+        assert found[line["step"], "q_norm_scale/01"] == pytest.approx(line["q_norm_scale"][1])
+        assert found[line["step"], "speed/seconds/compute"] == pytest.approx(line["speed"]["seconds"]["compute"])
+
+
+def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
+    """Its client talks to a service; here a stand-in takes the calls."""
+    calls = []
+
+    class Run:
+        def log(self, figures, step):
+            calls.append((step, figures))
+
+        def finish(self):
+            calls.append("finished")
+
+    wandb = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(tiny.config(tmp_path, trackers=["wandb"], steps=2), tiny.batches, tiny.is_image_id)
+    options, *logged, end = calls
+    assert options["resume"] == "allow"
+    assert options["config"]["steps"] == 2
+    assert [step for step, _ in logged] == [1, 2]
+    assert logged[0][1]["loss"] == pytest.approx(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"])
+    assert end == "finished"
+
+
+def test_steps_can_be_traced(tiny, tmp_path):
+    config = tiny.config(tmp_path, steps=4, profile__steps=2, profile__start=1)
+    train(config, tiny.batches, tiny.is_image_id)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_waiting_for_data_counts_only_while_the_devices_have_nothing_to_do(tiny, tmp_path):
+    def slow(start: int, rows):
+        for batch in tiny.batches(start, rows):
+            time.sleep(0.1)
+            yield batch
+
+    train(tiny.config(tmp_path), slow, tiny.is_image_id)
+    waits = [line["speed"]["seconds"]["data"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert min(waits[1:]) > 0.05
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(FileError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free"):
+        train(tiny.config(tmp_path), tiny.batches, tiny.is_image_id)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_rows_of_another_length_than_the_config_says_are_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"sequence_length = 64: the rows of the data have 12 tokens"):
+        train(tiny.config(tmp_path, sequence_length=64), tiny.batches, tiny.is_image_id)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A process that is stopped or killed
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def start_training(folder: Path, tmp_path: Path, **options) -> subprocess.Popen:
+    """A run of its own process; what is compiled once serves all of them."""
+    options = {"output": str(folder), "pause": 0.02, **options}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": ""}
+    program = [sys.executable, str(Path(__file__).parent / "one_process.py"), json.dumps(options)]
+    return subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     return output.strip()
 
 
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    metrics, until = folder / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and read_metrics(metrics) and read_metrics(metrics)[-1]["step"] >= step):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_repeats_an_uninterrupted_run_bit_for_bit(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = finish(start_training(whole, tmp_path))
+def test_a_run_killed_at_twenty_moments_and_one_asked_to_stop_repeat_an_uninterrupted_run_bit_for_bit(tmp_path):
+    whole, killed, stopped = tmp_path / "whole", tmp_path / "killed", tmp_path / "stopped"
+    changes = {"steps": 200, "checkpoint__every": 5, "model__dropout": 0.1}
+    expected = finish(start_training(whole, tmp_path, changes=changes))
+    assert len(lines_of(whole)) == 200
 
     seed = random.randrange(10**6)
     print(f"moments drawn with seed {seed}")
     rng = random.Random(seed)
-    for first in (1, 35, 70):
-        process = start_training(killed, tmp_path)
-        metrics = killed / "metrics.jsonl"
-        wanted = first + rng.randrange(25)
-        until = time.monotonic() + 240
-        while not (metrics.exists() and read_metrics(metrics) and read_metrics(metrics)[-1]["step"] >= wanted):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < until
-            time.sleep(0.002)
+    for first in range(1, 181, 9):
+        process = start_training(killed, tmp_path, changes=changes)
+        wait_for_step(process, killed, first + rng.randrange(9))
         time.sleep(rng.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-
-    assert finish(start_training(killed, tmp_path)) == expected
+    assert finish(start_training(killed, tmp_path, changes=changes)) == expected
     assert lines_of(killed) == lines_of(whole)
-    assert len(lines_of(killed)) == 100
+
+    # Asked to stop between two checkpoints, and between two lines of metrics.
+    changes |= {"log_every": 5}
+    process = start_training(stopped, tmp_path, changes=changes)
+    wait_for_step(process, stopped, 60)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Stopped: stopped after step" in errors
+    assert finish(start_training(stopped, tmp_path, changes=changes)) == expected
+    for line, part in zip(lines_of(stopped), (lines_of(whole)[n : n + 5] for n in range(0, 200, 5)), strict=True):
+        assert line["gradient_norm"] == pytest.approx(np.mean([each["gradient_norm"] for each in part]), rel=1e-6)

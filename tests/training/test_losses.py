@@ -74,6 +74,7 @@ def test_loss_and_sums_per_modality_equal_numpy():
         "text_weight_sum": np.sum(weights[is_image == 0]),
         "image_loss_sum": np.sum((cross_entropy * weights)[is_image == 1]),
         "image_weight_sum": np.sum(weights[is_image == 1]),
+        "log_z_sum": np.sum(log_z * weights),
         "z_loss": z_term,
     }
     assert sums.keys() == expected.keys()

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from chameleon_jax.config import OptimizerConfig
-from chameleon_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from chameleon_jax.training.optimizer import decay_mask, keep_moments_in, make_optimizer, make_schedule
 
 STEPS, WARMUP, PEAK, FRACTION = 100, 10, 3e-3, 0.1
 
@@ -207,3 +207,62 @@ def test_muon_decays_the_matrices_it_takes(params):
         np.testing.assert_allclose(updates[name], -0.5 * 0.1 * values[name], rtol=1e-5, atol=1e-7)
     for name in set(updates) - LAYER_MATRICES - {"embed", "output"}:
         np.testing.assert_array_equal(updates[name], 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Moments in bfloat16
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def moments(state) -> dict[str, jax.Array]:
+    """The leaves of an optimizer state that belong to a moment, by path."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {path: leaf for path, leaf in leaves.items() if ".mu" in path or ".nu" in path}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_alone_are_kept_in_bfloat16(params, name):
+    kept = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(OptimizerConfig(name=name, moment_dtype=dtype), 5000)
+        kept[dtype] = optimizer.init(params)
+        updates, after = jax.jit(optimizer.update)(gradients(params, 1), kept[dtype], params)
+        assert {leaf.dtype for leaf in moments(after).values()} == {jnp.dtype(dtype)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+    assert jax.tree.structure(kept["float32"]) == jax.tree.structure(kept["bfloat16"])
+    assert len(moments(kept["bfloat16"])) == (2 * 16 if name == "adamw" else 2 * 16 - len(LAYER_MATRICES))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept["bfloat16"]):
+        assert leaf.dtype == jnp.bfloat16 or jax.tree_util.keystr(path) not in moments(kept["bfloat16"])
+
+
+def test_a_step_on_bfloat16_moments_is_float32_arithmetic_on_rounded_moments(params):
+    config = OptimizerConfig(
+        learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=1e6, moment_dtype="bfloat16"
+    )
+    optimizer = make_optimizer(config, 5)
+    first, second = gradients(params, 1), gradients(params, 2)
+    update = jax.jit(optimizer.update)
+    _, state = update(first, optimizer.init(params), params)
+    updates, state = update(second, state, params)
+    updates, values = by_name(updates), by_name(params)
+    first, second = by_name(first), by_name(second)
+    kept = {path: np.asarray(leaf, np.float32) for path, leaf in moments(state).items()}
+    for name, g in second.items():
+        m = ((1 - config.b1) * first[name]).astype(jnp.bfloat16).astype(np.float64)
+        v = ((1 - config.b2) * first[name] ** 2).astype(jnp.bfloat16).astype(np.float64)
+        m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g**2
+        step = (m / (1 - config.b1**2)) / (np.sqrt(v / (1 - config.b2**2)) + config.eps)
+        decay = 0 if name.split("/")[-1] in ("scale", "bias") else config.weight_decay
+        np.testing.assert_allclose(
+            updates[name], -config.learning_rate * (step + decay * values[name]), rtol=2e-5, atol=1e-8
+        )
+        ending = "".join(f"['{part}']" for part in name.split("/"))
+        stored = next(leaf for path, leaf in kept.items() if path.endswith(".mu" + ending))
+        np.testing.assert_allclose(stored, m, rtol=2**-8)
+
+
+def test_float32_moments_change_nothing(params):
+    plain = make_optimizer(OptimizerConfig(), 5000)
+    wrapped = keep_moments_in(plain, "float32")
+    results = [jax.jit(each.update)(gradients(params, 1), each.init(params), params) for each in (plain, wrapped)]
+    jax.tree.map(np.testing.assert_array_equal, *results)

@@ -1,0 +1,177 @@
+"""Tokens a second, TFLOP/s and MFU of the full train step: forward, backward, optimizer.
+
+Needs nothing but jax, flax, optax and numpy, so that it runs on any machine with an accelerator.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.accelerators import find_accelerator
+from chameleon_jax.array_types import Array
+from chameleon_jax.batch import Batch
+from chameleon_jax.bench.environment import environment
+from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
+from chameleon_jax.training.state import TrainState, init_state
+from chameleon_jax.training.step import make_train_step
+
+
+def train_config(config: BenchTrainConfig) -> TrainConfig:
+    """The training run whose step is measured."""
+    steps = config.warmup + (config.repeats + 1) * config.steps
+    return TrainConfig(
+        data="", output="", model=config.model, batch_size=config.batch_size,
+        steps=max(steps, config.optimizer.warmup_steps), stages=(StageConfig(1.0, {"random": 1.0}),),
+        optimizer=config.optimizer, accumulation=config.accumulation, loss_chunk=config.loss_chunk,
+        mesh=config.mesh, seed=config.seed,
+    )  # fmt: skip
+
+
+def image_ids(vocab_size: int) -> np.ndarray:
+    """Bool `[vocab_size]`: the last eighth of the ids stands for image codes, as 8,192 of 65,536 do in the paper."""
+    return np.arange(vocab_size) >= vocab_size - max(vocab_size // 8, 1)
+
+
+def random_batch(config: BenchTrainConfig) -> Batch:
+    """Packed rows of random ids: documents of equal length, in turns of text and image codes, then padding."""
+    rng = np.random.default_rng(config.seed)
+    shape, tokens = (config.batch_size, config.length + 1), config.length - int(config.length * config.padding)
+    first_image = int(np.argmax(image_ids(config.model.vocab_size)))
+    starts = np.arange(config.documents + 1) * tokens // config.documents
+    segments = np.searchsorted(starts, np.arange(config.length + 1), side="right")
+    positions = np.arange(config.length + 1) - starts[segments - 1]
+    text = rng.integers(0, max(first_image, 1), shape)
+    ids = np.where(segments % 2 == 0, rng.integers(first_image, config.model.vocab_size, shape), text)
+    segments = np.where(segments > config.documents, 0, segments)
+    counts = (segments[:-1] == segments[1:]) & (segments[:-1] > 0)
+
+    def rows(values: np.ndarray, dtype: type) -> np.ndarray:
+        return np.ascontiguousarray(np.broadcast_to(values, (config.batch_size, config.length)), dtype)
+
+    return Batch(
+        rows(ids[:, :-1], np.int32), rows(ids[:, 1:], np.int32), rows(counts, np.float32),
+        rows(positions[:-1], np.int32), rows(segments[:-1], np.int32),
+    )  # fmt: skip
+
+
+def matmul_flops(dtype: str, size: int, repeats: int = 5) -> float:
+    """FLOP/s of one device in the product of two square matrices, the fastest of some."""
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """FLOP/s that all devices could do, and where the figure is from."""
+    devices = jax.devices()
+    accelerator = find_accelerator(devices[0])
+    if accelerator is not None:
+        source = f"the maker's, dense bfloat16: {len(devices)} x {accelerator.name}"
+        return accelerator.bf16_flops * len(devices), source
+    on_cpu = devices[0].platform == "cpu"
+    size, count = (2048, 1) if on_cpu else (8192, len(devices))  # all CPU "devices" share the same cores
+    source = f"measured in this run: {dtype} product of {size} x {size} matrices, the fastest of 5"
+    return matmul_flops(dtype, size) * count, source if count == 1 else f"{source}, times {count} devices"
+
+
+def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures; returns what `chameleon bench train` prints.
+
+    Args:
+      profile: if not empty, its last entry is a folder for a `jax.profiler` trace of one more repeat.
+
+    Raises:
+      ConfigError: if batch or model do not fit the devices.
+      ChameleonError: if the loss is not a number.
+    """
+    run, mesh = train_config(config), make_mesh(config.mesh)
+    check_mesh(run, mesh)
+    check_length(run, mesh, config.length)
+    step = make_train_step(run, image_ids(config.model.vocab_size), mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(run, mesh)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        batch = jax.device_put(random_batch(config), batch_sharding(mesh))
+
+        def repeat(state: TrainState, steps: int) -> tuple[float, TrainState, Array]:
+            began = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+            return time.perf_counter() - began, state, metrics["total_loss"]
+
+        jax.block_until_ready(state)
+        first_step, state, first_loss = repeat(state, 1)
+        if config.warmup > 1:
+            _, state, _ = repeat(state, config.warmup - 1)
+        seconds = []
+        for _ in range(config.repeats):
+            taken, state, last_loss = repeat(state, config.steps)
+            seconds.append(taken)
+        memory = device_memory()
+        if profile:
+            with jax.profiler.trace(profile[-1]):
+                repeat(state, config.steps)
+    losses = {"first": float(first_loss), "last": float(last_loss)}
+    if not all(map(math.isfinite, losses.values())):
+        raise ChameleonError(f"loss = {losses}: must be a number; lower optimizer.learning_rate")
+    return {
+        "bench": "train",
+        "parameters": parameters,
+        **speed(config, seconds, *peak_flops(config.model.compute_dtype)),
+        "first_step_seconds": round(first_step, 3),
+        "loss": losses,
+        "memory": memory,
+        "config": to_dict(config),
+        **environment(),
+    }
+
+
+def speed(config: BenchTrainConfig, seconds: list[float], peak: float, source: str) -> dict[str, Any]:
+    """Rates that follow from the seconds of each repeat. All places of the rows count as tokens, padding too."""
+    flops = train_flops_per_token(config.model, config.length)
+    rates = [config.steps * config.batch_size * config.length / each for each in seconds]
+    median = statistics.median(rates)
+    return {
+        "tokens_per_second": {
+            "median": round(median, 1), "min": round(min(rates), 1), "max": round(max(rates), 1),
+            "all": [round(rate, 1) for rate in rates],
+        },
+        "step_seconds": round(statistics.median(seconds) / config.steps, 5),
+        "tflops_per_second": float(f"{median * flops / 1e12:.5g}"),
+        "flops_per_token": flops,
+        "mfu": float(f"{median * flops / peak:.4g}"),
+        "peak_flops": peak,
+        "peak_flops_source": source,
+    }  # fmt: skip
+
+
+def device_memory() -> dict[str, float | None]:
+    """GiB at their peak: on the fullest device (null where the backend does not say) and of this process."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "device_peak_gib": round(max(peaks) / 2**30, 3) if peaks else None,
+        "host_peak_gib": round(host / 2**30, 3),
+    }

@@ -1,0 +1,155 @@
+"""`chameleon compile`: the full train step, compiled for devices at hand or for a pod that is not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from chameleon_jax.accelerators import Accelerator, find_accelerator
+from chameleon_jax.batch import Batch, row_dtype
+from chameleon_jax.compilation.collectives import read_collectives
+from chameleon_jax.compilation.estimate import (
+    advice,
+    bytes_per_device,
+    collectives_report,
+    memory_report,
+    roofline,
+    step_traffic_bound,
+)
+from chameleon_jax.compilation.table import lines
+from chameleon_jax.compilation.topologies import describe_topology
+from chameleon_jax.compiler_options import train_step_options
+from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.files import new_file
+from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.progress import console
+from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
+from chameleon_jax.training.state import TrainState, abstract_state
+from chameleon_jax.training.step import make_train_step
+
+
+def compile_command(config: TrainConfig, **options: list[str]) -> dict[str, Any]:
+    """Compiles and prints the report. `options` are those of `CompileOptions`, as text."""
+    how = read_config(CompileOptions, None, [f"--{name}={values[-1]}" for name, values in options.items()])
+    devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
+    compiled, report = compile_train_step(config, devices)
+    report = {"topology": how.topology, "slices": how.slices, **report}
+    if how.save:
+        save(compiled, how.save)
+        report["saved"] = how.save
+    print(json.dumps(report, indent=2) if how.json else "\n".join(lines(report)))
+    return {}
+
+
+def abstract_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
+    """Shapes, dtypes and shardings of the batches that `config` trains on."""
+    if config.sequence_length is None:
+        raise ConfigError("sequence_length: missing; must be a whole number, the tokens of a row (4096 in the paper)")
+    check_mesh(config, mesh)
+    check_length(config, mesh, config.sequence_length)
+    dtypes, shape = row_dtype(config.sequence_length), (config.batch_size, config.sequence_length)
+    sharding = batch_sharding(mesh)
+    return Batch(*(jax.ShapeDtypeStruct(shape, dtypes[name].base, sharding=sharding) for name in Batch._fields))
+
+
+def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+    """Compiles the train step of `config` for `devices`, which need not exist.
+
+    Returns:
+      the executable, and what is known of it: see `docs/compiled_for_pods.md`. Bytes and seconds are of one device and
+      one step.
+
+    Raises:
+      ConfigError: if the config lacks `sequence_length` or does not fit the mesh.
+      ChameleonError: if XLA finds that it does not fit into the memory of a device.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    batch = abstract_batch(config, mesh)
+    state = abstract_state(config, mesh)
+    # Which ids are image codes is no matter of size; the prepared data knows.
+    step = make_train_step(config, np.zeros(config.model.vocab_size, bool), mesh)
+    accelerator = find_accelerator(devices[0])
+    platform = devices[0].platform
+    console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
+    began = time.monotonic()
+    with jax.set_mesh(mesh):
+        lowered = step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise _too_large(error, config, mesh, state) from error
+    seconds = time.monotonic() - began
+    return compiled, _report(config, mesh, compiled, state, batch, accelerator, seconds)
+
+
+def _report(
+    config: TrainConfig,
+    mesh: jax.sharding.Mesh,
+    compiled: jax.stages.Compiled,
+    state: TrainState,
+    batch: Batch,
+    accelerator: Accelerator | None,
+    seconds: float,
+) -> dict[str, Any]:
+    length = config.sequence_length
+    memory = memory_report(compiled, state.params, state.opt_state, batch, accelerator and accelerator.memory)
+    moved = read_collectives(compiled.as_text(), mesh.size)
+    flops = config.batch_size * length * train_flops_per_token(config.model, length)
+    traffic = step_traffic_bound(config, state.params, bytes_per_device(state), mesh)
+    rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation)
+    device = mesh.devices.flat[0]
+    return {
+        "device": accelerator.name if accelerator else device.device_kind,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
+        "batch_size": config.batch_size,
+        "sequence_length": length,
+        "accumulation": config.accumulation,
+        "rows_per_device_and_part": rows,
+        "compile_seconds": round(seconds, 1),
+        "compiler_options": train_step_options(device),
+        "memory": memory,
+        "advice": advice(config, mesh, memory) if memory["fits"] is False else [],
+        "replicated": [array._asdict() for array in replicated_arrays(state, mesh)],
+        "collectives": collectives_report(moved.collectives),
+        "loops_of_unknown_length": moved.unknown_loops,
+        "model_flops": flops,
+        "model_flops_per_device": flops / mesh.size,
+        "memory_traffic_bound": traffic,
+        "estimate": accelerator and roofline(config, length, mesh, accelerator, traffic, moved.collectives),
+    }
+
+
+def _too_large(error: Exception, config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> ChameleonError:
+    """What XLA says of a program that it cannot place in memory, in one line with what to try."""
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    needs = f"it needs {found[1]}iB of {found[2]}iB" if found else str(error).splitlines()[0][:200]
+    memory = {"parameters": bytes_per_device(state.params), "optimizer_state": bytes_per_device(state.opt_state)}
+    held = sum(memory.values())
+    # What XLA could not place is mostly temporaries, unless the state alone is as large as the memory.
+    memory["temporaries"] = float(found[1][:-1]) * 2**30 - held if found and found[1].endswith("G") else math.inf
+    return ChameleonError(
+        f"does not fit: {needs} a device, {held / 2**30:.2f} GiB of them parameters and optimizer state. "
+        f"Try {'; or '.join(advice(config, mesh, memory))}"
+    )
+
+
+def save(compiled: jax.stages.Compiled, path: str) -> None:
+    """Writes the executable for `jax.experimental.serialize_executable.deserialize_and_load`: the pickled tuple of
+    program, input and output trees. Read it only where you trust who wrote it, and with the same jax and libtpu."""
+    from jax.experimental import serialize_executable
+
+    program = serialize_executable.serialize(compiled)
+    with new_file(path) as aside:
+        aside.write_bytes(pickle.dumps(program))

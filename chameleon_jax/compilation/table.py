@@ -1,0 +1,85 @@
+"""The report of `chameleon compile` as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 1 << 30
+_WIDTH = 34
+
+
+def _size(nbytes: float) -> str:
+    for unit, factor in (("TiB", 1 << 40), ("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:,.2f} {unit}"
+    return f"{nbytes:,.0f} B"
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report, aligned, one fact a line."""
+
+    def line(name: str, text: str) -> str:
+        return f"{name:<{_WIDTH}}{text}"
+
+    topology = f" ({report['topology']}" + (f" x {report['slices']} slices)" if report["slices"] > 1 else ")")
+    yield line("devices", f"{report['devices']} x {report['device']}{topology if report['topology'] else ''}")
+    yield line("mesh", "  ".join(f"{axis} {size}" for axis, size in report["mesh"].items()))
+    yield line("parameters of the model", f"{report['parameters']:,}")
+    yield line("batch", f"{report['batch_size']:,} rows of {report['sequence_length']:,} tokens")
+    rows, parts = report["rows_per_device_and_part"], report["accumulation"]
+    yield line("rows a device", f"{rows} at a time (accumulation {parts})")
+    yield line("compiled in", f"{report['compile_seconds']:.0f} s")
+    yield from _memory(report, line)
+    yield from _replicated(report, line)
+    yield from _collectives(report, line)
+    yield from _estimate(report, line)
+    if "saved" in report:
+        yield line("saved", report["saved"])
+
+
+def _memory(report: dict[str, Any], line) -> Iterator[str]:
+    memory = report["memory"]
+    yield "\nmemory of a device"
+    for name in ("parameters", "optimizer_state", "batch", "padding", "temporaries", "program", "peak"):
+        yield line(f"  {name.replace('_', ' ')}", f"{_size(memory[name]):>12}")
+    if memory["capacity"]:
+        verdict = "fits" if memory["fits"] else "does not fit"
+        yield line("  of", f"{_size(memory['capacity']):>12}  {memory['share']:.0%}: {verdict}")
+    for index, text in enumerate(report["advice"]):
+        yield line("  try" if index == 0 else "  or", text)
+
+
+def _replicated(report: dict[str, Any], line) -> Iterator[str]:
+    yield "\narrays of the state above 1 MiB that are not cut" + ("" if report["replicated"] else ": none")
+    for array in report["replicated"]:
+        shape = " x ".join(map(str, array["shape"]))
+        yield line(f"  {array['name']}", f"{shape}, {_size(array['nbytes'])}, along {', '.join(array['axes'])}")
+
+
+def _collectives(report: dict[str, Any], line) -> Iterator[str]:
+    yield "\ncollectives of a step" + ("" if report["collectives"] else ": none")
+    for kind, entry in report["collectives"].items():
+        dtypes = ", ".join(f"{dtype} {_size(nbytes)}" for dtype, nbytes in sorted(entry["dtypes"].items()))
+        yield line(f"  {kind}", f"{entry['count']:>7,} times, each device receives {_size(entry['bytes'])} ({dtypes})")
+    if report["loops_of_unknown_length"]:
+        yield f"  ({report['loops_of_unknown_length']} loops of unknown length count as one turn)"
+
+
+def _estimate(report: dict[str, Any], line) -> Iterator[str]:
+    yield ""
+    yield line("model FLOPs a step", f"{report['model_flops']:.3g}, a device {report['model_flops_per_device']:.3g}")
+    estimate = report["estimate"]
+    if estimate is None:
+        yield "no estimate of the time: the peak figures of this device are not known"
+        return
+    yield "estimate from the peak figures, not a measurement"
+    yield line("  products at peak", f"{estimate['compute_seconds']:.3f} s")
+    yield line("  memory, at least", f"{estimate['memory_seconds']:.3f} s")
+    yield line("  collectives", f"{estimate['collective_seconds']:.3f} s")
+    for key, name in (("all_at_once", "step, all at once"), ("one_by_one", "step, one after the other")):
+        rate = estimate[f"tokens_per_second_per_device_{key}"]
+        yield line(
+            f"  {name}",
+            f"{estimate[f'step_seconds_{key}']:.3f} s, {rate:,.0f} tokens/s a device, MFU {estimate[f'mfu_{key}']:.1%}",
+        )

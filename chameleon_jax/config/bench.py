@@ -1,0 +1,50 @@
+"""Measuring the train step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from chameleon_jax.config.models import TransformerConfig
+from chameleon_jax.config.reading import require
+from chameleon_jax.config.training import MeshConfig, OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTrainConfig:
+    """`chameleon bench train`: the full train step on rows of random ids."""
+
+    model: TransformerConfig
+    batch_size: int
+    """Rows a step, over all devices."""
+    length: int
+    """Tokens a row."""
+    documents: int = 4
+    """Documents packed into each row, in turns of text and image codes."""
+    padding: float = 0.02
+    """Share of each row that is left empty at its end. Its tokens are counted: the hardware computes them too."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    accumulation: int = 1
+    """Parts that a batch is cut into, one after another."""
+    loss_chunk: int = 0
+    """Positions of each row whose logits are computed at a time; 0: all at once."""
+    warmup: int = 2
+    """Steps before the clock starts; the first of them compiles."""
+    steps: int = 10
+    """Steps of a repeat, queued without waiting between them."""
+    repeats: int = 5
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("batch_size", "length", "documents", "accumulation", "warmup", "steps", "repeats"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "must be 0 or more")
+        require(0 <= self.padding < 1, "padding", self.padding, "must be in [0, 1)")
+        tokens = self.length - int(self.length * self.padding)
+        require(self.documents <= tokens, "documents", self.documents, f"must be at most the {tokens} tokens of a row")
+        require(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"must divide batch_size = {self.batch_size}",
+        )

@@ -1,0 +1,192 @@
+"""`chameleon compile` from the command line to its report, on fake CPU devices and for TPUs that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from chameleon_jax.accelerators import Accelerator
+from chameleon_jax.cli import main
+from chameleon_jax.compilation.collectives import Collective
+from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound
+from chameleon_jax.compilation.run import _too_large, compile_train_step
+from chameleon_jax.compilation.table import lines
+from chameleon_jax.compiler_options import gpu_flags, train_step_options
+from chameleon_jax.config import TrainConfig, find_configs, from_dict
+from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.sharding import make_mesh, replicated_arrays
+from chameleon_jax.training.state import abstract_state
+
+LENGTH = 12
+CONFIG = {
+    "data": "none", "output": "none", "steps": 8, "batch_size": 8, "sequence_length": LENGTH, "log_every": 1,
+    "model": {"vocab_size": 32, "d_model": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4,
+              "mlp_dim": 24},
+    "stages": [{"share": 1.0, "weights": {"all": 1.0}}], "optimizer": {"warmup_steps": 2},
+    "mesh": {"data": 1, "fsdp": 8},
+}  # fmt: skip
+SMALL = Accelerator("a small chip", 1e9, 1e6, 1e6, 1e6)
+
+
+def test_the_report_of_the_command(tmp_path, capsys):
+    recipe, program = tmp_path / "train.yaml", tmp_path / "step.bin"
+    recipe.write_text(json.dumps(CONFIG))
+    assert main(["compile", str(recipe), "--json", "true", "--save", str(program)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    parameters = found["parameters"]
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    assert (found["devices"], found["device"], found["topology"]) == (8, "cpu", None)
+    assert found["rows_per_device_and_part"] == 1
+    # All but QK-norm (2 layers, scale and bias of q and k, 4 channels) is cut into eight parts.
+    whole = 2 * 2 * 2 * 4
+    assert found["memory"]["parameters"] == 4 * ((parameters - whole) // 8 + whole)
+    assert found["memory"]["optimizer_state"] == 2 * found["memory"]["parameters"] + 2 * 4  # and two counters
+    assert found["memory"]["batch"] == LENGTH * 5 * 4
+    assert found["memory"]["temporaries"] > 0
+    assert found["memory"]["fits"] is None
+    assert found["collectives"]["all-gather"]["bytes"] > 4 * parameters
+    assert found["collectives"]["all-gather"]["count"] > 2
+    assert found["loops_of_unknown_length"] == 0
+    assert found["replicated"] == []
+    flops = 8 * LENGTH * train_flops_per_token(from_dict(TrainConfig, CONFIG).model, LENGTH)
+    assert found["model_flops"] == flops == 8 * found["model_flops_per_device"]
+    assert found["estimate"] is None
+    assert len(pickle.loads(program.read_bytes())) == 3
+    said = "\n".join(lines(found))
+    for text in ("8 x cpu", "data 1  fsdp 8", "8 rows of 12 tokens", "all-gather", "not cut: none", "no estimate"):
+        assert text in said
+
+
+def test_a_chip_that_is_too_small(monkeypatch):
+    monkeypatch.setattr("chameleon_jax.compilation.run.find_accelerator", lambda device: SMALL._replace(memory=2e4))
+    config = from_dict(TrainConfig, CONFIG)
+    report = compile_train_step(config, jax.devices())[1]
+    assert report["memory"]["fits"] is False
+    assert report["memory"]["share"] > 0.9
+    assert any("--model.remat full" in text for text in report["advice"])
+    assert report["estimate"]["step_seconds_one_by_one"] > report["estimate"]["step_seconds_all_at_once"] > 0
+    said = "\n".join(lines({"topology": None, "slices": 1, **report}))
+    assert "does not fit" in said
+    assert "not a measurement" in said
+
+
+def test_fits_below_nine_tenths():
+    assert fits(89, 100) is True
+    assert fits(90, 100) is False
+    assert fits(1, None) is None
+
+
+def test_advice_is_for_the_largest_part():
+    config = from_dict(TrainConfig, {**CONFIG, "mesh": {"data": 2, "fsdp": 4}})
+    mesh = make_mesh(config.mesh)
+    state, temporaries = {"parameters": 4, "optimizer_state": 8, "temporaries": 1}, {"parameters": 1}
+    temporaries |= {"optimizer_state": 2, "temporaries": 9}
+    assert advice(config, mesh, state)[0].startswith("--mesh.data 1 --mesh.fsdp 8")
+    assert advice(config, mesh, temporaries)[0].startswith("--model.remat full")
+
+
+def test_what_xla_cannot_place_is_one_line_with_advice():
+    config = from_dict(TrainConfig, CONFIG)
+    mesh = make_mesh(config.mesh)
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.12G of 15.75G hbm. Exceeded by 14.37G.\nX"
+    )
+    error = str(_too_large(RuntimeError(said), config, mesh, abstract_state(config, mesh)))
+    assert error.startswith("does not fit: it needs 30.12GiB of 15.75GiB a device")
+    assert "--model.remat full" in error
+    assert "\n" not in error
+
+
+def test_the_roofline_is_the_arithmetic_of_its_parts():
+    config = from_dict(TrainConfig, {**CONFIG, "batch_size": 16, "accumulation": 2})
+    mesh = make_mesh(config.mesh)
+    moved = [Collective("all-gather", "bf16", 1000, (), 3), Collective("all-reduce", "f32", 500, (0, 1), 2)]
+    found = roofline(config, LENGTH, mesh, SMALL, 5000, moved)
+    compute = 2 * LENGTH * train_flops_per_token(config.model, LENGTH) / 1e9
+    parts = (compute, 5000 / 1e6, 4000 / 1e6)
+    assert (found["compute_seconds"], found["memory_seconds"], found["collective_seconds"]) == pytest.approx(parts)
+    assert found["step_seconds_all_at_once"] == pytest.approx(max(parts))
+    assert found["step_seconds_one_by_one"] == pytest.approx(sum(parts))
+    assert found["mfu_one_by_one"] == pytest.approx(compute / sum(parts))
+    assert found["tokens_per_second_per_device_all_at_once"] == pytest.approx(2 * LENGTH / max(parts))
+    params = {"a": jax.ShapeDtypeStruct((10, 10), jnp.float32)}
+    # State twice; two parts, two passes, four bytes a weight.
+    assert step_traffic_bound(config, params, 70, mesh) == 140 + 2 * 2 * 100 * 4
+
+
+def test_arrays_that_are_not_cut_are_named():
+    mesh = jax.make_mesh((2, 2, 1, 2), ("data", "fsdp", "sequence", "tensor"), (AxisType.Auto,) * 4)
+
+    def array(*spec):
+        return jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
+
+    tree = {
+        "both": array("fsdp", "tensor"),
+        "together": array(("fsdp", "tensor")),
+        "half": array("fsdp"),
+        "no": array(),
+    }
+    found = {array.name: array for array in replicated_arrays(tree, mesh, threshold=1000)}
+    assert {name: array.axes for name, array in found.items()} == {"half": ("tensor",), "no": ("fsdp", "tensor")}
+    assert found["no"].nbytes == 1024
+    assert replicated_arrays(tree, mesh, threshold=1024) == []
+
+
+def test_compiler_options_by_device():
+    assert train_step_options(jax.devices()[0]) is None
+    assert all(flag.startswith("--xla_gpu_") and "=" in flag for flag in gpu_flags().split())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# For TPUs that are not there
+# ----------------------------------------------------------------------------------------------------------------------
+
+MODEL = (
+    "{vocab_size: 4096, d_model: 1024, num_layers: 2, num_heads: 8, num_kv_heads: 8, head_dim: 128, mlp_dim: 2048, "
+    "compute_dtype: bfloat16, remat: full}"
+)
+
+
+def compile_elsewhere(tmp_path: Path, *arguments: str) -> dict:
+    """The report of a command of its own: JAX must not have looked for devices before libtpu describes some."""
+    (tmp_path / "train.yaml").write_text(
+        f"{{data: a, output: b, steps: 100, batch_size: 32, sequence_length: 512, model: {MODEL}, "
+        "stages: [{share: 1, weights: {a: 1}}], optimizer: {warmup_steps: 10}}"
+    )
+    program = "import sys; from chameleon_jax.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", program, "compile", str(tmp_path / "train.yaml"), "--json", "true", *arguments]
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(find_configs().parent)}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(("slices", "data"), [(1, 1), (2, 2)])
+def test_a_small_model_for_chips_that_are_not_there(slices, data, tmp_path):
+    found = compile_elsewhere(
+        tmp_path, "--topology", "v5e:2x4", "--slices", str(slices), "--mesh.data", str(data), "--mesh.fsdp", "8"
+    )
+    assert (found["device"], found["devices"]) == ("TPU v5e", 8 * slices)
+    whole = 2 * 2 * 2 * 128  # QK-norm of two layers
+    assert found["memory"]["parameters"] == 4 * ((found["parameters"] - whole) // 8 + whole)
+    assert found["memory"]["fits"] is True
+    assert found["memory"]["capacity"] == 16 * 2**30
+    assert found["replicated"] == []
+    # Weights are gathered forward and backward, and their gradients summed.
+    assert "bf16" in found["collectives"]["all-gather"]["dtypes"]
+    assert found["collectives"].keys() & {"reduce-scatter", "all-reduce"}
+    assert found["loops_of_unknown_length"] == 0
+    assert 0 < found["estimate"]["mfu_one_by_one"] < found["estimate"]["mfu_all_at_once"] <= 1

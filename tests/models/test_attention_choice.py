@@ -1,0 +1,114 @@
+"""Which attention backend 'auto' means where, and what is said of one that cannot run there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from chameleon_jax.config import ConfigError, MeshConfig, TransformerConfig
+from chameleon_jax.models import attention_choice, transformer
+from chameleon_jax.models.attention_choice import choose_attention, resolved
+from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.sharding import make_mesh
+from tests.tiny_models import TRANSFORMER, transformer_params
+
+
+class Device(NamedTuple):
+    platform: str
+    device_kind: str
+    compute_capability: str = ""
+
+
+TPU = Device("tpu", "TPU v5")
+H100 = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
+B200 = Device("gpu", "NVIDIA B200", "10.0")
+A100 = Device("gpu", "NVIDIA A100-SXM4-80GB", "8.0")
+MI300 = Device("gpu", "AMD Instinct MI300X", "gfx942")
+CPU = Device("cpu", "cpu")
+
+MODEL = TransformerConfig(compute_dtype="bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def new_cudnn(monkeypatch):
+    monkeypatch.setattr(attention_choice, "_cudnn_obstacle", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("device", "length", "sequence", "changes", "expected"),
+    [
+        (TPU, 4096, 1, {}, "splash"),
+        (TPU, 4096, 32, {}, "splash"),
+        (TPU, 4096, 64, {}, "blockwise"),  # parts of 64
+        (TPU, 128, 1, {"head_dim": 64, "compute_dtype": "float32"}, "splash"),
+        (TPU, 1000, 1, {}, "xla"),
+        (H100, 4096, 1, {}, "cudnn"),
+        (B200, 100, 1, {"head_dim": 64}, "cudnn"),
+        (H100, 4096, 2, {}, "blockwise"),
+        (H100, 4096, 1, {"compute_dtype": "float32"}, "blockwise"),
+        (H100, 4096, 1, {"head_dim": 256}, "blockwise"),
+        (H100, 512, 1, {"head_dim": 100}, "xla"),
+        (A100, 4096, 1, {}, "blockwise"),
+        (MI300, 1024, 1, {}, "xla"),
+        (CPU, 1024, 1, {}, "xla"),
+        (CPU, 1025, 1, {}, "blockwise"),
+    ],
+)
+def test_auto_takes_the_kernel_where_it_can_run(device, length, sequence, changes, expected):
+    assert choose_attention(dataclasses.replace(MODEL, **changes), device, length, sequence) == expected
+
+
+@pytest.mark.parametrize("backend", ["xla", "blockwise"])
+def test_plain_backends_run_anywhere(backend):
+    for device in (TPU, H100, A100, MI300, CPU):
+        assert choose_attention(dataclasses.replace(MODEL, attention=backend), device, 100) == backend
+
+
+@pytest.mark.parametrize(
+    ("device", "attention", "length", "sequence", "dtype", "message"),
+    [
+        (H100, "splash", 4096, 1, "bfloat16", "for TPUs, this is NVIDIA H100.*; use 'auto' or 'blockwise'"),
+        (TPU, "splash", 1000, 1, "bfloat16", "rows of 1000 on 1 .* multiples of 128; use 'auto' or 'xla'"),
+        (TPU, "cudnn", 4096, 1, "bfloat16", "Hopper generation or newer, this is TPU v5"),
+        (A100, "cudnn", 4096, 1, "bfloat16", "Hopper generation or newer, this is NVIDIA A100"),
+        (H100, "cudnn", 4096, 1, "float32", "compute_dtype = 'bfloat16', not 'float32'"),
+        (H100, "cudnn", 4096, 4, "bfloat16", "mesh.sequence = 4"),
+    ],
+)
+def test_a_backend_that_cannot_run_there_is_refused(device, attention, length, sequence, dtype, message):
+    config = dataclasses.replace(MODEL, attention=attention, compute_dtype=dtype)
+    with pytest.raises(ConfigError, match=f"^model.attention = '{attention}': .*{message}"):
+        choose_attention(config, device, length, sequence)
+
+
+def test_an_old_cudnn_is_not_asked(monkeypatch):
+    monkeypatch.undo()
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    for version, expected in ((90500, "blockwise"), (90600, "cudnn")):
+        monkeypatch.setattr(cudnn, "check_cudnn_version", lambda version=version: version)
+        assert choose_attention(MODEL, H100, 4096) == expected
+
+
+def test_a_mesh_says_its_devices_and_how_rows_are_cut():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=4))
+    assert resolved(MODEL, mesh, 4096).attention == "blockwise"
+    assert resolved(MODEL, jax.devices()[0], 512).attention == "xla"
+    splash = dataclasses.replace(MODEL, attention="splash")
+    assert resolved(splash, mesh, 512) == splash  # interpreted
+    with pytest.raises(ConfigError, match="rows of 256 on 4 devices"):
+        resolved(splash, mesh, 256)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, "xla"), (2048, "blockwise")])
+def test_a_model_that_nobody_resolved_goes_by_the_length_alone(monkeypatch, length, expected):
+    params = transformer_params(TRANSFORMER)
+    asked, real = set(), transformer.attend_rows
+    monkeypatch.setattr(transformer, "attend_rows", lambda *args: asked.add(args[-1]) or real(*args))
+    apply = functools.partial(Transformer(TRANSFORMER).apply, {"params": params})
+    jax.eval_shape(apply, jax.ShapeDtypeStruct((1, length), "int32"))
+    assert asked == {expected}
