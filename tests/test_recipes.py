@@ -130,6 +130,7 @@ def test_image_head_learns_to_draw_what_it_saw():
     assert [drawn.tobytes() for (drawn,) in again] == [drawn.tobytes() for (drawn,) in drawings]
 
 
+@pytest.mark.slow
 def test_supervised_fine_tuning_changes_every_matrix_and_answers():
     data = PreparedData(prepared("prepare_sft.yaml"))
     assert data.header["sources"]["chat"]["source"]["prompt_fit"] == "pad"
@@ -146,6 +147,7 @@ def test_supervised_fine_tuning_changes_every_matrix_and_answers():
 LORA = {"model.lora.rank": 2, "optimizer.learning_rate": 0.01, **QUICK}
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
     prepared("prepare_sft.yaml")
     shutil.copytree("models/chameleon-7b", "models/passing")

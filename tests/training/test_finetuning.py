@@ -188,6 +188,7 @@ def test_merged_parameters_are_a_plain_model_with_the_logits_of_the_adapted_one(
     assert np.abs(logits(plain, finished_model(config)) - adapted).max() > 0.1
 
 
+@pytest.mark.slow
 def test_frozen_parameters_in_bfloat16_have_adapters_in_float32(tiny):
     config = tiny.config(**LORA, model__param_dtype="bfloat16", model__compute_dtype="bfloat16")
     before, after, state, losses = run(tiny, config, steps=2)
@@ -205,6 +206,7 @@ def test_frozen_parameters_in_bfloat16_have_adapters_in_float32(tiny):
     assert (leaves(merged)["layers/attention/q"] != before["layers/attention/q"]).any()
 
 
+@pytest.mark.slow
 def test_adapters_resume_bit_for_bit_and_without_the_model_they_began_with(tiny, tmp_path):
     def config(name: str):
         return tiny.config(tmp_path / name, **LORA, steps=4, model__dropout=0.1)
@@ -231,7 +233,7 @@ MEMORY = {"accumulation": 2, "loss_chunk": 4, "model__attention": "blockwise", "
         ("head", MeshConfig(data=1, fsdp=4, tensor=2), {}),
         ("head", ONE, MEMORY),
         ("lora", MeshConfig(data=2, fsdp=2, tensor=2), {}),
-        ("lora", ONE, MEMORY),
+        pytest.param("lora", ONE, MEMORY, marks=pytest.mark.slow),
         pytest.param("lora", MeshConfig(data=1, fsdp=8), {}, marks=pytest.mark.slow),
     ],
     ids=["head, fsdp and tensor", "head, less memory", "lora, all axes", "lora, less memory", "lora, fsdp"],
