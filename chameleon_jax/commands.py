@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from chameleon_jax.config import (
 from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import open_image, parse_prompt
-from chameleon_jax.files import new_file, new_folder
+from chameleon_jax.files import FileError, new_file, new_folder
 from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.progress import bytes_bar, console, progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
@@ -44,7 +44,7 @@ from chameleon_jax.tokens.documents import (
 )
 from chameleon_jax.tokens.image import resize_and_crop, scale
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
-from chameleon_jax.tokens.vocabulary import IMAGE
+from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.loop import train as run_training
@@ -223,7 +223,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     is_image_id = np.zeros(config.model.vocab_size, bool)
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
-    initial = open_checkpoint(config.initial) if config.initial else None
+    initial, drew = _open_initial(config, vocabulary)
     held_out = {
         name: data.held_out_batches(name, config.batch_size, config.evaluation_batches)
         for name in data.header["held_out"]
@@ -235,12 +235,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         is_image_id,
         data_fingerprint=data.fingerprint,
         held_out=held_out,
-        initial_params=initial_params(initial, config, vocabulary) if initial else None,
+        initial_params=initial,
         rows_of_batch=lambda number: _by_source(data.rows_of_batch(config, number)),
     )
     sources = data.header["sources"].values()
-    drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources)
-    drew = drew or (initial.image_head_trained if initial else False)
+    if not config.model.lora.rank:  # adapters leave the output layer as it is
+        drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
     write_trained(Path(config.output) / "model", config.model, state.params, data.folder / "tokenizer", drew)
     return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
 
@@ -253,6 +253,26 @@ def _settle_platform() -> None:
         missing = [flag for flag in gpu_flags().split() if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
         if missing:
             console.print(f"On several GPUs these hide communication behind work: XLA_FLAGS='{' '.join(missing)}'")
+
+
+def _open_initial(config: TrainConfig, vocabulary: Vocabulary) -> tuple[Callable[[Any], Any] | None, bool | None]:
+    """What gives a run its first parameters, and whether the model they are from learned to draw (None: unknown).
+
+    A run that goes on from a checkpoint does not need that model any more: that it is gone is an error only when its
+    parameters are asked for.
+    """
+    if not config.initial:
+        return None, False
+    try:
+        checkpoint = open_checkpoint(config.initial)
+    except FileError as error:
+        gone = error
+
+        def fail(target: Any) -> Any:
+            raise gone
+
+        return fail, None
+    return initial_params(checkpoint, config, vocabulary), checkpoint.image_head_trained
 
 
 def _by_source(rows: list[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from chameleon_jax.accelerators import Accelerator
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.training.clock import flops_per_token
 
 FITS_BELOW = 0.9
 """Share of the memory that a step may take: the runtime, fragmentation and checkpoints in flight need some too."""
@@ -123,7 +123,7 @@ def roofline(
         for wanted in (False, True)
     )
     tokens = config.batch_size * length / mesh.size
-    compute = tokens * train_flops_per_token(config.model, length) / accelerator.bf16_flops
+    compute = tokens * flops_per_token(config, length) / accelerator.bf16_flops
     memory = traffic / accelerator.memory_bandwidth
     communication = within / accelerator.interconnect_bandwidth + across / SLICE_BANDWIDTH
     best, worst = max(compute, memory, communication), compute + memory + communication

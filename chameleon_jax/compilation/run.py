@@ -29,9 +29,9 @@ from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import new_file
-from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.progress import console
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
+from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state
 from chameleon_jax.training.step import make_train_step
 
@@ -74,8 +74,10 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
     mesh = make_mesh(config.mesh, devices)
     batch = abstract_batch(config, mesh)
     state = abstract_state(config, mesh)
-    # Which ids are image codes is no matter of size; the prepared data knows.
-    step = make_train_step(config, np.zeros(config.model.vocab_size, bool), mesh)
+    # Which ids are image codes the prepared data knows, and it is no matter of size; but without any, XLA would leave
+    # out the gradient of an image head. These are the released model's.
+    ids = np.arange(config.model.vocab_size)
+    step = make_train_step(config, (ids >= 4) & (ids < 8196), mesh)
     accelerator = find_accelerator(devices[0])
     platform = devices[0].platform
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
@@ -104,7 +106,7 @@ def _report(
     length = config.sequence_length
     memory = memory_report(compiled, state.params, state.opt_state, batch, accelerator and accelerator.memory)
     moved = read_collectives(compiled.as_text(), mesh.size)
-    flops = config.batch_size * length * train_flops_per_token(config.model, length)
+    flops = config.batch_size * length * flops_per_token(config, length)
     traffic = step_traffic_bound(config, state.params, bytes_per_device(state), mesh)
     rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation)
     device = mesh.devices.flat[0]

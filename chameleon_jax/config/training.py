@@ -288,6 +288,13 @@ class TrainConfig:
             self.trainable,
             "must be 'all' with model.lora.rank: the adapters are what is trained",
         )
+        require(
+            not (self.model.lora.rank and self.fresh_image_head),
+            "fresh_image_head",
+            self.fresh_image_head,
+            "must be false with model.lora.rank: the output layer is frozen, and would draw noise for ever; train it "
+            "first (trainable: image_head), then the adapters from that model",
+        )
         total = sum(stage.share for stage in self.stages)
         require(abs(total - 1) < 1e-6, "stages", [stage.share for stage in self.stages], "shares must add up to 1")
         require(

@@ -19,6 +19,16 @@ def matmul_parameters(config: TransformerConfig) -> int:
     return config.num_layers * layer + config.d_model * config.vocab_size
 
 
+def adapter_parameters(config: TransformerConfig) -> int:
+    """Numbers in the low-rank adapters of all layers; every token is multiplied with them too."""
+    d, heads, kv_heads = config.d_model, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inputs_and_outputs = {
+        "q": d + heads, "k": d + kv_heads, "v": d + kv_heads, "o": heads + d,
+        "gate": d + config.mlp_dim, "up": d + config.mlp_dim, "down": config.mlp_dim + d,
+    }  # fmt: skip
+    return config.num_layers * config.lora.rank * sum(inputs_and_outputs[name] for name in config.lora.targets)
+
+
 def forward_flops_per_token(config: TransformerConfig, length: int) -> float:
     """FLOPs of reading one token of a row of `length`: 2 x weights + 2 x layers x length x heads x head_dim."""
     attention = 2 * config.num_layers * length * config.num_heads * config.head_dim

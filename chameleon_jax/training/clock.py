@@ -11,7 +11,12 @@ import jax
 
 from chameleon_jax.accelerators import find_accelerator
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.models.flops import forward_flops_per_token, train_flops_per_token
+from chameleon_jax.models.flops import (
+    adapter_parameters,
+    forward_flops_per_token,
+    matmul_parameters,
+    train_flops_per_token,
+)
 
 WAITS = ("startup", "data", "checkpoint", "evaluation")
 """What keeps a run from computing. 'startup' is the first step of a process, which compiles; 'data' counts only while
@@ -43,16 +48,19 @@ class Clock:
 
 
 def flops_per_token(config: TrainConfig, length: int) -> float:
-    """What one token of a row costs; gradients of frozen weights are not computed and do not count.
+    """FLOPs of learning from one token of a row; gradients of frozen weights are not computed and do not count.
 
-    Adapters need the gradients of activations but not those of the matrices beside them: two thirds of the work (their
-    own is left out). The output layer alone needs the forward pass, and its own gradient once.
+    With adapters, of the three times that each frozen matrix would be used (forward, gradient of its input, its own
+    gradient) the last is spared; attention and the adapters themselves cost what they always do. The output layer alone
+    needs the forward pass and its own gradient, of all columns.
     """
-    if config.model.lora.rank:
-        return 2 * forward_flops_per_token(config.model, length)
+    model = config.model
+    if model.lora.rank:
+        spared = 2 * matmul_parameters(model)
+        return train_flops_per_token(model, length) - spared + 6 * adapter_parameters(model)
     if config.trainable == "image_head":
-        return forward_flops_per_token(config.model, length) + 2 * config.model.d_model * config.model.vocab_size
-    return train_flops_per_token(config.model, length)
+        return forward_flops_per_token(model, length) + 2 * model.d_model * model.vocab_size
+    return train_flops_per_token(model, length)
 
 
 def speed(config: TrainConfig, length: int, tokens: int, seconds: dict[str, float]) -> dict[str, Any]:

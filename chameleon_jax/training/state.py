@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from chameleon_jax.array_types import Array
-from chameleon_jax.config import TrainConfig
+from chameleon_jax.config import TrainConfig, TransformerConfig
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import optimizer_shardings, params_shardings, replicated
 from chameleon_jax.training.optimizer import make_optimizer
@@ -27,8 +28,14 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.steps)
 
 
-def _boxed_params(config: TrainConfig, key: Array) -> Any:
-    return Transformer(config.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+def _boxed_params(model: TransformerConfig, key: Array) -> Any:
+    return Transformer(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_boxed_params(model: TransformerConfig) -> Any:
+    """Their shapes and logical axes; a run asks for them many times."""
+    return jax.eval_shape(functools.partial(_boxed_params, model), jax.random.key(0))
 
 
 def start(config: TrainConfig, params: Any) -> TrainState:
@@ -37,23 +44,26 @@ def start(config: TrainConfig, params: Any) -> TrainState:
 
 
 def _init(config: TrainConfig, key: Array) -> TrainState:
-    return start(config, nn.unbox(_boxed_params(config, key)))
+    return start(config, nn.unbox(_boxed_params(config.model, key)))
+
+
+def _abstract(config: TrainConfig) -> TrainState:
+    """Shapes and types of the state."""
+    boxed = _abstract_boxed_params(config.model)
+    return jax.eval_shape(lambda boxed: start(config, nn.unbox(boxed)), boxed)
 
 
 def state_shardings(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
     """Where each array of the state lies on the mesh."""
-    boxed = jax.eval_shape(lambda key: _boxed_params(config, key), jax.random.key(0))
-    abstract = jax.eval_shape(lambda key: _init(config, key), jax.random.key(0))
-    params = params_shardings(boxed, mesh)
-    return TrainState(replicated(mesh), params, optimizer_shardings(abstract.opt_state, params, mesh))
+    params = params_shardings(_abstract_boxed_params(config.model), mesh)
+    return TrainState(replicated(mesh), params, optimizer_shardings(_abstract(config).opt_state, params, mesh))
 
 
 def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, for restoring it straight onto the mesh."""
-    shapes = jax.eval_shape(lambda key: _init(config, key), jax.random.key(0))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
+        _abstract(config),
         state_shardings(config, mesh),
     )
 
@@ -61,7 +71,7 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
     """The adapters alone, as they are before the first step: they add nothing."""
     shardings, _ = split(state_shardings(config, mesh).params, config)
-    init = jax.jit(lambda key: split(nn.unbox(_boxed_params(config, key)), config)[0], out_shardings=shardings)
+    init = jax.jit(lambda key: split(nn.unbox(_boxed_params(config.model, key)), config)[0], out_shardings=shardings)
     with jax.set_mesh(mesh):
         return init(jax.random.key(config.seed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -63,5 +64,6 @@ def with_fresh_image_head(params: Params, config: TrainConfig, is_image_id: np.n
     The released weights have nothing of use there; so do the public recipes that taught them to draw again (Anole).
     """
     output = params["output"]
-    fresh = jax.random.normal(key, output.shape, output.dtype) * np.sqrt(2 / config.model.d_model)
-    return {**params, "output": jnp.where(jnp.asarray(is_image_id), fresh, output)}
+    # Drawn in float32: in bfloat16 the mean is not quite 0, and large values are missing.
+    fresh = jax.random.normal(key, output.shape) * math.sqrt(2 / config.model.d_model)
+    return {**params, "output": jnp.where(jnp.asarray(is_image_id), fresh.astype(output.dtype), output)}

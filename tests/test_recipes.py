@@ -1,0 +1,216 @@
+"""Every recipe under configs/ runs: from files to a model that answers or draws, at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import random_picture, released_model
+
+import chameleon_jax
+from chameleon_jax.commands import prepare, train
+from chameleon_jax.config import (
+    ConfigError,
+    GenerationConfig,
+    PrepareCommand,
+    SamplingConfig,
+    TrainConfig,
+    find_configs,
+    read_config,
+    read_yaml,
+    to_dict,
+)
+from chameleon_jax.files import FileError
+from chameleon_jax.training.metrics import read_metrics
+from data_pipeline.loader import PreparedData
+
+CONFIGS = find_configs()
+RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "steps" in read_yaml(path))
+CAPTIONS = ("A red kite. ", "One sheep in 1984. ")
+SIZES = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "qk_norm_groups",
+         "norm_order")  # fmt: skip
+LENGTH = 48
+GREEDY = SamplingConfig(temperature=0)
+QUICK = {"model.attention": "xla", "model.remat": "none", "model.compute_dtype": "float32"}
+"""Compiles sooner. That other ways give the same numbers is tested with the train step."""
+
+
+def options(values: dict) -> list[str]:
+    return [part for key, value in values.items() for part in (f"--{key}", json.dumps(value))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a tiny model in Hugging Face's format, as the recipes name it, with its image decoder, and data."""
+    folder = tmp_path_factory.mktemp("recipes")
+    model = released_model(image_head_trained=False)
+    model.save(folder / "models/chameleon-7b", "huggingface")
+    (folder / "data").mkdir()
+    for number in range(2):
+        random_picture(number, size=(20, 14)).save(folder / f"data/{number}.png")
+    documents = [[caption, {"image": f"{number}.png"}] for number, caption in enumerate(CAPTIONS)]
+    chats = [
+        {"turns": [{"prompt": [{"image": "0.png"}, "What?"], "answer": "A fox."}]},
+        {"turns": [{"prompt": "Draw!", "answer": [{"image": "1.png"}]}, {"prompt": "Who?", "answer": "A dog."}]},
+    ]
+    for name, lines in (("pictures", documents), ("chat", chats)):
+        for part in ("", "_held_out"):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"data/{name}{part}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder, monkeypatch):
+    """Recipes name folders relative to where one stands."""
+    monkeypatch.chdir(folder)
+
+
+def prepared(recipe: str, **changes) -> str:
+    """Prepares the data of `recipe` where that is not done yet; returns its folder."""
+    command = read_config(PrepareCommand, CONFIGS / recipe, options({"sequence_length": LENGTH, **changes}))
+    if not Path(command.output).exists():
+        prepare(command)
+    return command.output
+
+
+def tiny(recipe: str, **changes) -> TrainConfig:
+    """A recipe of training with sizes that fit the tiny model; `changes` by dotted key."""
+    sizes = to_dict(released_model().config)
+    values = {f"model.{name}": sizes[name] for name in SIZES}
+    values |= {
+        "sequence_length": LENGTH, "steps": 3, "batch_size": 8, "accumulation": 1, "log_every": 1, "loss_chunk": 0,
+        "checkpoint": {"every": 2}, "evaluate_every": 0, "optimizer.warmup_steps": 1,
+    }  # fmt: skip
+    return read_config(TrainConfig, CONFIGS / recipe, options(values | changes))
+
+
+def arrays(model: chameleon_jax.Chameleon) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}  # fmt: skip
+
+
+def changed(output: str, initial: str = "models/chameleon-7b") -> set[str]:
+    before, after = arrays(chameleon_jax.load(initial)), arrays(chameleon_jax.load(output))
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+def test_image_head_learns_to_draw_what_it_saw():
+    """The whole path: data, released format in, the recipe, generation. The pictures come back code for code."""
+    prepared("prepare_image_head.yaml")
+    config = tiny(
+        "finetune_image_head.yaml",
+        **{"steps": 150, "checkpoint": {"every": 150}, "log_every": 50, "optimizer.learning_rate": 0.3, **QUICK},
+    )  # fmt: skip
+    train(config)
+    assert changed(config.output) == {"['output']"}
+    before, model = chameleon_jax.load(config.initial), chameleon_jax.load(config.output)
+    text = np.setdiff1d(np.arange(model.config.vocab_size), model.vocabulary.image_ids)
+    np.testing.assert_array_equal(before.params["output"][:, text], model.params["output"][:, text])
+    lines = read_metrics(Path(config.output) / "metrics.jsonl")
+    assert lines[-1]["image_loss"] < 0.1 < lines[0]["image_loss"]
+    assert lines[-1]["held_out"]["pictures"]["image_loss"] < 0.1  # the same pictures
+
+    with pytest.raises(chameleon_jax.chameleon.CannotDraw):
+        before.generate([CAPTIONS[0]], GenerationConfig(mode="image"))
+    greedy = GenerationConfig(mode="image", image=GREEDY, text_guidance=1.0, image_guidance=1.0)
+    drawings = model.generate_many([[caption] for caption in CAPTIONS], greedy)
+    for number, (drawn,) in enumerate(drawings):
+        codes = model.tokenize_images([random_picture(number, size=(20, 14))])
+        (expected,) = model.detokenize_images(codes)
+        assert drawn.tobytes() == expected.tobytes()
+    assert model.image_head_trained is True
+    model.save("out/drawing", "huggingface")
+    again = chameleon_jax.load("out/drawing").generate_many([[caption] for caption in CAPTIONS], greedy)
+    assert [drawn.tobytes() for (drawn,) in again] == [drawn.tobytes() for (drawn,) in drawings]
+
+
+@pytest.mark.slow
+def test_supervised_fine_tuning_changes_every_matrix_and_answers():
+    data = PreparedData(prepared("prepare_sft.yaml"))
+    assert data.header["sources"]["chat"]["source"]["prompt_fit"] == "pad"
+    config = tiny("sft_7b.yaml", **{"optimizer.learning_rate": 0.01, "accumulation": 2, "batch_size": 16})
+    train(config)
+    model = chameleon_jax.load(config.output)
+    assert changed(config.output) == arrays(model).keys()
+    assert model.image_head_trained is True  # an answer is a picture
+    assert (model.config.dropout, model.config.compute_dtype) == (0.05, "bfloat16")
+    answer = model.generate(["Who?"], GenerationConfig(mode="text", form="chat", max_new_tokens=3))
+    assert all(isinstance(segment, str) for segment in answer)
+
+
+LORA = {"model.lora.rank": 2, "optimizer.learning_rate": 0.01, **QUICK}
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
+    prepared("prepare_sft.yaml")
+    shutil.copytree("models/chameleon-7b", "models/passing")
+    config = tiny("sft_7b.yaml", **LORA, output="out/lora", initial="models/passing", steps=2)
+    train(config)
+    expected = {f"['layers']['attention']['{name}']" for name in ("q", "k", "v", "o")}
+    expected |= {f"['layers']['mlp']['{name}']" for name in ("gate", "up", "down")}
+    assert changed("out/lora") == expected
+    model = chameleon_jax.load("out/lora")
+    assert model.config.lora.rank == 0
+    # The output layer did not learn, whatever the data holds.
+    assert model.image_head_trained is False
+    model.save("out/lora_huggingface", "huggingface")
+    ids = np.asarray([[model.vocabulary.bos, *model.encode(["Who?"])]])
+    np.testing.assert_allclose(chameleon_jax.load("out/lora_huggingface").logits(ids), model.logits(ids), rtol=1e-6)
+
+    # Only the checkpoint is left; and nothing at all without it.
+    shutil.rmtree("models/passing")
+    shutil.rmtree("out/lora/model")
+    train(config)
+    assert changed("out/lora") == expected
+    shutil.rmtree("out/lora")
+    with pytest.raises(FileError, match="models/passing"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.num_layers": 3}, r"model\.num_layers = 3: .*chameleon-7b has 2; give the model's own sizes"),
+        ({"initial": "models/other"}, r"data = .*: its ids are not those of models/other; prepare the data with"),
+    ],
+    ids=["sizes", "vocabulary"],
+)
+def test_model_and_data_that_do_not_fit_are_refused(changes, message):
+    prepared("prepare_sft.yaml")
+    if not Path("models/other").exists():
+        other = released_model()
+        vocabulary = other.tokenizer.vocabulary.to_dict()
+        vocabulary["bos"], vocabulary["pad"] = vocabulary["pad"], vocabulary["bos"]
+        other.tokenizer.vocabulary = type(other.vocabulary).from_dict(vocabulary)
+        other.save("models/other")
+    with pytest.raises(ConfigError, match=message):
+        train(tiny("sft_7b.yaml", **changes, output="out/refused"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "finetune_image_head.yaml"])
+def test_recipes_train_from_nothing_too(recipe):
+    """Recipes of pre-training above all; their sources are read from the recipe itself."""
+    stages = read_config(TrainConfig, CONFIGS / recipe).stages
+    names = sorted({name for stage in stages for name in stage.weights})
+    sources = [{"kind": "documents", "name": name, "path": "data/pictures.jsonl"} for name in names]
+    data = prepared("prepare_image_head.yaml", sources=sources, held_out=[], output=f"out/{recipe}/rows")
+    config = tiny(recipe, data=data, output=f"out/{recipe}", initial="", steps=2, **QUICK)
+    train(config)
+    model = chameleon_jax.load(config.output)
+    drawing = model.generate(["A red kite. "], GenerationConfig(mode="image"))
+    assert drawing[0].size == (8, 8)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_complete_in_themselves(recipe):
+    """Every size of the model stands in the file: nothing depends on defaults that may change."""
+    assert set(SIZES) <= read_yaml(CONFIGS / recipe)["model"].keys()
+    assert read_config(TrainConfig, CONFIGS / recipe).steps > 1000
