@@ -41,10 +41,12 @@ def our_step(config: BenchTrainConfig) -> Callable[[], float]:
     import jax
 
     from chameleon_jax.bench.train import image_ids, random_batch, train_config
+    from chameleon_jax.host_memory import keep_freed_memory
     from chameleon_jax.sharding import make_mesh
     from chameleon_jax.training.state import init_state
     from chameleon_jax.training.step import make_train_step
 
+    keep_freed_memory()  # as `chameleon train` does
     run, mesh = train_config(config), make_mesh(config.mesh)
     state, step = init_state(run, mesh), make_train_step(run, image_ids(config.model.vocab_size), mesh)
     batch = random_batch(config)
