@@ -101,6 +101,33 @@ def test_only_the_newest_are_kept_and_the_newest_is_restored(folder, config, mes
     assert int(restore(folder, config, mesh).step) == 4
 
 
+def test_some_are_kept_for_ever(folder, config, at_step):
+    with Checkpoints(folder, CheckpointConfig(every=1, keep=1, keep_every=3)) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(at_step(step), config, "the data")
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["3", "6", "8"]
+
+
+def test_metrics_that_were_not_logged_yet_come_back_as_they_were(folder, config, mesh, at_step):
+    unlogged = [{"loss_sum": float(np.float32(1) / 3), "bad": 0.0}, {"loss_sum": 1e-30, "bad": 1.0}]
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        checkpoints.save(at_step(5), config, "the data", unlogged)
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        state, found = checkpoints.restore(abstract_state(config, mesh), config, "the data")
+    assert int(state.step) == 5
+    assert found == unlogged
+
+
+def test_a_run_can_move_to_other_hardware_and_says_that_bits_may_differ(folder, tiny, config, mesh, at_step, capsys):
+    save(folder, config, saved := at_step(2))
+    other = tiny.config(model__attention="blockwise", model__param_dtype="bfloat16", loss_chunk=4)
+    state = restore(folder, other, mesh)
+    assert "Going on with loss_chunk = 4, before 0" in " ".join(capsys.readouterr().err.split())
+    for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(saved.params), strict=True):
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected.astype(jnp.bfloat16)))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Other runs
 # ----------------------------------------------------------------------------------------------------------------------

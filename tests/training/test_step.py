@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from chameleon_jax.config import MeshConfig
 from chameleon_jax.models import attention
+from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.state import init_state
-from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_train_step
+from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_signals, make_train_step
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -173,6 +175,36 @@ def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_desce
     assert float(metrics["total_loss"]) == pytest.approx(float(value), rel=1e-6)
     mean = float(measures.sums["loss_sum"]) / float(measures.sums["weight_sum"])
     assert float(value) == pytest.approx(mean + float(measures.sums["z_loss"]), rel=1e-6)
+
+
+def test_signals_of_stability_are_what_they_are_called(tiny):
+    config, mesh, batch = tiny.config(model__qk_norm_groups=2), mesh_of(ONE), tiny.batch(0)
+    state = init_state(config, mesh)
+    params = jax.tree.map(np.array, state.params)
+    params["layers"]["attention"]["q_norm"]["scale"] *= np.asarray([[[2.0]], [[3.0]]], np.float32)
+    state = init_state(config, mesh, jax.tree.map(jnp.asarray, params))
+
+    signals = jax.tree.map(np.asarray, make_signals(config, mesh)(state.params))
+    np.testing.assert_allclose(signals["q_norm_scale"], [2, 3], rtol=1e-6)
+    np.testing.assert_allclose(signals["k_norm_scale"], [1, 1], rtol=1e-6)
+    squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
+    assert signals["parameter_norm"] == pytest.approx(np.sqrt(squares), rel=1e-5)
+
+    def read(hidden: bool) -> np.ndarray:
+        model = Transformer(config.model)
+        return np.asarray(
+            model.apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids, hidden=hidden)
+        )
+
+    real = batch.segment_ids > 0
+    logits, last = read(False)[real].astype(np.float64), read(True)[real].astype(np.float64)
+    _, metrics = make_train_step(config, tiny.is_image_id, mesh)(state, batch)
+    assert float(metrics["max_logit"]) == pytest.approx(np.max(np.abs(logits)), rel=1e-5)
+    rms = np.sqrt(float(metrics["output_square_sum"]) / float(metrics["token_sum"]))
+    assert rms == pytest.approx(np.sqrt(np.mean(np.square(last))), rel=1e-5)
+    log_z = np.log(np.sum(np.exp(logits), axis=-1))
+    mean = float(metrics["log_z_sum"]) / float(metrics["weight_sum"])
+    assert mean == pytest.approx(np.average(log_z, weights=batch.loss_weights[real]), rel=1e-5)
 
 
 def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device):
