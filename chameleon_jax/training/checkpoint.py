@@ -136,7 +136,17 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             f"{path}: was trained on other data than {config.data} now holds. Prepare the same data again, "
             "or start anew in another output folder (--output)"
         )
-    changed = first_difference(_without(before, MAY_CHANGE), _without(now, MAY_CHANGE))
+    changed = [
+        f"{key} = {_value(now, key)!r} (was {_value(before, key)!r})"
+        for key in CHANGES_ROUNDING
+        if _value(now, key) != _value(before, key)
+    ]
     if changed:
-        key, old, new = changed
-        console.print(f"Going on with {key} = {new!r}, before {old!r}: the numbers may differ in their last digits.")
+        console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
+
+
+def _value(values: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    for name in key.split("."):
+        values = values[name]
+    return values

@@ -191,10 +191,10 @@ def test_signals_of_stability_are_what_they_are_called(tiny):
     assert signals["parameter_norm"] == pytest.approx(np.sqrt(squares), rel=1e-5)
 
     def read(hidden: bool) -> np.ndarray:
-        model = Transformer(config.model)
-        return np.asarray(
-            model.apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids, hidden=hidden)
+        variables, *arrays = jax.tree.map(
+            jnp.asarray, ({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
         )
+        return np.asarray(Transformer(config.model).apply(variables, *arrays, hidden=hidden))
 
     real = batch.segment_ids > 0
     logits, last = read(False)[real].astype(np.float64), read(True)[real].astype(np.float64)
