@@ -36,6 +36,8 @@ CLASSES = {
     "prepare": PrepareCommand,
     "pretrain": TrainConfig,
     "text_tokenizer": TextTokenizerCommand,
+    "finetune": TrainConfig,
+    "sft": TrainConfig,
     "train": TrainConfig,
     "bench/": BenchTrainConfig,
     "models/chameleon": TransformerConfig,

@@ -133,13 +133,13 @@ def test_manifests_start_as_many_processes_as_they_say():
         assert spec["backoffLimit"] == 0  # one failed pod ends the job, so that the JobSet starts all again
         assert mistakes(" ".join(command)) == []
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-        copies = int(command[command.index("--mesh.data") + 1])
+        devices = math.prod(int(command[command.index(key) + 1]) for key in ("--mesh.data", "--mesh.fsdp"))
         ((resource, count),) = container["resources"]["limits"].items()
         kinds.add(resource)
         if resource == "google.com/tpu":
             topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
             assert math.prod(map(int, topology.split("x"))) == spec["parallelism"] * count
-            assert copies == job["replicas"]
+            assert devices == spec["parallelism"] * count * job["replicas"]
         else:
             variables = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
             assert set(ENVIRONMENT.values()) <= set(variables)
@@ -149,5 +149,5 @@ def test_manifests_start_as_many_processes_as_they_say():
             assert host == f"{name}-{job['name']}-0-0.{name}"
             assert int(port) > 1023
             assert job["replicas"] == 1
-            assert copies * int(command[command.index("--mesh.fsdp") + 1]) == spec["parallelism"] * count
+            assert devices == spec["parallelism"] * count
     assert kinds == {"google.com/tpu", "nvidia.com/gpu"}

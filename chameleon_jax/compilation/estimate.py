@@ -80,6 +80,27 @@ def advice(config: TrainConfig, mesh: Mesh, memory: dict[str, Any]) -> list[str]
     return [*for_activations, *for_state]
 
 
+LANES = 128
+"""Width of a TPU's vector registers and of the tiles that its arrays are kept in."""
+
+
+def width_advice(config: TrainConfig, mesh: Mesh) -> list[str]:
+    """What to try where fsdp cuts the model width into pieces narrower than a tile of a TPU.
+
+    Such pieces cannot be gathered as they lie: XLA writes the all-gathers and reduce-scatters of the weights as
+    all-reduces of the whole, several times the bytes (docs/compiled_for_pods.md).
+    """
+    fsdp, width = mesh.shape["fsdp"], config.model.d_model
+    best = math.gcd(max(width // LANES, 1), fsdp)
+    if mesh.devices.flat[0].platform != "tpu" or width // fsdp >= LANES or best == fsdp:
+        return []
+    data = mesh.shape["data"] * fsdp // best
+    return [
+        f"--mesh.data {data} --mesh.fsdp {best}: pieces of d_model of {width // best}; those of {width // fsdp} are "
+        f"narrower than the {LANES} lanes of a TPU and are moved as all-reduces"
+    ]
+
+
 def collectives_report(collectives: list[Collective]) -> dict[str, dict[str, Any]]:
     """Kind -> how often a step runs it, the bytes that each device receives by it, and these bytes by dtype."""
     report: dict[str, dict[str, Any]] = {}

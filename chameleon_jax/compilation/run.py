@@ -22,6 +22,7 @@ from chameleon_jax.compilation.estimate import (
     memory_report,
     roofline,
     step_traffic_bound,
+    width_advice,
 )
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compilation.topologies import describe_topology
@@ -122,7 +123,7 @@ def _report(
         "compile_seconds": round(seconds, 1),
         "compiler_options": train_step_options(device),
         "memory": memory,
-        "advice": advice(config, mesh, memory) if memory["fits"] is False else [],
+        "advice": [*(advice(config, mesh, memory) if memory["fits"] is False else []), *width_advice(config, mesh)],
         "replicated": [array._asdict() for array in replicated_arrays(state, mesh)],
         "collectives": collectives_report(moved.collectives),
         "loops_of_unknown_length": moved.unknown_loops,

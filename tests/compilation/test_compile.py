@@ -8,10 +8,12 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from chameleon_jax.accelerators import Accelerator
 from chameleon_jax.cli import main
 from chameleon_jax.compilation.collectives import Collective
-from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound
+from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compiler_options import gpu_flags, train_step_options
@@ -94,6 +96,20 @@ def test_advice_is_for_the_largest_part():
     temporaries |= {"optimizer_state": 2, "temporaries": 9}
     assert advice(config, mesh, state)[0].startswith("--mesh.data 1 --mesh.fsdp 8")
     assert advice(config, mesh, temporaries)[0].startswith("--model.remat full")
+
+
+def test_pieces_of_the_width_narrower_than_a_tile_are_pointed_out():
+    """The 7B's width of 4,096 over 128 chips leaves 32 of a tile's 128 columns."""
+
+    def told(platform: str, **sizes: int) -> list[str]:
+        axes = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1, **sizes}
+        devices = np.asarray([types.SimpleNamespace(platform=platform)])
+        config = from_dict(TrainConfig, {**CONFIG, "model": {**CONFIG["model"], "d_model": 4096}})
+        return width_advice(config, types.SimpleNamespace(shape=axes, devices=devices))
+
+    (text,) = told("tpu", fsdp=128)
+    assert text.startswith("--mesh.data 4 --mesh.fsdp 32: pieces of d_model of 128; those of 32")
+    assert told("tpu", data=4, fsdp=32) == told("tpu", fsdp=8) == told("gpu", fsdp=128) == []
 
 
 def test_what_xla_cannot_place_is_one_line_with_advice():
