@@ -67,7 +67,14 @@ def _arrange(sizes: list[int], devices: list[Any]) -> np.ndarray:
 
 
 def check_length(config: TrainConfig, mesh: Mesh, length: int) -> None:
-    """Raises `ConfigError` unless rows of `length` tokens divide evenly; known once the first batch is there."""
+    """Raises `ConfigError` unless rows of `length` tokens are those that the config speaks of and divide evenly; known
+    once the first batch is there."""
+    require(
+        config.sequence_length in (None, length),
+        "sequence_length",
+        config.sequence_length,
+        f"the rows of the data have {length} tokens",
+    )
     for key, parts in (("mesh.sequence", mesh.shape["sequence"]), ("loss_chunk", config.loss_chunk or 1)):
         require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
 
