@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/chameleon demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -48,9 +48,9 @@ def attend_rows(
     Raises:
       ConfigError: if the length does not suit splash, or the rows of a device are more than cudnn can count.
     """
-    if backend == "splash":
-        return attend_splash(q, k, v, seen)
-    out = {"xla": _attend_masked, "blockwise": attend_blockwise, "cudnn": attend_cudnn}[backend](q, k, v, seen)
+    if backend in ("splash", "blockwise"):  # these name what they keep themselves
+        return {"splash": attend_splash, "blockwise": attend_blockwise}[backend](q, k, v, seen)
+    out = {"xla": _attend_masked, "cudnn": attend_cudnn}[backend](q, k, v, seen)
     return checkpoint_name(out, "attention")
 
 

@@ -6,7 +6,9 @@ F feed-forward width, V vocabulary. The modules own parameters and call the func
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate
+from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate, rotations
 from chameleon_jax.models.attention_choice import plain_attention
 from chameleon_jax.models.attention_kernels import attend_rows
 from chameleon_jax.models.lora import A as LORA_A
@@ -48,6 +50,23 @@ def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, config.param_dtype)
 
 
+def _recomputed(function: Callable) -> Callable:
+    """`function`, of which the backward pass keeps the arguments alone, not what lies between.
+
+    For cheap functions of each element: to compute them twice takes less time than to write and read what lies between.
+    """
+    return jax.checkpoint(function, prevent_cse=False)
+
+
+def _kept(values: Any) -> Any:
+    """`values`, which XLA on a CPU would otherwise compute anew wherever they are used: a product it leaves alone."""
+
+    def through_product(x):
+        return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
+
+    return jax.tree.map(lambda x: jax.lax.platform_dependent(x, cpu=through_product, default=lambda x: x), values)
+
+
 def _adapter(
     module: nn.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> Adapter | None:
@@ -71,7 +90,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         scale = _param(self, "scale", (x.shape[-1],), ("embed",), nn.initializers.ones)
-        return rms_norm(x, scale, self.config.norm_eps)
+        return _recomputed(functools.partial(rms_norm, eps=self.config.norm_eps))(x, scale)
 
 
 class QKNorm(nn.Module):
@@ -86,7 +105,8 @@ class QKNorm(nn.Module):
         scale = _param(self, "scale", shape, axes, nn.initializers.ones)
         bias = _param(self, "bias", shape, axes, nn.initializers.zeros)
         repeats = x.shape[2] // groups
-        return layer_norm(x, jnp.repeat(scale, repeats, axis=0), jnp.repeat(bias, repeats, axis=0), eps=1e-5)
+        scale, bias = (jnp.repeat(each, repeats, axis=0) for each in (scale, bias))
+        return _recomputed(functools.partial(layer_norm, eps=1e-5))(x, scale, bias)
 
 
 class Attention(nn.Module):
@@ -95,7 +115,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, positions, seen, cache, slot):
+    def __call__(self, x, turns, seen, cache, slot):
         config, dtype = self.config, self.config.compute_dtype
         d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -109,9 +129,9 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = QKNorm(config, name="q_norm")(q)
             k = QKNorm(config, name="k_norm")(k)
-        q = nn.with_logical_constraint(rotate(q, positions, config.rope_theta), ("batch", "length", "heads", None))
+        q = nn.with_logical_constraint(rotate(q, turns), ("batch", "length", "heads", None))
         # With the length cut over devices, each needs the keys and values of all of it.
-        k = nn.with_logical_constraint(rotate(k, positions, config.rope_theta), ("batch", None, "kv_heads", None))
+        k = nn.with_logical_constraint(rotate(k, turns), ("batch", None, "kv_heads", None))
         v = nn.with_logical_constraint(v, ("batch", None, "kv_heads", None))
         q, k, v = (checkpoint_name(x, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
         if cache is not None:
@@ -145,7 +165,7 @@ class MLP(nn.Module):
 
         def swiglu(x):
             hidden = checkpoint_name(gate(x), "gate"), checkpoint_name(up(x), "up")
-            return down(jax.nn.silu(hidden[0]) * hidden[1])
+            return down(_recomputed(lambda gate, up: jax.nn.silu(gate) * up)(*hidden))
 
         def by_rows(x):
             return swiglu(x.reshape(-1, d)).reshape(x.shape)
@@ -165,7 +185,7 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x, cache, positions, seen, slot):
+    def __call__(self, x, cache, turns, seen, slot):
         config = self.config
         attention_norm = RMSNorm(config, name="attention_norm")
         mlp_norm = RMSNorm(config, name="mlp_norm")
@@ -174,11 +194,11 @@ class Block(nn.Module):
         dropout = nn.Dropout(config.dropout, deterministic=self.deterministic, name="dropout")
 
         if config.norm_order == "pre":
-            branch, cache = attention(attention_norm(x), positions, seen, cache, slot)
+            branch, cache = attention(attention_norm(x), turns, seen, cache, slot)
             x = x + dropout(branch)
             x = x + dropout(mlp(mlp_norm(x)))
         else:
-            branch, cache = attention(x, positions, seen, cache, slot)
+            branch, cache = attention(x, turns, seen, cache, slot)
             x = x + dropout(attention_norm(branch))
             x = x + dropout(mlp_norm(mlp(x)))
         return nn.with_logical_constraint(x, ("batch", "length", None)), cache
@@ -273,6 +293,7 @@ class Transformer(nn.Module):
         x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
 
+        turns = _kept(rotations(positions, config.head_dim, config.rope_theta))
         block = Block
         if config.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=remat_policy(config.remat))
@@ -282,9 +303,10 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
+            unroll=int(__import__("os").environ.get("UNROLL", "1")),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, positions, seen, slot)
+        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, turns, seen, slot)
 
         norm = RMSNorm(config, name="norm")
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))

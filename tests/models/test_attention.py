@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.models.attention import attend, causal_mask, layer_norm, rms_norm, rotate
+from chameleon_jax.models.attention import attend, causal_mask, layer_norm, rms_norm, rotate, rotations
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -75,7 +75,10 @@ def test_norms_and_rotation_of_bfloat16_round_once():
     results = {
         "rms": (rms_norm(x, scale[0], 1e-5), rms_norm_by_hand(exact[0], exact[1][0], 1e-5)),
         "layer": (layer_norm(x, scale, bias, 1e-5), layer_norm_by_hand(*exact, 1e-5)),
-        "rotate": (rotate(x, jnp.asarray(positions), 1e4), rotate_by_hand(exact[0], positions, 1e4)),
+        "rotate": (
+            rotate(x, rotations(jnp.asarray(positions), x.shape[-1], 1e4)),
+            rotate_by_hand(exact[0], positions, 1e4),
+        ),
     }
     for name, (got, want) in results.items():
         assert got.dtype == jnp.bfloat16, name
@@ -102,7 +105,7 @@ def test_rotation_is_that_of_the_specification_after_reordering_the_channels(): 
         [[1, 2, 3, 4], [-1.14264, 1.922076, 2.959851, 4.0298], [-2.234742, 0.077004, 2.919405, 4.059196]]
     )
     x = jnp.tile(jnp.asarray([1.0, 2.0, 3.0, 4.0])[jnp.asarray(order)], (1, 3, 1, 1))
-    got = rotate(x, jnp.arange(3)[None], theta=10000.0)
+    got = rotate(x, rotations(jnp.arange(3)[None], x.shape[-1], 10000.0))
     np.testing.assert_allclose(got[0, :, 0], interleaved[:, order], rtol=0, atol=1e-6)
 
 
@@ -111,11 +114,15 @@ def test_rotation_equals_numpy_at_each_rows_own_positions():
     positions = np.asarray([[0, 1, 2, 3], [7, 0, 4095, 100]])
     # float32 angles near 4095 are exact to 2e-4 of a turn's unit.
     np.testing.assert_allclose(
-        rotate(jnp.asarray(x), jnp.asarray(positions), 10000.0), rotate_by_hand(x, positions, 10000.0), atol=1e-3
+        rotate(jnp.asarray(x), rotations(jnp.asarray(positions), x.shape[-1], 10000.0)),
+        rotate_by_hand(x, positions, 10000.0),
+        atol=1e-3,
     )
     near = positions.clip(max=10)
     np.testing.assert_allclose(
-        rotate(jnp.asarray(x), jnp.asarray(near), 500.0), rotate_by_hand(x, near, 500.0), atol=5e-6
+        rotate(jnp.asarray(x), rotations(jnp.asarray(near), x.shape[-1], 500.0)),
+        rotate_by_hand(x, near, 500.0),
+        atol=5e-6,
     )
 
 

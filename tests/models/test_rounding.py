@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_models import TRANSFORMER, transformer_params
 
-from chameleon_jax.models.attention import layer_norm, rms_norm, rotate
+from chameleon_jax.models.attention import layer_norm, rms_norm, rotate, rotations
 from chameleon_jax.models.transformer import Transformer
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -87,7 +87,11 @@ def test_rotation_rounds_once(compile):
     once = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(BFLOAT16)
     first, second, cos, sin = (array.astype(BFLOAT16) for array in (first, second, cos, sin))
     often = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    check(compile(lambda x, positions: rotate(x, positions, 10000.0))(*arrays(X, POSITIONS)), once, often)
+    check(
+        compile(lambda x, positions: rotate(x, rotations(positions, x.shape[-1], 10000.0)))(*arrays(X, POSITIONS)),
+        once,
+        often,
+    )
 
 
 @pytest.mark.parametrize("norm_order", ["pre", "swin"])

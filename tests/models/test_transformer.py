@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.models.attention import Visibility
+from chameleon_jax.models.attention import Visibility, rotations
 from chameleon_jax.models.transformer import Block, Transformer
 
 TINY = TransformerConfig(
@@ -208,7 +208,8 @@ def run_block(config: TransformerConfig, params, x, dropout_key=None):
     seen = Visibility(places, places, segments, segments)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     block = Block(config, deterministic=dropout_key is None)
-    return block.apply({"params": params}, x, None, places[None], seen, 0, rngs=rngs)[0]
+    turns = rotations(places[None], config.head_dim, config.rope_theta)
+    return block.apply({"params": params}, x, None, turns, seen, 0, rngs=rngs)[0]
 
 
 @pytest.mark.parametrize("order", ["pre", "swin"])
@@ -262,7 +263,8 @@ def test_nothing_is_dropped_when_deterministic():
     np.testing.assert_array_equal(with_dropout, logits_of(TINY, params, inputs))
 
 
-def test_recomputing_layers_changes_neither_values_nor_gradients():
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"unroll": 100}])
+def test_recomputing_or_unrolling_layers_changes_neither_values_nor_gradients(change):
     config = TINY
     params, inputs = random_params(config), tokens(2, 6)
 
@@ -271,7 +273,7 @@ def test_recomputing_layers_changes_neither_values_nor_gradients():
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, grads = value_and_grad(params, config)
-    value_again, grads_again = value_and_grad(params, dataclasses.replace(config, remat="full"))
+    value_again, grads_again = value_and_grad(params, dataclasses.replace(config, **change))
     np.testing.assert_allclose(value_again, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), grads, grads_again)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
