@@ -14,7 +14,7 @@ if not IS_WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="chameleon-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402 - JAX must find the environment ready
 
 # Before anything of ours is imported: every annotated array shape is now checked at each call.
 install_import_hook(
