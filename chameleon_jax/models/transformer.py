@@ -303,7 +303,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
-            unroll=int(__import__("os").environ.get("UNROLL", "1")),
+            unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, turns, seen, slot)

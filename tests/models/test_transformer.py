@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -277,6 +278,13 @@ def test_recomputing_or_unrolling_layers_changes_neither_values_nor_gradients(ch
     np.testing.assert_allclose(value_again, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), grads, grads_again)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_a_turn_of_the_loop_holds_as_many_layers_as_unroll_says(unroll):
+    config = dataclasses.replace(TINY, unroll=unroll)
+    program = jax.make_jaxpr(lambda params: logits_of(config, params, tokens(1, 8)))(random_params(config))
+    assert re.findall(r"\bunroll=(\d+)", str(program)) == [str(unroll)]
 
 
 def test_bfloat16_logits_are_float32_near_the_float32_model():
