@@ -8,7 +8,10 @@ import tempfile
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of `pytest -n`: it inherits what is set here
 if not IS_WORKER:
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    # Compiling is most of the time of tests, and programs that run once need not be fast. XLA's own passes are the
+    # same; processes that tests start with flags of their own are optimised as the user's are.
+    FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     # The same step is compiled for many tests; once is enough. Forgotten when the tests end.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="chameleon-tests-")
