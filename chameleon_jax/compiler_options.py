@@ -57,8 +57,7 @@ def _cpu_options() -> dict[str, str | bool] | None:
     """`_CPU` where this jaxlib takes it: builds for x86-64 have oneDNN, and experimental names come and go."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=here)
+    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     try:
         jax.jit(jnp.matmul).lower(matrix, matrix).compile(compiler_options=_CPU)
     except jax.errors.JaxRuntimeError:
@@ -66,10 +65,15 @@ def _cpu_options() -> dict[str, str | bool] | None:
     return _CPU
 
 
-def train_step_options(device: Any) -> dict[str, str | bool] | None:
-    """What `jax.jit(compiler_options=…)` of a train step takes on such a device; None: XLA's own choice."""
+def train_step_options(device: Any, *, to_file: bool = False) -> dict[str, str | bool] | None:
+    """What `jax.jit(compiler_options=…)` of a train step takes on such a device; None: XLA's own choice.
+
+    Args:
+      to_file: for a program to be serialised. XLA refuses those that call oneDNN, so none of them does.
+    """
     if device.platform == "cpu":
-        return _cpu_options()
+        options = _cpu_options()
+        return {**options, "xla_cpu_use_onednn": False} if options and to_file else options
     return _BY_KIND.get(device.device_kind.lower()) if device.platform == "tpu" else None
 
 

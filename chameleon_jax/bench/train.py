@@ -21,6 +21,7 @@ from chameleon_jax.accelerators import find_accelerator
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.bench.environment import environment
+from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.host_memory import keep_freed_memory
@@ -144,6 +145,7 @@ def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dic
         "first_step_seconds": round(first_step, 3),
         "loss": losses,
         "memory": memory,
+        "compiler_options": train_step_options(mesh.devices.flat[0]),
         "config": to_dict(config),
         **environment(),
     }

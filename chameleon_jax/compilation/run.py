@@ -41,7 +41,7 @@ def compile_command(config: TrainConfig, **options: list[str]) -> dict[str, Any]
     """Compiles and prints the report. `options` are those of `CompileOptions`, as text."""
     how = read_config(CompileOptions, None, [f"--{name}={values[-1]}" for name, values in options.items()])
     devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
-    compiled, report = compile_train_step(config, devices)
+    compiled, report = compile_train_step(config, devices, to_file=how.save is not None)
     report = {"topology": how.topology, "slices": how.slices, **report}
     if how.save:
         save(compiled, how.save)
@@ -61,8 +61,13 @@ def abstract_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
     return Batch(*(jax.ShapeDtypeStruct(shape, dtypes[name].base, sharding=sharding) for name in Batch._fields))
 
 
-def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+def compile_train_step(
+    config: TrainConfig, devices: list[Any], *, to_file: bool = False
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """Compiles the train step of `config` for `devices`, which need not exist.
+
+    Args:
+      to_file: whether the executable is to be saved, which excludes some options on a CPU.
 
     Returns:
       the executable, and what is known of it: see `docs/compiled_for_pods.md`. Bytes and seconds are of one device and
@@ -80,19 +85,20 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
     ids = np.arange(config.model.vocab_size)
     step = make_train_step(config, (ids >= 4) & (ids < 8196), mesh)
     accelerator = find_accelerator(devices[0])
-    platform = devices[0].platform
+    platform, options = devices[0].platform, train_step_options(devices[0], to_file=to_file)
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
     began = time.monotonic()
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise _too_large(error, config, mesh, state) from error
     seconds = time.monotonic() - began
-    return compiled, _report(config, mesh, compiled, state, batch, accelerator, seconds)
+    report = _report(config, mesh, compiled, state, batch, accelerator)
+    return compiled, {**report, "compile_seconds": round(seconds, 1), "compiler_options": options}
 
 
 def _report(
@@ -102,7 +108,6 @@ def _report(
     state: TrainState,
     batch: Batch,
     accelerator: Accelerator | None,
-    seconds: float,
 ) -> dict[str, Any]:
     length = config.sequence_length
     memory = memory_report(compiled, state.params, state.opt_state, batch, accelerator and accelerator.memory)
@@ -120,8 +125,6 @@ def _report(
         "sequence_length": length,
         "accumulation": config.accumulation,
         "rows_per_device_and_part": rows,
-        "compile_seconds": round(seconds, 1),
-        "compiler_options": train_step_options(device),
         "memory": memory,
         "advice": [*(advice(config, mesh, memory) if memory["fits"] is False else []), *width_advice(config, mesh)],
         "replicated": [array._asdict() for array in replicated_arrays(state, mesh)],
