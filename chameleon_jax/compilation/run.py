@@ -91,7 +91,7 @@ def compile_train_step(
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
         try:
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options=options)  # they come after the step's own, and win
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
