@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class _Command:
     """Folder in configs whose YAML files may also be given by name."""
     json: bool = False
     """Print the figures as JSON."""
+    then: tuple[str, ...] = ()
+    """What can be typed next, with `{output}` for that of the config."""
 
     def find(self, given: str) -> str | Path:
         """The YAML file that was meant: a path, or the name of a preset."""
@@ -57,10 +60,9 @@ def _commands() -> dict[str, _Command]:
 
         return call
 
-    def with_recipe(summary: str, config: type, name: str, recipe: str) -> _Command:
-        return _Command(
-            summary, config, lazily("chameleon_jax.commands", name), "CONFIG", f"configs/demo/{recipe}.yaml"
-        )
+    def with_recipe(summary: str, config: type, name: str, recipe: str, *then: str) -> _Command:
+        run = lazily("chameleon_jax.commands", name)
+        return _Command(summary, config, run, "CONFIG", f"configs/demo/{recipe}.yaml", then=then)
 
     return {
         "demo": _Command(
@@ -70,13 +72,16 @@ def _commands() -> dict[str, _Command]:
         "train-text-tokenizer": with_recipe(
             "learn text pieces (SentencePiece BPE)",
             configs.TextTokenizerCommand, "train_text_tokenizer", "text_tokenizer",
+            "prepare CONFIG --text_tokenizer {output}",
         ),
         "train-image-tokenizer": with_recipe(
             "learn image codes (VQGAN)",
             configs.ImageTokenizerCommand, "train_image_tokenizer", "image_tokenizer",
+            "prepare CONFIG --image_tokenizer {output}",
         ),
         "prepare": with_recipe(
-            "tokenize and pack documents for training", configs.PrepareCommand, "prepare", "prepare"
+            "tokenize and pack documents for training", configs.PrepareCommand, "prepare", "prepare",
+            "show {output}", "train CONFIG --data {output}",
         ),
         "show": _Command(
             "print rows of prepared data, prompts and answers told apart", configs.ShowCommand,
@@ -87,7 +92,10 @@ def _commands() -> dict[str, _Command]:
             ),
             ("--rows",), (1, 1),
         ),
-        "train": with_recipe("train a Transformer on prepared data", configs.TrainConfig, "train", "train"),
+        "train": with_recipe(
+            "train a Transformer on prepared data", configs.TrainConfig, "train", "train",
+            'generate {output} "Once"', "inspect {output}",
+        ),
         "compile": _Command(
             "compile the train step for a pod that is not there: does it fit, what moves, how fast could it be",
             configs.TrainConfig, lazily("chameleon_jax.compilation.run", "compile_command"), "CONFIG",
@@ -212,26 +220,33 @@ def _run(name: str, command: _Command, arguments: list[str]) -> None:
     if command.count is None:
         if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
             raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
-        path = command.find(positional[0]) if positional else None
-        values = {name.removeprefix("--"): values for name, values in options.items() if values}
-        figures = command.run(read_config(command.config, path, overrides), **values)
+        path, positional = (command.find(positional[0]) if positional else None), []
     else:
         low, high = command.count
         if not low <= len(positional) <= high:
             raise ConfigError(f"expected {command.arguments or 'no argument'}, got {positional or 'nothing'}")
         path = (options.pop("--config", None) or [None])[-1]
-        arguments = {name.removeprefix("--"): values for name, values in options.items() if values}
-        figures = command.run(read_config(command.config, path, overrides), *positional, **arguments)
+    config = read_config(command.config, path, overrides)
+    given = {name.removeprefix("--"): values for name, values in options.items() if values}
+    _print_figures(command, config, command.run(config, *positional, **given))
+
+
+def _print_figures(command: _Command, config: Any, figures: dict[str, Any]) -> None:
+    """What a command found out, and what can be typed next."""
     if command.json:
         print(json.dumps(figures, indent=2))
         return
     for key, value in figures.items():
         print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{value}")
+    if figures and command.then:  # of several processes one speaks
+        print("\nnext:")
+        for line in command.then:
+            print(f"  chameleon {line.format(output=shlex.quote(config.output))}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong,
-    130 interrupted, 143 training stopped by SIGTERM after saving everything."""
+    130 interrupted by Ctrl-C (training saves first), 143 training stopped by SIGTERM after saving everything."""
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = _commands()
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -256,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except Stopped as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
-        return 143  # as if SIGTERM had ended it, which tells schedulers to start it again
+        return error.status
     except ChameleonError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)
         return 1

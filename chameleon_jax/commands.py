@@ -48,7 +48,7 @@ from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.loop import train as run_training
-from chameleon_jax.training.metrics import MetricsFile
+from chameleon_jax.training.metrics import MetricsFile, read_metrics
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
@@ -202,7 +202,8 @@ def _weighed(text: str, weight: float) -> str:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains on prepared data and writes `<output>/model`. Returns how long it took."""
+    """Trains on prepared data and writes `<output>/model`. Returns how long it took, the losses on the held-out
+    sources at the end, and where the model is; nothing in processes other than the first."""
     from data_pipeline.loader import PreparedData
 
     start_processes(config.distributed)
@@ -242,7 +243,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if not config.model.lora.rank:  # adapters leave the output layer as it is
         drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
     write_trained(Path(config.output) / "model", config.model, state.params, data.folder / "tokenizer", drew)
-    return {"minutes": round((time.monotonic() - began) / 60, 2), "steps": int(state.step)}
+    if not is_first():
+        return {}
+    return {
+        "minutes": round((time.monotonic() - began) / 60, 2),
+        "steps": int(state.step),
+        **_last_held_out_losses(Path(config.output)),
+        "model": str(Path(config.output) / "model"),
+    }
+
+
+def _last_held_out_losses(output: Path) -> dict[str, float]:
+    """The losses that the last line of metrics with any gives, in nats per token: {"held_out.digits.loss": 2.5, …}."""
+    found = [line["held_out"] for line in read_metrics(output / "metrics.jsonl") if "held_out" in line]
+    return {
+        f"held_out.{source}.{name}": loss
+        for source, losses in (found or [{}])[-1].items()
+        for name, loss in losses.items()
+    }
 
 
 def _settle_platform() -> None:

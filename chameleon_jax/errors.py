@@ -36,4 +36,12 @@ class TrainingError(ChameleonError):
 
 
 class Stopped(ChameleonError):
-    """Training was asked to stop, and saved what it had."""
+    """Training was asked to stop, and saved what it had.
+
+    Attributes:
+      status: exit status of the command: 143 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, status: int = 143):
+        super().__init__(message)
+        self.status = status

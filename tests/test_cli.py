@@ -133,3 +133,58 @@ def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
     overrides = ["--sources", "[{kind: digit_captions}]"]
     assert main(["train-text-tokenizer", recipe, *arguments, *overrides]) == 1
     assert "pip install 'chameleon-jax[demo]'" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_its_losses_where_the_model_is_and_what_to_type_next(monkeypatch, tmp_path, capsys):
+    from chameleon_jax import commands
+    from chameleon_jax.config import find_configs
+    from chameleon_jax.training.metrics import MetricsFile
+
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write(1, loss=9.0, held_out={"prose": {"loss": 5.0}})
+    metrics.write(2, loss=3.0, held_out={"prose": {"loss": 4.0}, "digits": {"loss": 2.5, "image_loss": 2.25}})
+    metrics.write(3, loss=3.0)
+    losses = commands._last_held_out_losses(tmp_path)
+    assert losses == {"held_out.prose.loss": 4.0, "held_out.digits.loss": 2.5, "held_out.digits.image_loss": 2.25}
+
+    monkeypatch.setattr(commands, "train", lambda config: losses)
+    recipe = str(find_configs() / "demo" / "train.yaml")
+    assert main(["train", recipe, "--output", "my runs/first"]) == 0
+    said = capsys.readouterr().out
+    assert "held_out.prose.loss" in said
+    assert "next:\n  chameleon generate 'my runs/first' \"Once\"\n  chameleon inspect 'my runs/first'\n" in said
+
+
+def test_a_run_that_was_stopped_by_hand_ends_with_130_and_by_a_scheduler_with_143(monkeypatch, capsys):
+    from chameleon_jax import commands
+    from chameleon_jax.config import find_configs
+    from chameleon_jax.errors import Stopped
+
+    def stop(config):
+        raise Stopped("stopped after step 3", status=status)
+
+    monkeypatch.setattr(commands, "train", stop)
+    for status in (130, 143):
+        assert main(["train", str(find_configs() / "demo" / "train.yaml")]) == status
+    assert capsys.readouterr().err == "chameleon train: stopped after step 3\n" * 2
+
+
+def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_path, capsys):
+    from PIL import Image
+
+    from chameleon_jax import commands
+    from chameleon_jax.config import find_configs
+
+    def press(*args):
+        assert list((tmp_path / "out").parent.glob(".out*"))  # it has begun to write
+        raise KeyboardInterrupt
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    (tmp_path / "pictures.jsonl").write_text('[{"image": "black.png"}]\n')
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(commands, "learn_image_tokenizer", press)
+    sources = f"[{{kind: documents, path: {tmp_path / 'pictures.jsonl'}}}]"
+    arguments = ["--sources", sources, "--held_out", "[]", "--output", str(tmp_path / "out")]
+    assert main(["train-image-tokenizer", str(find_configs() / "demo" / "image_tokenizer.yaml"), *arguments]) == 130
+    assert capsys.readouterr().err.endswith("chameleon train-image-tokenizer: stopped\n")
+    assert set(tmp_path.iterdir()) == before

@@ -100,6 +100,10 @@ class ImageTokenizerCommand:
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
     log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self):
+        require(self.log_every > 0, "log_every", self.log_every, "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

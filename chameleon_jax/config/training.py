@@ -59,6 +59,12 @@ class ImageTokenizerTrainConfig:
             self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, f"must be below steps = {self.steps}"
         )
         require(0 < self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "must be in (0, 1)")
+        require(
+            0 < self.restart_below < 1,
+            "restart_below",
+            self.restart_below,
+            "must be in (0, 1): a code that is never used again would fade into NaN",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,7 @@ class StageConfig:
 class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints. The last step is always saved, and so is the one at which the run is asked to stop
-    (SIGTERM, as schedulers send before they take a machine away)."""
+    (Ctrl-C, or SIGTERM, as schedulers send before they take a machine away)."""
     keep: int = 3
     """Newest checkpoints to keep."""
     keep_every: int = 0
@@ -184,7 +190,7 @@ class ProfileConfig:
     steps: int = 0
     """Steps to trace; 0: none."""
     start: int = 10
-    """Steps of this process to let pass before, so that compilation is not part of it."""
+    """Steps of this process to let pass before, so that compilation is not part of it; 0 traces it too."""
 
     def __post_init__(self):
         for name in ("steps", "start"):
@@ -254,7 +260,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     evaluate_every: int = 0
-    """Steps between losses on the held-out rows; 0: at the end only."""
+    """Steps between losses on the held-out rows, which get a line of metrics.jsonl; 0: at the end only."""
     evaluation_batches: int = 8
     """Batches of each held-out source that such an evaluation reads; 0: all."""
     seed: int = 0

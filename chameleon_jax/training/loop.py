@@ -15,7 +15,7 @@ import numpy as np
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import TrainConfig, to_dict
 from chameleon_jax.distributed import check_same, check_shared, explain_lost_processes, is_first
-from chameleon_jax.errors import Stopped, TrainingError
+from chameleon_jax.errors import TrainingError
 from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
 from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicated_arrays
@@ -28,6 +28,7 @@ from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.stopping import StopRequest
+from chameleon_jax.training.tracing import StepTrace
 from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 from chameleon_jax.versions import versions
 
@@ -65,9 +66,34 @@ def train(
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
       TrainingError: if the loss stops being a number, or the attention kernel of this machine computes wrong numbers.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
-      Stopped: if the process was asked to stop (SIGTERM); everything is saved.
+      Stopped: if the process was asked to stop (Ctrl-C, SIGTERM); everything is saved.
     """
-    mesh = make_mesh(config.mesh)
+    with StopRequest() as stop:
+        mesh = make_mesh(config.mesh)
+        target = _check(config, mesh, data_fingerprint)
+        with (
+            jax.set_mesh(mesh),
+            Checkpoints(Path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
+            explain_lost_processes(),
+        ):
+            found = checkpoints.restore(target, config, data_fingerprint)
+            state, unlogged = found or (_first_state(config, mesh, target, is_image_id, initial_params), [])
+            start = int(state.step)
+            if start == config.steps:
+                console.print(f"All {start:,} steps of this run are done already.")
+            elif start:
+                console.print(f"Going on from the checkpoint at step {start:,} of {config.steps:,}.")
+            stop.check(start, config.steps)
+            log = Log(config, start, unlogged, rows_of_batch)
+            run = _Run(config, mesh, is_image_id, log, held_out or {}, stop)
+            save = lambda state: checkpoints.save(state, config, data_fingerprint, log.pending())  # noqa: E731
+            with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
+                state = run.steps(state, batches(start, run.rows), bar, save)
+    return state
+
+
+def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) -> TrainState:
+    """Refuses before anything is computed what cannot work here; returns the shapes of the state."""
     check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
     check_attention(config.model, mesh)
@@ -78,71 +104,56 @@ def train(
             f"[yellow]{array.name}[/] ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it."
         )
     _check_folder(Path(config.output), target)
-    with (
-        jax.set_mesh(mesh),
-        Checkpoints(Path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
-        StopRequest() as stop,
-        explain_lost_processes(),
-    ):
-        found = checkpoints.restore(target, config, data_fingerprint)
-        state, unlogged = found or (_first_state(config, mesh, target, is_image_id, initial_params), [])
-        start = int(state.step)
-        if start == config.steps:
-            console.print(f"All {start:,} steps of this run are done already.")
-        elif start:
-            console.print(f"Going on from the checkpoint at step {start:,} of {config.steps:,}.")
-        log = Log(config, start, unlogged, rows_of_batch)
-        run = _Run(config, mesh, is_image_id, log, held_out or {})
-        save = lambda state: checkpoints.save(state, config, data_fingerprint, log.pending())  # noqa: E731
-        with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
-            state = run.steps(state, batches(start, run.rows), bar, stop, save)
-    return state
+    return target
 
 
 class _Run:
     """The compiled functions of a run, and the loop over its steps."""
 
-    def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh, is_image_id: np.ndarray, log: Log, held_out):
-        self.config, self.mesh, self.log, self.held_out = config, mesh, log, held_out
+    def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh, is_image_id: np.ndarray, log: Log, held_out, stop):
+        self.config, self.mesh, self.log, self.held_out, self.stop = config, mesh, log, held_out, stop
         self.step_fn = make_train_step(config, is_image_id, mesh)
         self.evaluate_fn = make_evaluation_step(config, is_image_id, mesh)
         self.signals_fn = make_signals(config, mesh)
         self.schedule = make_schedule(config.optimizer, config.steps)
         self.rows = local_rows(mesh, config.batch_size)
 
-    def steps(
-        self, state: TrainState, batches: Iterator[Batch], bar, stop: StopRequest, save: Callable[[TrainState], None]
-    ) -> TrainState:
-        config, clock = self.config, self.log.clock
+    def steps(self, state: TrainState, batches: Iterator[Batch], bar, save: Callable[[TrainState], None]) -> TrainState:
+        config = self.config
         start, metrics = int(state.step), None
-        profile = _Profile(config, start)
-        for step in range(start + 1, config.steps + 1):
-            batch = self._next(batches, step - 1, metrics)
-            if step == start + 1:
-                with clock.waiting_for("startup"):
-                    check_length(config, self.mesh, batch.inputs.shape[1])
+        with StepTrace(config, start) as profile, self.stop.waiting_for("this step"):
+            for step in range(start + 1, config.steps + 1):
+                batch = self._next(batches, step - 1, metrics)
+                if step == start + 1:
+                    with self._waiting_for("startup", "the first step, which is being compiled"):
+                        check_length(config, self.mesh, batch.inputs.shape[1])
+                        state, metrics = self.step_fn(state, self._place(batch))
+                        jax.block_until_ready(metrics)
+                else:
+                    before = metrics
                     state, metrics = self.step_fn(state, self._place(batch))
-                    jax.block_until_ready(metrics)
-            else:
-                before = metrics
-                state, metrics = self.step_fn(state, self._place(batch))
-                # At most one step waits for its turn: enough to keep the devices busy, and no more is lost.
-                jax.block_until_ready(before)
-            self.log.add(metrics, timed=step > start + 1)
-            profile.after(step, metrics)
-            last, stopping = step == config.steps, stop.came(step)
-            if step % config.log_every == 0 or last:
-                self._write_line(state, step, batch.inputs.shape[1], bar)
-            if step % config.checkpoint.every == 0 or last or stopping:
-                jax.block_until_ready(metrics)  # computing is not waiting
-                with clock.waiting_for("checkpoint"):
-                    save(state)
-            if stopping and not last:
-                raise Stopped(
-                    f"stopped after step {step:,} of {config.steps:,}, as asked (SIGTERM); everything is saved, and "
-                    "the same command goes on from there"
-                )
+                    # At most one step waits for its turn: enough to keep the devices busy, and no more is lost.
+                    jax.block_until_ready(before)
+                self.log.add(metrics, timed=step > start + 1)
+                profile.after(step, metrics)
+                last = step == config.steps
+                evaluate = last or (config.evaluate_every and step % config.evaluate_every == 0)
+                if step % config.log_every == 0 or evaluate:
+                    self._write_line(state, step, batch.inputs.shape[1], evaluate, bar)
+                stopping = self.stop.came(step)  # asked last, so that nobody who asks meanwhile waits for another step
+                if step % config.checkpoint.every == 0 or last or stopping:
+                    jax.block_until_ready(metrics)  # computing is not waiting
+                    with self._waiting_for("checkpoint", "the checkpoint that is being written"):
+                        save(state)
+                if stopping and not last:
+                    raise self.stop.stopped(step, config.steps)
         return state
+
+    @contextlib.contextmanager
+    def _waiting_for(self, name: str, words: str) -> Iterator[None]:
+        """Time that counts as `name`, during which a request to stop waits for what `words` say."""
+        with self.log.clock.waiting_for(name), self.stop.waiting_for(words):
+            yield
 
     def _next(self, batches: Iterator[Batch], number: int, metrics: dict[str, Any] | None) -> Batch:
         """The next batch. The wait for it counts only if the devices have nothing left to do at its end."""
@@ -157,15 +168,14 @@ class _Run:
     def _place(self, batch: Batch, rows: np.ndarray | None = None) -> Batch:
         return place(batch, self.mesh, self.config.batch_size, self.rows if rows is None else rows)
 
-    def _write_line(self, state: TrainState, step: int, length: int, bar) -> None:
+    def _write_line(self, state: TrainState, step: int, length: int, evaluate: bool, bar) -> None:
         line = self.log.summary(step, length)
         signals = {name: np.asarray(value) for name, value in self.signals_fn(state.params).items()}
         line |= {name: [round(float(v), 6) for v in value] if value.ndim else float(value)
                  for name, value in signals.items()}  # fmt: skip
         line["learning_rate"] = float(self.schedule(step - 1))
-        config = self.config
-        if step == config.steps or (config.evaluate_every and step % config.evaluate_every == 0):
-            with self.log.clock.waiting_for("evaluation"):
+        if evaluate:
+            with self._waiting_for("evaluation", "the losses on held-out rows"):
                 line["held_out"] = self._evaluate(state.params)
         self.log.write(step, line, bar)
 
@@ -176,29 +186,6 @@ class _Run:
             sums = [self.evaluate_fn(params, self._place(batch, rows)) for batch in batches]
             results[name] = per_modality(jax.tree.map(lambda *parts: sum(map(float, parts)), *sums))
         return results
-
-
-class _Profile:
-    """Traces the steps that the config asks for into `<output>/profile`."""
-
-    def __init__(self, config: TrainConfig, start: int):
-        self.folder = Path(config.output) / "profile"
-        self.first = start + config.profile.start + 1
-        self.last = start + config.profile.start + config.profile.steps
-        self.running = False
-
-    def after(self, step: int, metrics: Any) -> None:
-        if self.last < self.first:
-            return
-        if step == self.first - 1:
-            jax.block_until_ready(metrics)
-            jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        if step == self.last and self.running:
-            jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-            self.running = False
-            console.print(f"Traced steps {self.first:,} to {self.last:,} into {self.folder}.")
 
 
 def _first_state(

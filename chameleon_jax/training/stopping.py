@@ -1,40 +1,107 @@
-"""Requests to stop: the SIGTERM that schedulers send before they take a machine away."""
+"""Requests to stop: Ctrl-C, and the SIGTERM that schedulers send before they take a machine away."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
+import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 
+from chameleon_jax.errors import Stopped
+from chameleon_jax.progress import console
+
 
 class StopRequest:
-    """Listens for SIGTERM while it is used as a context manager.
+    """Listens for Ctrl-C (SIGINT) and SIGTERM while it is used as a context manager.
 
-    With several processes JAX's preemption service listens instead, in every one of them, and makes all agree on the
-    step at which they stop.
+    The first of either asks the run to stop and says at once what that waits for; a second Ctrl-C ends the process. A
+    thread does the listening: Python's own handlers wait for the main thread, which may be compiling for minutes.
+
+    With several processes JAX's preemption service listens for SIGTERM in every one of them, and makes all agree on the
+    step at which they stop; Ctrl-C in one process is handed to it as a SIGTERM.
     """
 
     def __init__(self):
-        self._asked = False
-        self._previous = None
+        self._asked_by: int | None = None
+        self._waits_for = "what is under way"
+        self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> StopRequest:
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may listen for signals
+        numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(reading,), name="stop requests", daemon=True)
+        thread.start()
+        self._restore.callback(thread.join)
+        self._restore.callback(writing.close)  # ends the thread
+        self._restore.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False))
+        for number in numbers:
+            # Python tells the thread of signals that it has a handler for, even one that does nothing.
+            before = signal.signal(number, lambda number, frame: None)
+            self._restore.callback(signal.signal, number, before or signal.SIG_DFL)
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._restore.close()
 
-    def _ask(self, number, frame) -> None:
-        self._asked = True
+    def _listen(self, reading: socket.socket) -> None:
+        with reading:
+            while byte := reading.recv(1):
+                if byte[0] in (signal.SIGINT, signal.SIGTERM):
+                    self._take(byte[0])
+
+    def _take(self, number: int) -> None:
+        if number == signal.SIGINT and self._asked_by == signal.SIGINT:
+            console.show_cursor(True)
+            print("\nchameleon: stopped at once; the last checkpoint is kept", file=sys.stderr, flush=True)
+            os._exit(130)
+        self._asked_by = self._asked_by or number
+        if number == signal.SIGINT:
+            self._asked_by = number
+            print(
+                f"\nchameleon: stopping after {self._waits_for}; what is learnt is saved. Ctrl-C again stops at once.",
+                file=sys.stderr,
+                flush=True,
+            )
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Says in words what a request to stop has to wait for meanwhile."""
+        before, self._waits_for = self._waits_for, what
+        yield
+        self._waits_for = before
 
     def came(self, step: int) -> bool:
-        """Whether the run shall stop after `step`; the same answer in all processes."""
+        """Whether the run shall stop after `step`; the same answer in all processes. To be called once a step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self._asked_by is not None
+
+    def check(self, step: int, steps: int) -> None:
+        """Raises `Stopped` before the first step of a process that was asked to stop while it started.
+
+        Several processes agree after that step only.
+        """
+        if self._asked_by is not None and jax.process_count() == 1:
+            raise self.stopped(step, steps)
+
+    def stopped(self, step: int, steps: int) -> Stopped:
+        """What to raise once the state after `step` is saved."""
+        by_hand = self._asked_by == signal.SIGINT
+        return Stopped(
+            f"stopped after step {step:,} of {steps:,}, as asked ({'Ctrl-C' if by_hand else 'SIGTERM'}); everything is "
+            "saved, and the same command goes on from there",
+            # As if the signal had ended the process; 143 tells schedulers to start it again.
+            status=130 if by_hand else 143,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -78,3 +78,23 @@ class TinyRun:
 @pytest.fixture(scope="session")
 def tiny():
     return TinyRun
+
+
+@pytest.fixture
+def compiled_once(monkeypatch) -> None:
+    """Runs that differ only in their folder share what is compiled, which is most of the time that they take."""
+    from chameleon_jax.training import loop
+
+    made = {}
+
+    def shared(make: Callable) -> Callable:
+        def look_up(config: TrainConfig, *rest):
+            key = make, str({**to_dict(config), "output": ""})
+            if key not in made:
+                made[key] = make(config, *rest)
+            return made[key]
+
+        return look_up
+
+    for name in ("make_train_step", "make_evaluation_step", "make_signals"):
+        monkeypatch.setattr(loop, name, shared(getattr(loop, name)))

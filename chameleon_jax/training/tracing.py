@@ -1,0 +1,51 @@
+"""A trace of some steps, for TensorBoard's profile page, xprof or Perfetto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from chameleon_jax.config import TrainConfig
+from chameleon_jax.progress import console
+
+
+class StepTrace:
+    """Traces the steps that the config asks for into `<output>/profile`; use as a context manager."""
+
+    def __init__(self, config: TrainConfig, start: int):
+        self.folder = Path(config.output) / "profile"
+        self.first = start + config.profile.start + 1
+        self.last = min(start + config.profile.start + config.profile.steps, config.steps)
+        self.asked = config.profile.steps > 0
+        self.seen = start  # the last step that is done
+        self.running = False
+
+    def __enter__(self) -> StepTrace:
+        if self.asked and self.first > self.last:
+            console.print(
+                f"[yellow]Nothing will be traced:[/] the run ends before step {self.first:,} (profile.start)."
+            )
+        self.after(self.seen, ())
+        return self
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Begins or ends the trace after a step whose results are `metrics`."""
+        self.seen = step
+        if self.asked and step == self.first - 1 < self.last:
+            jax.block_until_ready(metrics)
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        if step == self.last:
+            jax.block_until_ready(metrics)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+            console.print(f"Traced steps {self.first:,} to {self.seen:,} into {self.folder}.")
+
+    def __exit__(self, *exception) -> None:
+        self._stop()  # of a run that ends, or is stopped, before the last of these steps
