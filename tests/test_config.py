@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import chameleon_jax.config as config_module
 from chameleon_jax.config import (
     BenchTrainConfig,
     ConfigError,
@@ -17,11 +21,14 @@ from chameleon_jax.config import (
     GenerationConfig,
     ImageTokenizerCommand,
     ImageTokenizerConfig,
+    ImageTokenizerTrainConfig,
     PrepareCommand,
+    PreprocessingConfig,
     SamplingConfig,
     SourceConfig,
     StageConfig,
     TextTokenizerCommand,
+    TextTokenizerConfig,
     TrainConfig,
     TransformerConfig,
     from_dict,
@@ -51,6 +58,17 @@ PREPARE = {
     "output": "rows",
     "sequence_length": 64,
     "sources": [{"kind": "digit_sums"}],
+}
+CONFIG_CLASSES = {
+    value for value in vars(config_module).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
+}
+REQUIRED = {
+    StageConfig: STAGES[0],
+    TrainConfig: TRAIN,
+    SourceConfig: {"kind": "conversations", "path": "chat.jsonl"},
+    BenchTrainConfig: {"model": {}, "batch_size": 1, "length": 64},
+    ImageTokenizerTrainConfig: {"model": {}, "steps": 100, "batch_size": 4},
+    TextTokenizerConfig: {"vocab_size": 512},
 }
 CONVERSATIONS = {"kind": "conversations", "path": "chat.jsonl"}
 TOKENIZER_TRAINING = {"model": {}, "steps": 100, "batch_size": 4}
@@ -236,3 +254,46 @@ def test_nested_config_survives_files():
     config = from_dict(TrainConfig, {**TRAIN, "mesh": {"fsdp": 4}, "optimizer": {"name": "muon"}})
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
     assert (config.mesh.fsdp, config.optimizer.name, config.stages) == (4, "muon", (StageConfig(1.0, {"a": 1.0}),))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: GenerationConfig(mode="draw"),
+            r"mode = 'draw': must be one of 'auto', 'interleaved', 'text', 'image'",
+        ),
+        (lambda: GenerationConfig(max_new_tokens="many"), "max_new_tokens = 'many': must be a whole number"),
+        (lambda: GenerationConfig(max_new_tokens=2.5), r"max_new_tokens = 2\.5: must be a whole number"),
+        (lambda: GenerationConfig(text=0.7), r"text = 0\.7: must be a mapping of the keys of SamplingConfig"),
+        (lambda: GenerationConfig(text={"temperatur": 0}), "text.temperatur: there is no such key; did you mean"),
+        (lambda: TransformerConfig(qk_norm=1), "qk_norm = 1: must be true or false"),
+        (lambda: TransformerConfig(d_model=True), "d_model = True: must be a whole number"),
+        (lambda: SourceConfig(kind="digit_sums", split=None), "split = None: must be text"),
+        (lambda: PreprocessingConfig(pad_colour="red"), "pad_colour = 'red': must be a list of a whole number"),
+        (lambda: PreprocessingConfig(pad_colour=(0, 0, 0.5)), r"pad_colour\.2 = 0\.5: must be a whole number"),
+    ],
+)
+def test_values_given_in_python_are_checked_as_those_of_files(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_values_given_in_python_take_the_type_of_their_field():
+    config = GenerationConfig(max_new_tokens=np.int64(7), text_guidance=np.float32(2), text={"temperature": 0})
+    assert config == GenerationConfig(max_new_tokens=7, text_guidance=2.0, text=SamplingConfig(temperature=0.0))
+    assert type(config.max_new_tokens) is int
+    assert type(config.text_guidance) is type(config.text.temperature) is float
+    assert hash(PreprocessingConfig(pad_colour=[1, 2, 3])) == hash(PreprocessingConfig(pad_colour=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400, "inf"], ids=lambda value: str(value)[:4])
+@pytest.mark.parametrize("cls", sorted(CONFIG_CLASSES, key=lambda cls: cls.__name__))
+def test_no_number_of_any_config_may_be_infinite(cls, value):
+    """Whatever else a config needs: the number is what is refused."""
+    for field in dataclasses.fields(cls):
+        if "float" not in field.type:
+            continue
+        given = {"a": value} if "dict" in field.type else value
+        with pytest.raises(ConfigError, match=rf"^{field.name}(\.a)? = (-?inf|nan|{{'a': (-?inf|nan)}}): must"):
+            from_dict(cls, {**REQUIRED.get(cls, {}), field.name: given})

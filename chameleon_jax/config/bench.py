@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from chameleon_jax.config.models import TransformerConfig
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 from chameleon_jax.config.training import MeshConfig, OptimizerConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class BenchTrainConfig:
     """`chameleon bench train`: the full train step on rows of random ids."""
 

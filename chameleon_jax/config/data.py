@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 from chameleon_jax.config.training import ImageTokenizerTrainConfig, TextTokenizerConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class SourceConfig:
     """One source of Documents."""
 
@@ -74,7 +74,7 @@ class SourceConfig:
                     require(value == field.default, field.name, value, "goes with kind 'conversations' only")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class TextTokenizerCommand:
     """`chameleon train-text-tokenizer`: learn text pieces from the text of some sources."""
 
@@ -86,7 +86,7 @@ class TextTokenizerCommand:
     """Folder where embedded data sets are built."""
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ImageTokenizerCommand:
     """`chameleon train-image-tokenizer`: learn image codes from the pictures of some sources."""
 
@@ -106,7 +106,7 @@ class ImageTokenizerCommand:
         require(self.log_every > 0, "log_every", self.log_every, "must be at least 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class PrepareCommand:
     """`chameleon prepare`: Documents to packed rows of tokens, ahead of training."""
 
@@ -145,7 +145,7 @@ class PrepareCommand:
         require(len(self.sources) > 0, "sources", [], "must list at least one source")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ShowCommand:
     """`chameleon show`: rows of prepared data, for a person to read."""
 

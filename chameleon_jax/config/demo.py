@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from chameleon_jax.config.generation import GenerationConfig
+from chameleon_jax.config.reading import config
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class EvaluationConfig:
     """How the demo's model is judged, on pictures and text it never saw."""
 
@@ -23,7 +22,7 @@ class EvaluationConfig:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class DemoCommand:
     """`chameleon demo`: every stage of the paper in small, then a report."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class SamplingConfig:
     """How one token is drawn."""
 
@@ -22,7 +21,7 @@ class SamplingConfig:
         require(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class GenerationConfig:
     """What is written after a prompt. Defaults are those of the released code, with pictures switched on and
     its repetition penalty off."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 
 DType = Literal["float32", "bfloat16"]
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class LoRAConfig:
     """Low-rank adapters beside the weight matrices (LoRA, Hu et al. 2021): y = W x + (alpha / rank) B A x."""
 
@@ -27,7 +26,7 @@ class LoRAConfig:
         require(len(set(self.targets)) == len(self.targets) > 0, "targets", self.targets, "must name each matrix once")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class TransformerConfig:
     """The unified Transformer (paper section 2.3, table 1)."""
 
@@ -97,7 +96,7 @@ class TransformerConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ImageTokenizerConfig:
     """The VQGAN that turns a picture into codes and back. The defaults are the released tokenizer."""
 
@@ -155,7 +154,7 @@ class ImageTokenizerConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class PreprocessingConfig:
     """How a picture of any size and mode becomes the square that the image tokenizer reads."""
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
+import numbers
 import types
 import typing
 from pathlib import Path
@@ -33,6 +36,43 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"{key} = {value!r}: {allowed}")
 
 
+@typing.dataclass_transform(frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass whose values are checked as strictly from Python as from YAML: by the types of its
+    fields, then by what its own `__post_init__` requires; numbers are finite. Lists become tuples, and mappings nested
+    configs.
+    """
+    own_checks = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            converted = _convert(hint, value, name)
+            if converted is not value:
+                object.__setattr__(self, name, converted)
+        if own_checks is not None:
+            own_checks(self)
+        for name in _hints(type(self)):  # what no range has refused
+            _require_finite(getattr(self, name), name)
+
+    cls.__post_init__ = __post_init__
+    return dataclasses.dataclass(frozen=True)(cls)
+
+
+def _require_finite(value: Any, key: str) -> None:
+    if isinstance(value, float):
+        require(math.isfinite(value), key, value, "must be a finite number")
+    elif isinstance(value, (tuple, dict)):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            _require_finite(each, f"{key}.{name}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
@@ -47,16 +87,16 @@ def _type_name(hint: Any) -> str:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Returns `value`, as read from YAML, as an instance of the type `hint`."""
+    """Returns `value`, as read from YAML or given in Python, as an instance of the type `hint`."""
 
     def wrong() -> ConfigError:
         return ConfigError(f"{key} = {value!r}: must be {_type_name(hint)}")
 
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, key)
+        return value if isinstance(value, hint) else from_dict(hint, value, key)
     if origin is Literal:
-        if value not in typing.get_args(hint):
+        if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             raise wrong()
         return value
     if origin in _UNIONS:
@@ -79,11 +119,16 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
                 value = float(value)
             except ValueError:
                 raise wrong() from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise wrong()
-        return float(value)
-    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise wrong()
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise wrong()
+        return int(value)
     if not isinstance(value, hint):
         raise wrong()
     return value
@@ -103,7 +148,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or cls.__name__} = {values!r}: must be a mapping of the keys of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
     for name in values:

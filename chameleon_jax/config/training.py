@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class TextTokenizerConfig:
     """A SentencePiece byte-pair encoding."""
 
@@ -29,7 +28,7 @@ class TextTokenizerConfig:
         require(0 < self.character_coverage <= 1, "character_coverage", self.character_coverage, "must be in (0, 1]")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ImageTokenizerTrainConfig:
     """Training of the image tokenizer: model, losses, codebook upkeep, schedule."""
 
@@ -67,7 +66,7 @@ class ImageTokenizerTrainConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class OptimizerConfig:
     """Optimizer and learning-rate schedule. The defaults are the paper's pre-training recipe (section 2.3)."""
 
@@ -106,7 +105,7 @@ class OptimizerConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class MeshConfig:
     """How the devices are arranged. One size may be -1 and takes the devices that are left."""
 
@@ -126,7 +125,7 @@ class MeshConfig:
         require(list(sizes.values()).count(-1) <= 1, "data", self.data, f"only one size may be -1, here: {sizes}")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class StageConfig:
     """A stretch of training with its own mixture of data."""
 
@@ -145,7 +144,7 @@ class StageConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints. The last step is always saved, and so is the one at which the run is asked to stop
@@ -166,7 +165,7 @@ class CheckpointConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class BadStepsConfig:
     """What happens at a step whose loss or gradient is infinite, not a number, or too large. Its update is never
     applied, and what it was trained on is written to bad_steps.jsonl."""
@@ -183,7 +182,7 @@ class BadStepsConfig:
         require(self.limit > 0, "limit", self.limit, "must be at least 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ProfileConfig:
     """A trace of some steps, for TensorBoard's profile page, xprof or Perfetto."""
 
@@ -197,7 +196,7 @@ class ProfileConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class DistributedConfig:
     """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI 4 are recognised without any of
     this; the keys are for bare launchers, and differ between processes only in `process`. They win over what is
@@ -217,7 +216,7 @@ class DistributedConfig:
         require(self.heartbeat_seconds >= 5, "heartbeat_seconds", self.heartbeat_seconds, "must be at least 5")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class TrainConfig:
     """`chameleon train`: a Transformer on prepared data."""
 
@@ -311,7 +310,7 @@ class TrainConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class CompileOptions:
     """What `chameleon compile` compiles a `TrainConfig` for."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 from chameleon_jax.config.models import DType, TransformerConfig
-from chameleon_jax.config.reading import require
+from chameleon_jax.config.reading import config, require
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class ConvertCommand:
     """What `chameleon convert` makes of a model directory."""
 
@@ -27,7 +26,7 @@ class ConvertCommand:
         require(self.shards is None or self.shards > 0, "shards", self.shards, "must be at least 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class InspectCommand:
     """What `chameleon inspect` prints."""
 
@@ -35,7 +34,7 @@ class InspectCommand:
     """One JSON object instead of lines for people."""
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class BenchCommand:
     """What `chameleon bench` measures."""
 
