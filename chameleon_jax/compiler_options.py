@@ -1,17 +1,12 @@
 """Options of XLA that a train step is compiled with, by platform, each with its reason.
 
-Those of TPUs and processors go to `jax.jit(compiler_options=…)`, so that they are part of the program and need no
+Those of TPUs go to `jax.jit(compiler_options=…)`, so that they are part of the program and need no
 environment; libtpu 0.0.42 takes every name for TPUs. Those of GPUs must be in the environment before JAX starts.
 """
 
 from __future__ import annotations
 
-import functools
-import platform
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 _OVERLAP = {
     # Gathers of the next weights run beside the products with the present ones: what fully sharded training lives from.
@@ -43,37 +38,12 @@ _BY_KIND = {
 }
 
 
-_CPU = {
-    # oneDNN's matrix products instead of XLA's own: nearly twice as fast in batches, as attention has them, and a bit
-    # with a transposed operand, as gradients of weights have. Only single products: with what stands around them in
-    # one fusion ("…_DOT"), the oneDNN in jaxlib 0.10.2 ends the process ("partition compile failed").
-    "xla_cpu_use_onednn": True,
-    "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-}
-
-
-@functools.cache
-def _cpu_options() -> dict[str, str | bool] | None:
-    """`_CPU` where this jaxlib takes it: builds for x86-64 have oneDNN, and experimental names come and go."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
-    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    try:
-        jax.jit(jnp.matmul).lower(matrix, matrix).compile(compiler_options=_CPU)
-    except jax.errors.JaxRuntimeError:
-        return None
-    return _CPU
-
-
-def train_step_options(device: Any, *, to_file: bool = False) -> dict[str, str | bool] | None:
+def train_step_options(device: Any) -> dict[str, str] | None:
     """What `jax.jit(compiler_options=…)` of a train step takes on such a device; None: XLA's own choice.
 
-    Args:
-      to_file: for a program to be serialised. XLA refuses those that call oneDNN, so none of them does.
+    Processors get none. oneDNN's matrix products (`xla_cpu_use_onednn`) are 10 to 15 % faster where they run, but with
+    the oneDNN in jaxlib 0.10.2 the demo's train step hung or ended with a segmentation fault on a processor with AVX2.
     """
-    if device.platform == "cpu":
-        options = _cpu_options()
-        return {**options, "xla_cpu_use_onednn": False} if options and to_file else options
     return _BY_KIND.get(device.device_kind.lower()) if device.platform == "tpu" else None
 
 

@@ -41,7 +41,7 @@ def compile_command(config: TrainConfig, **options: list[str]) -> dict[str, Any]
     """Compiles and prints the report. `options` are those of `CompileOptions`, as text."""
     how = read_config(CompileOptions, None, [f"--{name}={values[-1]}" for name, values in options.items()])
     devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
-    compiled, report = compile_train_step(config, devices, to_file=how.save is not None)
+    compiled, report = compile_train_step(config, devices)
     report = {"topology": how.topology, "slices": how.slices, **report}
     if how.save:
         save(compiled, how.save)
@@ -61,13 +61,8 @@ def abstract_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
     return Batch(*(jax.ShapeDtypeStruct(shape, dtypes[name].base, sharding=sharding) for name in Batch._fields))
 
 
-def compile_train_step(
-    config: TrainConfig, devices: list[Any], *, to_file: bool = False
-) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """Compiles the train step of `config` for `devices`, which need not exist.
-
-    Args:
-      to_file: whether the executable is to be saved, which excludes some options on a CPU.
 
     Returns:
       the executable, and what is known of it: see `docs/compiled_for_pods.md`. Bytes and seconds are of one device and
@@ -85,7 +80,7 @@ def compile_train_step(
     ids = np.arange(config.model.vocab_size)
     step = make_train_step(config, (ids >= 4) & (ids < 8196), mesh)
     accelerator = find_accelerator(devices[0])
-    platform, options = devices[0].platform, train_step_options(devices[0], to_file=to_file)
+    platform, options = devices[0].platform, train_step_options(devices[0])
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
     began = time.monotonic()
     with jax.set_mesh(mesh):

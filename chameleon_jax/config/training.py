@@ -321,7 +321,7 @@ class CompileOptions:
     json: bool = False
     """One JSON object instead of lines for people."""
     save: str | None = None
-    """File for the executable. On a CPU it is then one without oneDNN, which XLA cannot store."""
+    """File for the executable."""
 
     def __post_init__(self):
         require(self.slices > 0, "slices", self.slices, "must be at least 1")

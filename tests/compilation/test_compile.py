@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import pickle
-import platform
 import subprocess
 import sys
 import types
@@ -19,7 +18,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chameleon_jax import compiler_options
 from chameleon_jax.accelerators import Accelerator
 from chameleon_jax.cli import main
 from chameleon_jax.compilation.collectives import Collective
@@ -165,21 +163,8 @@ def test_gpu_flags_are_flags():
     assert all(flag.startswith("--xla_gpu_") and "=" in flag for flag in gpu_flags().split())
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="jaxlib has oneDNN for x86-64 alone")
-def test_products_of_a_train_step_on_a_processor_are_onednns():
-    options, matrix = train_step_options(jax.devices()[0]), jnp.ones((256, 256))
-    program = jax.jit(jnp.matmul, compiler_options=options).lower(matrix, matrix).compile().as_text()
-    assert "__onednn_fusion" in program
-    assert "__onednn_fusion" not in jax.jit(jnp.matmul).lower(matrix, matrix).compile().as_text()
-
-
-def test_options_that_this_jaxlib_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(compiler_options, "_CPU", {"xla_cpu_no_such_option": True})
-    compiler_options._cpu_options.cache_clear()
-    try:
-        assert train_step_options(jax.devices()[0]) is None
-    finally:
-        compiler_options._cpu_options.cache_clear()
+def test_processors_get_no_options():
+    assert train_step_options(jax.devices()[0]) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
