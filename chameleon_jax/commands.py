@@ -47,16 +47,18 @@ from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokeniz
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
+from chameleon_jax.training.loop import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
 from chameleon_jax.weights.native import write_trained
-from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from data_pipeline.loader import PreparedData
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
@@ -97,11 +99,6 @@ def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int)
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     """Trains the VQGAN and writes its folder, with metrics.jsonl inside. Returns figures on the held-out pictures."""
     config = command.tokenizer
-    if unreleased := why_not_released(config.model):
-        console.print(
-            f"note: tokenizer.model: with {unreleased} models are saved in format 'chameleon' alone, not in the "
-            "released formats"
-        )
     pictures = _pictures(command.sources, command.datasets, config.model.resolution)
     unseen = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else pictures
     with new_folder(command.output) as folder:
@@ -231,10 +228,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     is_image_id = np.zeros(config.model.vocab_size, bool)
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
     initial, drew = _open_initial(config, vocabulary)
-    held_out = {
-        name: data.held_out_batches(name, config.batch_size, config.evaluation_batches)
-        for name in data.header["held_out"]
-    }
+    held_out = {name: _held_out(data, name, config) for name in data.header["held_out"]}
     began = time.monotonic()
     state = run_training(
         config,
@@ -267,6 +261,11 @@ def _last_held_out_losses(output: Path) -> dict[str, float]:
         for source, losses in (found or [{}])[-1].items()
         for name, loss in losses.items()
     }
+
+
+def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
+    data.rows("held_out", name)  # files that are missing are an error now rather than at the first evaluation
+    return lambda rows: data.held_out_batches(name, config.batch_size, config.evaluation_batches, rows)
 
 
 def _settle_platform() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -163,6 +165,9 @@ def replicated_arrays(tree: Any, mesh: Mesh, threshold: int = 1 << 20) -> list[R
     return sorted(found, key=lambda array: -array.nbytes)
 
 
-def logical_rules():
-    """Context in which the modules' activation constraints take effect."""
-    return nn.logical_axis_rules(RULES)
+@contextlib.contextmanager
+def constraints_on(mesh: Mesh) -> Iterator[None]:
+    """Context, inside of `jax.jit` too, in which the modules constrain activations to `mesh`, whatever mesh is set
+    outside."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
+        yield

@@ -34,6 +34,14 @@ def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
     return row
 
 
+def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    """The numbers of the rows of a batch that are wanted; all without `rows`."""
+    places = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if len(places) == 0 or places.min() < 0 or places.max() >= batch_size:
+        raise ValueError(f"rows = {places.tolist()}: must be some of the numbers 0 to {batch_size - 1}")
+    return places
+
+
 def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, without the lines that Grain adds to an error's message."""
     try:
@@ -105,9 +113,7 @@ class PreparedData:
             None: all. What a row of a batch holds does not depend on it.
         """
         size = config.batch_size
-        places = np.arange(size) if rows is None else np.asarray(rows)
-        if len(places) == 0 or places.min() < 0 or places.max() >= size:
-            raise ValueError(f"rows = {places.tolist()}: must be some of the numbers 0 to {size - 1}")
+        places = _places(size, rows)
         mixed = _mix({name: self.rows("sources", name) for name in self.header["sources"]}, config)
 
         def read(number: int) -> Batch:
@@ -125,13 +131,20 @@ class PreparedData:
         mixed = _mix(sources, config)
         return [mixed[number * config.batch_size + place] for place in range(config.batch_size)]
 
-    def held_out_batches(self, name: str, batch_size: int, limit: int = 0) -> list[Batch]:
-        """All rows of a held-out source in order (or the first `limit` batches); the last is filled with padding."""
+    def held_out_batches(
+        self, name: str, batch_size: int, limit: int = 0, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """All rows of a held-out source in order (or the first `limit` batches), read as they are asked for; the last
+        batch is filled with padding. `rows` as for `batches`."""
         if name not in self.header["held_out"]:
             raise ConfigError(f"held_out.{name}: was not prepared; there is {', '.join(self.header['held_out'])}")
         dataset = self.rows("held_out", name)
-        stop = min(len(dataset), limit * batch_size) if limit else len(dataset)
-        rows = np.stack([dataset[index] for index in range(stop)])
-        padding = np.zeros(-len(rows) % batch_size, rows.dtype)
-        rows = np.concatenate([rows, padding])
-        return [from_rows(rows[index : index + batch_size]) for index in range(0, len(rows), batch_size)]
+        places, padding = _places(batch_size, rows), np.zeros((), row_dtype(self.sequence_length))
+
+        def read(number: int) -> Batch:
+            numbers = (number * batch_size + places).tolist()
+            return from_rows(np.stack([dataset[row] if row < len(dataset) else padding for row in numbers]))
+
+        count = -(-len(dataset) // batch_size)
+        reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        return _in_one_line(grain.MapDataset.range(min(count, limit or count)).map(read).to_iter_dataset(reading))

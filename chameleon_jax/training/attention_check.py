@@ -17,7 +17,7 @@ from chameleon_jax.errors import TrainingError
 from chameleon_jax.models.attention import Visibility
 from chameleon_jax.models.attention_choice import KERNELS, resolved
 from chameleon_jax.models.attention_kernels import attend_rows
-from chameleon_jax.sharding import AXES, logical_rules, replicated
+from chameleon_jax.sharding import AXES, constraints_on, replicated
 
 LENGTH = 512
 """Tokens that each device has of a row."""
@@ -43,7 +43,7 @@ def check_attention(config: TransformerConfig, where: Any) -> None:
     if backend not in KERNELS:
         return
     compare = jax.jit(functools.partial(_deviations, config, backend, rows, length), out_shardings=replicated(where))
-    with jax.set_mesh(where), logical_rules():
+    with jax.set_mesh(where), constraints_on(where):
         found, plain = map(np.asarray, compare(jax.random.key(0)))
     for name, deviation, usual in zip(("values", "gradient of q", "gradient of k", "gradient of v"), found, plain):  # noqa: B905
         if deviation > TIMES_PLAIN * usual + AT_LEAST:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ Batches = Callable[[int, np.ndarray], Iterator[Batch]]
 """Gives the batches from a number on, of each only the rows with the given numbers: those this process has to read. On
 a single process these are all rows."""
 
+HeldOut = Callable[[np.ndarray], Iterable[Batch]]
+"""Gives all batches of a held-out source anew, of each only the rows with the given numbers, as `Batches` does. They
+are read one by one; rows that fill up the last have no loss weights."""
+
 
 def train(
     config: TrainConfig,
@@ -43,7 +48,7 @@ def train(
     is_image_id: np.ndarray,
     *,
     data_fingerprint: str = "",
-    held_out: Mapping[str, Sequence[Batch]] | None = None,
+    held_out: Mapping[str, HeldOut] | None = None,
     initial_params: Callable[[Any], Any] | None = None,
     rows_of_batch: RowsOfBatch | None = None,
 ) -> TrainState:
@@ -54,7 +59,7 @@ def train(
       batches: see `Batches`; called once, with the number of steps already done.
       is_image_id: bool `[vocab_size]`, which ids are image codes.
       data_fingerprint: stored with checkpoints; a run refuses to go on with other data.
-      held_out: batches by name whose losses are reported and never learnt from; all their rows, in every process.
+      held_out: sources by name whose losses are reported and never learnt from.
       initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings (without
         adapters, which begin at nothing); called unless there is a checkpoint. By default they are drawn at random.
       rows_of_batch: says what batch `number` consists of, to be written down if its step goes wrong.
@@ -165,8 +170,8 @@ class _Run:
             self.log.clock.add("data", time.monotonic() - began)
         return batch
 
-    def _place(self, batch: Batch, rows: np.ndarray | None = None) -> Batch:
-        return place(batch, self.mesh, self.config.batch_size, self.rows if rows is None else rows)
+    def _place(self, batch: Batch) -> Batch:
+        return place(batch, self.mesh, self.config.batch_size, self.rows)
 
     def _write_line(self, state: TrainState, step: int, length: int, evaluate: bool, bar) -> None:
         line = self.log.summary(step, length)
@@ -181,10 +186,13 @@ class _Run:
 
     def _evaluate(self, params: Any) -> dict[str, dict[str, float]]:
         """Mean losses on each held-out source."""
-        results, rows = {}, np.arange(self.config.batch_size)
+        results = {}
         for name, batches in self.held_out.items():
-            sums = [self.evaluate_fn(params, self._place(batch, rows)) for batch in batches]
-            results[name] = per_modality(jax.tree.map(lambda *parts: sum(map(float, parts)), *sums))
+            totals: Counter[str] = Counter()
+            for batch in batches(self.rows):
+                # Waiting for each keeps one batch on the devices, not as many as the host can read.
+                totals.update(jax.tree.map(float, self.evaluate_fn(params, self._place(batch))))
+            results[name] = per_modality(totals)
         return results
 
 

@@ -17,7 +17,7 @@ from chameleon_jax.compiler_options import train_step_options
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
-from chameleon_jax.sharding import batch_sharding, logical_rules, replicated
+from chameleon_jax.sharding import batch_sharding, constraints_on, replicated
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.state import TrainState, state_shardings
@@ -72,6 +72,12 @@ def batch_loss(
     return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)})
 
 
+def _in_parts(config: TrainConfig, batch: Batch) -> Batch:
+    """The batch as `[accumulation, rows, length]`. Every part takes rows from all devices: they stay where they are."""
+    parts = config.accumulation
+    return jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), batch)
+
+
 def accumulated_gradients(
     config: TrainConfig, is_image_id: np.ndarray, params: Any, batch: Batch, dropout_key: Array | None
 ) -> tuple[Array, Measures, Any]:
@@ -89,8 +95,7 @@ def accumulated_gradients(
         (loss, measures), gradients = loss_and_gradients(trained, batch, dropout_key)
         return loss, measures, gradients
 
-    # Every part takes rows from all devices: the first axis stays cut as it was.
-    parts = jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, config.accumulation, *rows.shape[1:]), 1, 0), batch)
+    parts = _in_parts(config, batch)
     total_weight = jnp.sum(batch.loss_weights)
 
     def of_part(number: Array, part: Batch):
@@ -140,7 +145,7 @@ def make_train_step(
         key = None
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        with logical_rules():
+        with constraints_on(mesh):
             loss, measures, gradients = accumulated_gradients(
                 _resolved(config, mesh, batch), is_image_id, state.params, batch, key
             )
@@ -186,11 +191,20 @@ def make_signals(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[Any]
 def make_evaluation_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[Any, Batch], dict[str, Array]]:
-    """Returns a jitted function of parameters and a Batch that gives the sums of `weighted_loss`."""
+    """Returns a jitted function of parameters and a Batch that gives the sums of `weighted_loss`.
+
+    The batch is read in `config.accumulation` parts as in training, so that it needs no more memory.
+    """
 
     def evaluate(params, batch: Batch):
-        with logical_rules():
-            return batch_loss(_resolved(config, mesh, batch), is_image_id, params, batch)[1].sums
+        resolved, total_weight = _resolved(config, mesh, batch), jnp.sum(batch.loss_weights)
+
+        def sums_of(part: Batch) -> dict[str, Array]:
+            return batch_loss(resolved, is_image_id, params, part, total_weight=total_weight)[1].sums
+
+        with constraints_on(mesh):
+            sums = jax.lax.map(sums_of, _in_parts(config, batch))
+        return jax.tree.map(lambda each: jnp.sum(each, axis=0), sums)
 
     return jax.jit(
         evaluate,

@@ -164,7 +164,7 @@ def test_unknown_source_is_named(prepared):
 def test_held_out_rows_come_once_and_padding_does_not_count(prepared):
     data = PreparedData(prepared)
     rows = data.rows("held_out", "unseen")
-    batches = data.held_out_batches("unseen", batch_size=4)
+    batches = list(data.held_out_batches("unseen", batch_size=4))
     assert len(rows) % 4 != 0, "the last batch must have something to fill up"
     assert len(batches) == -(-len(rows) // 4)
     read = np.concatenate([batch.inputs for batch in batches])
@@ -176,6 +176,19 @@ def test_held_out_rows_come_once_and_padding_does_not_count(prepared):
     assert weights.sum() == sum(rows[index]["loss_weights"].sum() for index in range(len(rows)))
     (first,) = data.held_out_batches("unseen", batch_size=2, limit=1)
     np.testing.assert_array_equal(first.inputs, read[:2])
+    # A process that holds some rows of a batch reads no others.
+    mine = [batch.inputs for batch in data.held_out_batches("unseen", 4, rows=np.asarray([1, 3]))]
+    np.testing.assert_array_equal(np.concatenate(mine), read.reshape(-1, 4, 48)[:, [1, 3]].reshape(-1, 48))
+
+
+def test_held_out_batches_are_read_as_they_are_asked_for(prepared, monkeypatch):
+    data, read = PreparedData(prepared), []
+    rows = data.rows("held_out", "unseen")
+    monkeypatch.setattr(data, "rows", lambda part, name: rows.map(lambda row: read.append(row) or row))
+    batches = data.held_out_batches("unseen", batch_size=1)
+    next(batches)
+    assert len(read) <= 5 < len(rows)  # one asked for, two ready, two being read
+    assert len(list(batches)) == len(rows) - 1
 
 
 def test_held_out_source_that_was_not_prepared_is_named(prepared):

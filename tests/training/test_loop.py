@@ -15,12 +15,15 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chameleon_jax.batch import Batch
 from chameleon_jax.config import ConfigError, MeshConfig
 from chameleon_jax.files import FileError
 from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.loop import TrainingError, train
 from chameleon_jax.training.metrics import read_metrics
@@ -57,11 +60,20 @@ def interrupted(batches, at: int):
     return from_
 
 
+def held_out_source(*batches: Batch):
+    return lambda rows: (Batch(*(values[rows] for values in batch)) for batch in batches)
+
+
+def half_padding(tiny) -> Batch:
+    """The last batch of a source whose rows do not fill it."""
+    return Batch(*(np.where(np.arange(8)[:, None] < 4, values, 0).astype(values.dtype) for values in tiny.batch(101)))
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny, tmp_path_factory):
     """Eight steps without a break: folder and last state."""
     folder = tmp_path_factory.mktemp("whole")
-    held_out = {"seen": [tiny.batch(0)], "unseen": [tiny.batch(100), tiny.batch(101)]}
+    held_out = {"seen": held_out_source(tiny.batch(0)), "unseen": held_out_source(tiny.batch(100), half_padding(tiny))}
     state = train(tiny.config(folder), tiny.batches, tiny.is_image_id, held_out=held_out)
     return folder, state
 
@@ -84,6 +96,18 @@ def test_held_out_losses_are_reported_at_the_end(whole_run):
     assert set(lines[-1]["held_out"]) == {"seen", "unseen"}
     for losses in lines[-1]["held_out"].values():
         assert all(np.isfinite(losses[name]) for name in ("loss", "text_loss", "image_loss"))
+
+
+def test_held_out_losses_are_means_over_tokens_whatever_fills_the_last_batch(tiny, whole_run):
+    folder, state = whole_run
+    total, count = 0.0, 0.0
+    for batch in (tiny.batch(100), half_padding(tiny)):
+        arrays = map(jnp.asarray, (batch.inputs, batch.positions, batch.segment_ids))
+        logits = np.asarray(Transformer(tiny.config().model).apply({"params": state.params}, *arrays), np.float64)
+        log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+        losses = -np.take_along_axis(log_p, batch.targets[..., None], axis=-1)[..., 0]
+        total, count = total + np.sum(losses * batch.loss_weights), count + np.sum(batch.loss_weights)
+    assert lines_of(folder)[-1]["held_out"]["unseen"]["loss"] == pytest.approx(total / count, rel=1e-6)
 
 
 def test_a_line_holds_the_means_over_its_steps(tiny, whole_run, tmp_path):

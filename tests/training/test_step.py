@@ -14,7 +14,7 @@ from chameleon_jax.config import MeshConfig
 from chameleon_jax.models import attention
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
-from chameleon_jax.training.state import init_state
+from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_signals, make_train_step
 
 ONE = MeshConfig(data=1)
@@ -219,6 +219,50 @@ def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device):
     later = init_state(config, mesh)
     assert loss_of_first_step(later._replace(step=later.step + 1)) != first
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
+
+
+def test_evaluation_takes_the_memory_of_a_part_of_a_batch(tiny):
+    mesh = mesh_of(ONE)
+
+    def temporaries(accumulation: int) -> tuple[int, int]:
+        """Bytes beside arguments and results, of the train step and of the evaluation step."""
+        config = tiny.config(accumulation=accumulation)
+        state = abstract_state(config, mesh)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x), 128), x.dtype), tiny.batch(0))
+        steps = (
+            make_train_step(config, tiny.is_image_id, mesh).lower(state, batch),
+            make_evaluation_step(config, tiny.is_image_id, mesh).lower(state.params, batch),
+        )
+        return tuple(step.compile().memory_analysis().temp_size_in_bytes for step in steps)
+
+    training, evaluation = temporaries(1)
+    training_in_parts, evaluation_in_parts = temporaries(8)
+    assert evaluation < training
+    assert evaluation_in_parts < training_in_parts
+    assert evaluation_in_parts < evaluation / 4
+
+
+def test_evaluation_in_parts_gives_the_same_sums(tiny):
+    mesh, batch = mesh_of(MESHES["data 2, fsdp 2, tensor 2"]), tiny.batch(0)
+    config = tiny.config()
+    params = init_state(config, mesh).params
+    whole, parts = (
+        make_evaluation_step(tiny.config(accumulation=count), tiny.is_image_id, mesh)(params, batch) for count in (1, 2)
+    )
+    assert jax.tree.map(float, parts) == pytest.approx(jax.tree.map(float, whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [make_train_step, make_evaluation_step])
+def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
+    """Without constraints on activations, XLA is free to gather them."""
+    config, mesh = tiny.config(), mesh_of(MESHES["data 2, fsdp 2, tensor 2"])
+    state = abstract_state(config, mesh)
+    arguments = (state if make is make_train_step else state.params, tiny.batch(0))
+    bare = make(config, tiny.is_image_id, mesh).lower(*arguments).as_text()
+    assert bare.count("sharding_constraint") >= 6
+    for around in (mesh, mesh_of(MESHES["data 8"])):
+        with jax.set_mesh(around):
+            assert make(config, tiny.is_image_id, mesh).lower(*arguments).as_text() == bare
 
 
 def test_evaluation_drops_nothing_and_counts_like_training(tiny, on_one_device):
