@@ -247,6 +247,8 @@ def load(
       image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release.
       preprocessing: how pictures are brought to size; by default as Meta's code does.
 
+    An image tokenizer that cannot be read is left out with a warning; `missing["image"]` says why.
+
     Raises:
       FileError: if there is no model, or it is incomplete, damaged or written by a newer version.
     """
@@ -257,10 +259,14 @@ def load(
         checkpoint.preprocessing = preprocessing
     with bytes_bar(f"load {checkpoint.folder.name}", checkpoint.weights.nbytes) as progress:
         config, params = checkpoint.load_params(mesh, dtype, progress)
+    tokenizer = checkpoint.load_tokenizer(tolerant=True)
+    warning = checkpoint.warn_of_image_tokenizer()
+    if warning and warning not in checkpoint.warnings:
+        warnings.warn(f"{checkpoint.folder}: {warning}", stacklevel=2)
     return Chameleon(
         config,
         params,
-        checkpoint.load_tokenizer(),
+        tokenizer,
         missing=checkpoint.missing,
         image_head_trained=checkpoint.image_head_trained,
     )

@@ -54,6 +54,7 @@ from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
 from chameleon_jax.weights.native import write_trained
+from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,6 +100,11 @@ def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int)
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     """Trains the VQGAN and writes its folder, with metrics.jsonl inside. Returns figures on the held-out pictures."""
     config = command.tokenizer
+    if unreleased := why_not_released(config.model):
+        console.print(
+            f"note: tokenizer.model: with {unreleased} models are saved in format 'chameleon' alone, not in the "
+            "released formats"
+        )
     pictures = _pictures(command.sources, command.datasets, config.model.resolution)
     unseen = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else pictures
     with new_folder(command.output) as folder:

@@ -96,6 +96,10 @@ class TransformerConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
 
 
+LARGEST_ATTENDED_MAP = 128
+"""Side of a map whose scores of attention take 1 GiB."""
+
+
 @config
 class ImageTokenizerConfig:
     """The VQGAN that turns a picture into codes and back. The defaults are the released tokenizer."""
@@ -115,6 +119,17 @@ class ImageTokenizerConfig:
     code_dim: int = 256
     num_codes: int = 8192
     norm_groups: int = 32
+    """Groups of GroupNorm. Released: 32."""
+    attn_resolutions: tuple[int, ...] = ()
+    """Sides of the maps at which attention follows each residual block, as in Esser et al.'s models; the picture's own
+    map is resolution / space_to_depth wide. Released: none, attention is in the middle alone."""
+    attn_type: Literal["vanilla", "none"] = "vanilla"
+    """'none' leaves out all attention, that in the middle too."""
+
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """Side of the map at each level, from the picture's down to the grid of codes."""
+        return tuple(self.resolution // self.space_to_depth // 2**n for n in range(len(self.channel_multipliers)))
 
     @property
     def downsampling(self) -> int:
@@ -151,6 +166,26 @@ class ImageTokenizerConfig:
             "norm_groups",
             self.norm_groups,
             f"must divide channels = {self.channels}",
+        )
+        require(
+            set(self.attn_resolutions) <= set(self.maps),
+            "attn_resolutions",
+            list(self.attn_resolutions),
+            f"must be among the sides of its maps, {', '.join(map(str, self.maps))}",
+        )
+        require(
+            self.attn_type == "vanilla" or not self.attn_resolutions,
+            "attn_resolutions",
+            list(self.attn_resolutions),
+            "goes with attn_type 'vanilla'",
+        )
+        attended = max((*self.attn_resolutions, self.grid if self.attn_type == "vanilla" else 0))
+        require(
+            attended <= LARGEST_ATTENDED_MAP,
+            "attn_resolutions" if attended in self.attn_resolutions else "resolution",
+            list(self.attn_resolutions) if attended in self.attn_resolutions else self.resolution,
+            f"attention over a map of {attended} x {attended} would take {4 * attended**4 >> 30} GiB a picture; maps "
+            f"with attention may have sides up to {LARGEST_ATTENDED_MAP}",
         )
 
 

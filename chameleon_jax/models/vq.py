@@ -96,10 +96,20 @@ class AttnBlock(nn.Module):
         return x + _conv(c, 1, "proj_out")(y.reshape(B, h, w, c))
 
 
-def _middle(x, channels: int, groups: int):
-    x = ResBlock(channels, groups, name="mid_block_1")(x)
-    x = AttnBlock(groups, name="mid_attn_1")(x)
-    return ResBlock(channels, groups, name="mid_block_2")(x)
+def _block(x, config: ImageTokenizerConfig, way: str, level: int, number: int):
+    """A residual block of a level on the way "down" or "up", followed by attention where the config asks for it."""
+    channels = config.channels * config.channel_multipliers[level]
+    x = ResBlock(channels, config.norm_groups, name=f"{way}_{level}_block_{number}")(x)
+    if config.maps[level] in config.attn_resolutions:
+        x = AttnBlock(config.norm_groups, name=f"{way}_{level}_attn_{number}")(x)
+    return x
+
+
+def _middle(x, channels: int, config: ImageTokenizerConfig):
+    x = ResBlock(channels, config.norm_groups, name="mid_block_1")(x)
+    if config.attn_type == "vanilla":
+        x = AttnBlock(config.norm_groups, name="mid_attn_1")(x)
+    return ResBlock(channels, config.norm_groups, name="mid_block_2")(x)
 
 
 class Encoder(nn.Module):
@@ -112,11 +122,11 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(config.channel_multipliers):
             channels = config.channels * multiplier
             for block in range(config.num_res_blocks):
-                x = ResBlock(channels, config.norm_groups, name=f"down_{level}_block_{block}")(x)
+                x = _block(x, config, "down", level, block)
             if level < len(config.channel_multipliers) - 1:
                 # One row below, one column to the right, none elsewhere: as in the released network.
                 x = _conv(channels, 3, f"down_{level}_downsample", stride=2, padding=((0, 1), (0, 1)))(x)
-        x = _middle(x, channels, config.norm_groups)
+        x = _middle(x, channels, config)
         x = nn.swish(GroupNorm(config.norm_groups, name="norm_out")(x))
         return _conv(config.latent_channels, 3, "conv_out", padding=1)(x)
 
@@ -129,11 +139,11 @@ class Decoder(nn.Module):
         config = self.config
         channels = config.channels * config.channel_multipliers[-1]
         x = _conv(channels, 3, "conv_in", padding=1)(z)
-        x = _middle(x, channels, config.norm_groups)
+        x = _middle(x, channels, config)
         for level, multiplier in reversed(list(enumerate(config.channel_multipliers))):
             channels = config.channels * multiplier
             for block in range(config.num_res_blocks + 1):
-                x = ResBlock(channels, config.norm_groups, name=f"up_{level}_block_{block}")(x)
+                x = _block(x, config, "up", level, block)
             if level > 0:
                 x = _conv(channels, 3, f"up_{level}_upsample", padding=1)(x.repeat(2, axis=1).repeat(2, axis=2))
         x = nn.swish(GroupNorm(config.norm_groups, name="norm_out")(x))

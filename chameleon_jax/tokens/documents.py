@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from chameleon_jax.document import Document
 
 
+NOT_ASKED_FOR = "it was not asked for"
+
+
 class DocumentTokenizer:
     """The text tokenizer, the image tokenizer and the vocabulary that joins them.
 
@@ -220,7 +223,7 @@ class DocumentTokenizer:
             kind = JSONTokenizer if (folder / JSONTokenizer.file_name).exists() else SentencePieceTokenizer
             text = kind.load(folder / kind.file_name)
         if not with_image:
-            missing = {"image": "it was not asked for", **missing}
+            missing = {"image": NOT_ASKED_FOR, **missing}
         elif "image" not in missing:
             image = load_image_tokenizer(folder / "image")
         try:

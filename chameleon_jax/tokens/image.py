@@ -133,11 +133,14 @@ class ImageTokenizer:
     def batch(self) -> int:
         """Pictures computed at a time; the last batch is filled up, so that each size is compiled once.
 
-        At most 64, and no more than keep one map of full resolution within 512 MiB: 4 with the released sizes.
+        At most 64, and no more than keep one map of full resolution, or the scores of its attention, within 512 MiB: 4
+        with the released sizes.
         """
-        side = self.config.resolution // self.config.space_to_depth
-        widest = max(self.config.channel_multipliers[:2])  # the decoder enlarges its second level before it narrows it
-        return max(1, min(64, 2**29 // (4 * side**2 * self.config.channels * widest)))
+        config = self.config
+        widest = max(config.channel_multipliers[:2])  # the decoder enlarges its second level before it narrows it
+        largest = config.maps[0] ** 2 * config.channels * widest
+        attended = max(config.attn_resolutions, default=config.grid)
+        return max(1, min(64, 2**29 // (4 * max(largest, attended**4))))
 
     def _in_batches(self, method: str, values: np.ndarray) -> np.ndarray:
         size = self.batch if len(values) > 1 else 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chameleon_jax.config import (
+    ConfigError,
     DType,
     ImageTokenizerConfig,
     PreprocessingConfig,
@@ -36,6 +38,10 @@ from chameleon_jax.weights.sources import Weights, leaves_of, tree_of
 Format = Literal["chameleon", "huggingface", "meta"]
 NOTE_FILE = "chameleon_jax.json"
 """What neither Hugging Face's nor Meta's files can say, beside them."""
+
+
+UNREADABLE = "it cannot be read: "
+"""How the reason in `Checkpoint.missing` begins where an image tokenizer is there, but damaged or of another kind."""
 
 
 class ConversionError(ChameleonError):
@@ -90,8 +96,12 @@ class Checkpoint:
         abstract = abstract_params(config, mesh)
         return config, tree_of(self.weights.place(leaves_of(abstract), progress))
 
-    def load_tokenizer(self) -> DocumentTokenizer:
-        """The tokenizer with what there is of it."""
+    def load_tokenizer(self, *, tolerant: bool = False) -> DocumentTokenizer:
+        """The tokenizer with what there is of it.
+
+        Args:
+          tolerant: whether to go without an image tokenizer whose arrays are damaged, which `missing` then says.
+        """
         image = None
         if self.image_config is not None and self.image_weights is not None:
             leaves = {
@@ -99,9 +109,15 @@ class Checkpoint:
                 for entry in image_tokenizer_entries(self.image_config)
                 if entry.leaf in self.image_weights
             }
-            image = ImageTokenizer(self.image_config, tree_of(self.image_weights.place(leaves)), self.preprocessing)
+            with without_image_tokenizer(self.missing) if tolerant else contextlib.nullcontext():
+                image = ImageTokenizer(self.image_config, tree_of(self.image_weights.place(leaves)), self.preprocessing)
         codes = self.image_config.codes_per_image if self.image_config is not None else None
         return DocumentTokenizer(self.text, image, self.vocabulary, codes_per_image=codes, missing=self.missing)
+
+    def warn_of_image_tokenizer(self) -> str | None:
+        """One line if there is an image tokenizer that cannot be read."""
+        reason = self.missing.get("image", "")
+        return f"goes on without its image tokenizer: {reason}" if reason.startswith(UNREADABLE) else None
 
 
 def in_type_of(config: TransformerConfig, weights: Weights) -> TransformerConfig:
@@ -153,6 +169,16 @@ def check_parts(checkpoint: Checkpoint) -> Checkpoint:
             f"has {image.num_codes}; two models are mixed in one folder"
         )
     return checkpoint
+
+
+@contextlib.contextmanager
+def without_image_tokenizer(missing: dict[str, str]) -> Iterator[None]:
+    """Notes in `missing` why an image tokenizer cannot be read: the Transformer beside it can be used without."""
+    try:
+        yield
+    except (FileError, ConfigError) as error:
+        missing.pop("decoder", None)
+        missing["image"] = f"{UNREADABLE}{error}"
 
 
 def read_note(folder: Path) -> dict[str, Any]:

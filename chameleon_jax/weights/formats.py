@@ -60,6 +60,8 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
         raise FileError(f"{folder}: is not a model folder ({hint})")
     if image_tokenizer is not None:
         checkpoint = _with_image_tokenizer(checkpoint, Path(image_tokenizer))
+    if warning := checkpoint.warn_of_image_tokenizer():
+        checkpoint.warnings.append(warning)
     return check_parts(checkpoint)
 
 
@@ -91,7 +93,10 @@ def _with_image_tokenizer(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         other = open_checkpoint(folder)
         config, weights = other.image_config, other.image_weights
         if weights is None or "decoder" in other.missing:
-            raise FileError(f"{folder}: holds no whole image tokenizer; expected vqgan.yaml and vqgan.ckpt in it")
+            reason = other.missing.get("image") or other.missing.get("decoder")
+            raise FileError(
+                f"{folder}: holds no whole image tokenizer ({reason}); expected vqgan.yaml and vqgan.ckpt in it"
+            )
     missing = {part: why for part, why in checkpoint.missing.items() if part not in ("image", "decoder")}
     return dataclasses.replace(checkpoint, image_config=config, image_weights=weights, missing=missing)
 

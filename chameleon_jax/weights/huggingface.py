@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
-from chameleon_jax.weights.checkpoint import Checkpoint, in_type_of, read_note, require_kinds
+from chameleon_jax.weights.checkpoint import Checkpoint, in_type_of, read_note, require_kinds, without_image_tokenizer
 from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import read_index, read_safetensors
 from chameleon_jax.weights.sources import FileWeights, match, refuse_unknown
 from chameleon_jax.weights.stored import Tensor
 from chameleon_jax.weights.torch_files import read_tensors
+from chameleon_jax.weights.vqgan import read_vqgan_config
 
 VQ = "model.vqmodel."
 DECODER_FILE = "image_decoder/model.safetensors"
@@ -61,7 +62,9 @@ def open_huggingface(folder: Path) -> Checkpoint:
     found, extra = match(transformer_entries(config, layout), [tensors], folder)
     weights = FileWeights(found)
     missing: dict[str, str] = {}
-    image_config, image_weights, ignored = _open_image_tokenizer(folder, header, tensors, extra, missing)
+    image_config, image_weights, ignored = None, None, []
+    with without_image_tokenizer(missing):
+        image_config, image_weights, ignored = _open_image_tokenizer(folder, header, tensors, extra, missing)
     refuse_unknown([key for key in extra if not key.startswith(VQ)], folder)
     ignored += [key for key in extra if not key.startswith(VQ)]
     vocabulary, text = _open_vocabulary(folder, header, missing)
@@ -108,7 +111,7 @@ _KINDS = {
     "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
     "num_attention_heads": int, "num_key_value_heads": int, "rms_norm_eps": float, "swin_norm": bool,
     "initializer_range": float, "rope_theta": float, "rope_parameters": dict, "rope_scaling": dict,
-    "model_parallel_size": int, "vocabulary_map": dict, "vq_config": dict,
+    "model_parallel_size": int, "vocabulary_map": dict,
 }  # fmt: skip
 
 _UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -193,40 +196,17 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _image_config(values: dict[str, Any], where: Path) -> ImageTokenizerConfig:
-    """`vq_config`, whose keys have two sets of names."""
-
-    whole = ("resolution", "base_channels", "ch", "num_res_blocks", "latent_channels", "z_channels", "embed_dim",
-             "num_embeddings", "n_embed", "in_channels")  # fmt: skip
-    lists = ("channel_multiplier", "ch_mult", "attn_resolutions")
-    require_kinds(values, dict.fromkeys(whole, int) | dict.fromkeys(lists, list), f"{where}: vq_config")
-
-    def get(default: Any, *names: str) -> Any:
-        return next((values[name] for name in names if values.get(name) is not None), default)
-
-    if get(False, "double_latent", "double_z") or get([], "attn_resolutions") or get(3, "in_channels") != 3:
-        raise FileError(
-            f"{where}: vq_config: double_latent, attn_resolutions and in_channels other than 3 cannot be read"
-        )
-    try:
-        return ImageTokenizerConfig(
-            resolution=get(512, "resolution"),
-            channels=get(128, "base_channels", "ch"),
-            channel_multipliers=tuple(get((1, 1, 2, 2, 4), "channel_multiplier", "ch_mult")),
-            num_res_blocks=get(2, "num_res_blocks"),
-            latent_channels=get(256, "latent_channels", "z_channels"),
-            code_dim=get(256, "embed_dim"),
-            num_codes=get(8192, "num_embeddings", "n_embed"),
-        )
-    except (ConfigError, TypeError) as error:
-        raise FileError(f"{where}: vq_config: {error}") from None
-
-
 def _open_image_tokenizer(
     folder: Path, header: dict[str, Any], tensors: Mapping[str, Tensor], extra: list[str], missing: dict[str, str]
 ) -> tuple[ImageTokenizerConfig | None, FileWeights | None, list[str]]:
+    """Its sizes, its weights if they are there, and the names of tensors that it does not need.
+
+    Raises:
+      FileError: if it is damaged or of another kind.
+    """
     vq = {key: tensors[key] for key in extra if key.startswith(VQ)}
-    config = _image_config(header.get("vq_config") or {}, folder / "config.json")
+    where = f"{folder / 'config.json'}: vq_config"
+    config = read_vqgan_config(header.get("vq_config") or {}, where, dataclasses.asdict(ImageTokenizerConfig()))
     if not vq:
         missing["image"] = f"the weights in {folder} hold no image tokenizer ({VQ}…)"
         return config, None, []

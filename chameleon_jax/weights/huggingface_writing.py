@@ -17,6 +17,7 @@ from chameleon_jax.weights.huggingface import DECODER_FILE, VQ
 from chameleon_jax.weights.layout import image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import parts_of, write_safetensors
 from chameleon_jax.weights.sources import Progress
+from chameleon_jax.weights.vqgan import huggingface_config, why_not_released
 
 LARGEST_FILE = 5 * 10**9
 
@@ -60,6 +61,7 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, pro
 
 def _require_expressible(checkpoint: Checkpoint) -> None:
     config, image = checkpoint.config, checkpoint.image_config
+    unreleased = why_not_released(image) if image is not None else ""
     for holds, key, why in (
         (config.qk_norm, "qk_norm = False", "its models always normalise queries and keys"),
         (
@@ -67,8 +69,7 @@ def _require_expressible(checkpoint: Checkpoint) -> None:
             f"head_dim = {config.head_dim}",
             f"its heads divide d_model, {config.d_model} / {config.num_heads}",
         ),
-        (image is None or image.space_to_depth == 1, "space_to_depth", "its VQGAN takes single pixels"),
-        (image is None or image.norm_groups == 32, "norm_groups", "its GroupNorm has 32 groups"),
+        (not unreleased, f"an image tokenizer with {unreleased}", "its VQGAN is of the released kind"),
     ):
         if not holds:
             raise ConversionError(
@@ -141,13 +142,5 @@ def _header(
     if names is not None:
         header["vocabulary_map"] = dict(names)
     if image is not None:
-        multipliers = list(image.channel_multipliers)
-        header["vq_config"] = {
-            "attn_resolutions": [], "attn_type": "vanilla", "dropout": 0.0, "in_channels": 3, "out_channels": 3,
-            "out_ch": 3, "resolution": image.resolution, "num_res_blocks": image.num_res_blocks,
-            "embed_dim": image.code_dim, "num_embeddings": image.num_codes, "n_embed": image.num_codes,
-            "latent_channels": image.latent_channels, "z_channels": image.latent_channels,
-            "base_channels": image.channels, "ch": image.channels, "channel_multiplier": multipliers,
-            "ch_mult": multipliers, "double_latent": False, "double_z": False,
-        }  # fmt: skip
+        header["vq_config"] = huggingface_config(image)
     return header

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TransformerConfig, read_yaml
+from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, read_yaml
 from chameleon_jax.files import FileError, read_json, write_json, write_text
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
@@ -20,6 +20,7 @@ from chameleon_jax.weights.checkpoint import (
     in_type_of,
     read_note,
     require_kinds,
+    without_image_tokenizer,
     write_note,
 )
 from chameleon_jax.weights.layout import Entry, image_tokenizer_entries, transformer_entries
@@ -27,6 +28,7 @@ from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_u
 from chameleon_jax.weights.stored import ComputedTensor, StoredTensor, Tensor
 from chameleon_jax.weights.torch_files import read_tensors, read_torch_file
 from chameleon_jax.weights.torch_writing import write_torch_file
+from chameleon_jax.weights.vqgan import meta_config, read_vqgan_config, why_not_released
 
 TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE = "text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"
 ROPE_KEY = "rope.freqs"
@@ -72,8 +74,9 @@ def open_meta(folder: Path) -> Checkpoint:
     if tokenizer is None or not (tokenizer / IMAGE_FILE).exists():
         missing["image"] = f"there is no {IMAGE_FILE} in {tokenizer or folder / 'tokenizer'}"
     else:
-        image_config, image_weights, unneeded = open_image_tokenizer(tokenizer)
-        ignored += unneeded
+        with without_image_tokenizer(missing):
+            image_config, image_weights, unneeded = open_image_tokenizer(tokenizer)
+            ignored += unneeded
     if tokenizer is None or not (tokenizer / TEXT_FILE).exists():
         missing["text"] = missing["vocabulary"] = f"there is no {TEXT_FILE} in {tokenizer or folder / 'tokenizer'}"
     else:
@@ -236,27 +239,13 @@ def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeight
       FileError: if a file or a tensor is missing or does not fit.
     """
     where = folder / IMAGE_CONFIG_FILE
-    try:
-        params = read_yaml(where)["model"]["params"]
-        sizes = params["ddconfig"]
-        require_kinds(params, {"embed_dim": int, "n_embed": int}, where)
-        lists = {"ch_mult": list, "attn_resolutions": list}
-        require_kinds(sizes, dict.fromkeys(("resolution", "ch", "num_res_blocks", "z_channels"), int) | lists, where)
-        if sizes.get("double_z") or sizes.get("attn_resolutions") or sizes.get("in_channels", 3) != 3:
-            raise FileError(f"{where}: double_z, attn_resolutions and in_channels other than 3 cannot be read")
-        config = ImageTokenizerConfig(
-            resolution=sizes["resolution"],
-            channels=sizes["ch"],
-            channel_multipliers=tuple(sizes["ch_mult"]),
-            num_res_blocks=sizes["num_res_blocks"],
-            latent_channels=sizes["z_channels"],
-            code_dim=params["embed_dim"],
-            num_codes=params["n_embed"],
-        )
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(
-            f"{where}: is no config of a VQGAN: {error}; expected model.params with embed_dim, n_embed and ddconfig"
-        ) from None
+    content = read_yaml(where)
+    require_kinds(content, {"model": dict}, where)
+    require_kinds(content.get("model") or {}, {"params": dict}, f"{where}: model")
+    params = dict((content.get("model") or {}).get("params") or {})
+    sizes = params.pop("ddconfig", None) or {}
+    require_kinds(sizes, {}, f"{where}: model.params.ddconfig")
+    config = read_vqgan_config({**params, **sizes}, f"{where}: model.params", {})
     content = read_torch_file(folder / IMAGE_FILE)
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping):
@@ -275,7 +264,7 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
     """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `files.new_folder`.
 
     Raises:
-      ConversionError: if it cannot be cut into so many shards.
+      ConversionError: if it cannot be cut into so many shards, or its image tokenizer is of another kind.
     """
     config, image = checkpoint.config, checkpoint.image_config
     _require_divisible(config, shards, ConversionError, checkpoint.folder)
@@ -287,6 +276,11 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
         raise ConversionError(
             f"{checkpoint.folder}: its heads have {config.qk_norm_groups} different rows of QK-norm, and Meta's format "
             f"keeps one a shard; {shards} shards cannot hold them, choose {config.qk_norm_groups}"
+        )
+    if image is not None and (unreleased := why_not_released(image)):
+        raise ConversionError(
+            f"{checkpoint.folder}: an image tokenizer with {unreleased} cannot be written in Meta's format, which has "
+            "VQGANs of the released kind. Format 'chameleon' holds every model"
         )
     entries = transformer_entries(config, "meta", shards)
     for shard in range(shards):
@@ -347,23 +341,13 @@ def _write_image_tokenizer(
     folder: Path, config: ImageTokenizerConfig, checkpoint: Checkpoint, progress: Progress
 ) -> None:
     entries = {entry.key: entry for entry in image_tokenizer_entries(config)}
-    if config.space_to_depth != 1 or config.norm_groups != 32:
-        raise ConversionError(
-            f"{checkpoint.folder}: its image tokenizer has space_to_depth = {config.space_to_depth} and norm_groups = "
-            f"{config.norm_groups}; Meta's VQGAN knows only 1 and 32"
-        )
     weights = checkpoint.image_weights
     if any(entry.leaf not in weights for entry in entries.values()):
         raise ConversionError(
             f"{checkpoint.folder}: {checkpoint.missing.get('decoder', 'there is no image decoder')}; Meta's format "
             "needs it. Give a tokenizer folder of Meta's release: --image-tokenizer …/tokenizer"
         )
-    sizes = {
-        "double_z": False, "z_channels": config.latent_channels, "resolution": config.resolution, "in_channels": 3,
-        "out_ch": 3, "ch": config.channels, "ch_mult": list(config.channel_multipliers),
-        "num_res_blocks": config.num_res_blocks, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
-    params = {"embed_dim": config.code_dim, "n_embed": config.num_codes, "ddconfig": sizes}
+    params = meta_config(config)
     write_text(folder / IMAGE_CONFIG_FILE, yaml.safe_dump({"model": {"params": params}}, sort_keys=False))
     specs = {key: (entry.stored, np.dtype(np.float32)) for key, entry in entries.items()}
     value = lambda key: weights.fetch(entries[key], np.dtype(np.float32))  # noqa: E731

@@ -27,8 +27,8 @@ from chameleon_jax.files import (
     write_json,
 )
 from chameleon_jax.models.lora import merge
-from chameleon_jax.tokens.documents import DocumentTokenizer, abstract_image_params, read_image_config
-from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype
+from chameleon_jax.tokens.documents import NOT_ASKED_FOR, DocumentTokenizer, abstract_image_params, read_image_config
+from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype, without_image_tokenizer
 from chameleon_jax.weights.layout import Entry
 from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
 
@@ -102,11 +102,14 @@ def open_native(folder: Path) -> Checkpoint:
     image_config, image_weights, preprocessing = None, None, PreprocessingConfig()
     if (tokenizer / "image").exists():
         missing.pop("image", None)
-        image_config, preprocessing, has_decoder = read_image_config(tokenizer / "image")
-        abstract = abstract_image_params(image_config, has_decoder)
-        image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32))
-        if not has_decoder:
-            missing["decoder"] = f"{tokenizer / 'image'} was written without the image decoder"
+        with without_image_tokenizer(missing):
+            image_config, preprocessing, has_decoder = read_image_config(tokenizer / "image")
+            abstract = abstract_image_params(image_config, has_decoder)
+            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32))
+            if not has_decoder:
+                missing["decoder"] = f"{tokenizer / 'image'} was written without the image decoder"
+    elif missing.get("image") == NOT_ASKED_FOR:
+        missing["image"] = f"there is no {tokenizer / 'image'}"
     return Checkpoint(
         folder=folder,
         format="chameleon",

@@ -72,6 +72,14 @@ IMAGE_TOKENIZER = {
     "attn_type": "vanilla",
 }
 
+_SMALL = IMAGE_TOKENIZER | {"resolution": 16, "channel_multiplier": [1, 1, 2]}
+RELATIVES = {
+    "attended": _SMALL | {"attn_resolutions": [8]},
+    "attended_twice": _SMALL | {"attn_resolutions": [16, 4], "num_res_blocks": 2, "channel_multiplier": [1, 2, 1]},
+    "unattended": _SMALL | {"attn_type": "none"},
+}
+"""Others of the family: attention at some maps too, or none at all."""
+
 RELEASED_IMAGE_TOKENIZER = {
     "embed_dim": 256,
     "num_embeddings": 8192,
@@ -191,18 +199,27 @@ def vqgan_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         if into != out:
             conv(f"{name}.nin_shortcut", into, out, 1)
 
+    def attention(name: str, channels: int) -> None:
+        norm(f"{name}.norm", channels)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", channels, channels, 1)
+
     def middle(name: str, channels: int) -> None:
         res_block(f"{name}.block_1", channels, channels)
-        norm(f"{name}.attn_1.norm", channels)
-        for part in ("q", "k", "v", "proj_out"):
-            conv(f"{name}.attn_1.{part}", channels, channels, 1)
+        if sizes["attn_type"] == "vanilla":
+            attention(f"{name}.attn_1", channels)
         res_block(f"{name}.block_2", channels, channels)
+
+    def is_attended(level: int) -> bool:
+        return sizes["resolution"] // 2**level in sizes.get("attn_resolutions", [])
 
     conv("encoder.conv_in", 3, widths[0], 3)
     into = widths[0]
     for level, out in enumerate(widths):
         for block in range(sizes["num_res_blocks"]):
             res_block(f"encoder.down.{level}.block.{block}", into, out)
+            if is_attended(level):
+                attention(f"encoder.down.{level}.attn.{block}", out)
             into = out
         if level < len(widths) - 1:
             conv(f"encoder.down.{level}.downsample.conv", out, out, 3)
@@ -216,6 +233,8 @@ def vqgan_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     for level in reversed(range(len(widths))):
         for block in range(sizes["num_res_blocks"] + 1):
             res_block(f"decoder.up.{level}.block.{block}", into, widths[level])
+            if is_attended(level):
+                attention(f"decoder.up.{level}.attn.{block}", widths[level])
             into = widths[level]
         if level > 0:
             conv(f"decoder.up.{level}.upsample.conv", into, into, 3)
@@ -228,10 +247,8 @@ def vqgan_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def random_vqgan(sizes: dict[str, Any], seed: int) -> dict[str, Any]:
+def random_vqgan(sizes: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Weights, exact in float16, that keep activations of size 1."""
-    import torch
-
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in vqgan_shapes(sizes).items():
@@ -240,7 +257,7 @@ def random_vqgan(sizes: dict[str, Any], seed: int) -> dict[str, Any]:
             values *= np.prod(shape[1:]) ** -0.5
         elif len(shape) == 1:
             values = values * 0.2 + float("norm" in name.split(".")[-2] and name.endswith("weight"))
-        weights[name] = torch.from_numpy(values.astype(np.float16).astype(np.float32))
+        weights[name] = values.astype(np.float16).astype(np.float32)
     return weights
 
 
@@ -269,6 +286,11 @@ class _Network:
             x = self.conv(f"{name}.nin_shortcut", x)
         return x + h
 
+    def level_block(self, level: str, block: int, x):
+        x = self.res_block(f"{level}.block.{block}", x)
+        attention = f"{level}.attn.{block}"
+        return self.attention(attention, x) if f"{attention}.q.weight" in self.weights else x
+
     def attention(self, name: str, x):
         h = self.norm(f"{name}.norm", x)
         q, k, v = (self.conv(f"{name}.{part}", h).flatten(2) for part in "qkv")  # [B, c, h w]
@@ -277,7 +299,9 @@ class _Network:
 
     def middle(self, name: str, x):
         x = self.res_block(f"{name}.block_1", x)
-        return self.res_block(f"{name}.block_2", self.attention(f"{name}.attn_1", x))
+        if self.sizes["attn_type"] == "vanilla":
+            x = self.attention(f"{name}.attn_1", x)
+        return self.res_block(f"{name}.block_2", x)
 
     def out(self, name: str, x):
         h = self.norm(f"{name}.norm_out", x)
@@ -290,7 +314,7 @@ class _Network:
         last = len(self.sizes["channel_multiplier"]) - 1
         for level in range(last + 1):
             for block in range(self.sizes["num_res_blocks"]):
-                x = self.res_block(f"encoder.down.{level}.block.{block}", x)
+                x = self.level_block(f"encoder.down.{level}", block, x)
             if level < last:
                 x = self.conv(f"encoder.down.{level}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
         return self.out("encoder", self.middle("encoder.mid", x))
@@ -299,7 +323,7 @@ class _Network:
         x = self.middle("decoder.mid", self.conv("decoder.conv_in", x, padding=1))
         for level in reversed(range(len(self.sizes["channel_multiplier"]))):
             for block in range(self.sizes["num_res_blocks"] + 1):
-                x = self.res_block(f"decoder.up.{level}.block.{block}", x)
+                x = self.level_block(f"decoder.up.{level}", block, x)
             if level > 0:
                 x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
                 x = self.conv(f"decoder.up.{level}.upsample.conv", x, padding=1)
@@ -350,7 +374,7 @@ def image_tokenizer(sizes: dict[str, Any] = IMAGE_TOKENIZER, pictures: int = 2) 
 
     side = sizes["resolution"]
     pixels = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (pictures, 3, side, side)).astype(np.float32))
-    weights = random_vqgan(sizes, seed=1)
+    weights = {key: torch.from_numpy(value) for key, value in random_vqgan(sizes, seed=1).items()}
     with torch.no_grad():
         latents = vqgan_latents(weights, sizes, pixels)
         weights = with_codes_among(weights, latents, seed=2)
@@ -378,6 +402,7 @@ def _require_like_transformers(weights: dict[str, Any], sizes: dict[str, Any], p
     np.testing.assert_array_equal(their_codes.reshape(codes.shape).numpy(), codes.numpy())
 
 
+CODEBOOK = "quantize.embedding.weight"
 ANSWERS = ("pixels", "latents", "codes", "decoded")
 """What `image_tokenizer` returns besides weights."""
 
@@ -386,6 +411,9 @@ def main(folder: Path) -> None:
     for name in LANGUAGE_MODELS:
         np.savez_compressed(folder / f"transformers_{name}.npz", **language_model(name))
     np.savez_compressed(folder / "transformers_image_tokenizer.npz", **image_tokenizer())
+    for name, sizes in RELATIVES.items():  # all other weights are drawn anew from their seed
+        kept = {key: value for key, value in image_tokenizer(sizes).items() if key in (*ANSWERS, CODEBOOK)}
+        np.savez_compressed(folder / f"transformers_image_tokenizer_{name}.npz", **kept)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ def write_config(folder: Path, sizes: dict[str, Any]) -> None:
         "ch": sizes["base_channels"],
         "ch_mult": sizes["channel_multiplier"],
         "num_res_blocks": sizes["num_res_blocks"],
-        "attn_resolutions": [],
+        "attn_resolutions": sizes.get("attn_resolutions", []),
         "dropout": 0.0,
     }
+    if sizes["attn_type"] != "vanilla":
+        ddconfig["attn_type"] = sizes["attn_type"]
     params = {"embed_dim": sizes["embed_dim"], "n_embed": sizes["num_embeddings"], "ddconfig": ddconfig}
     model = {"target": "vqgan.VQModel", "params": {**params, "lossconfig": {"target": "loss"}, "ckpt_path": "x.ckpt"}}
     (folder / "vqgan.yaml").write_text(yaml.safe_dump({"model": model}))
@@ -92,6 +94,30 @@ def test_latents_codes_and_pixels_are_those_of_others(tmp_path):
     tokenizer = opened(tmp_path)
     check(tokenizer, arrays, different=24)
     np.testing.assert_array_equal(tokenizer.encode_pixels(arrays["pixels"]), arrays["codes"])
+
+
+@pytest.mark.parametrize("name", fixtures.RELATIVES)
+def test_relatives_with_more_attention_or_none_give_the_numbers_of_others(tmp_path, name):
+    sizes = fixtures.RELATIVES[name]
+    with np.load(DATA / f"transformers_image_tokenizer_{name}.npz") as file:
+        arrays = dict(file)
+    weights = fixtures.random_vqgan(sizes, seed=1)
+    weights[fixtures.CODEBOOK] = arrays[fixtures.CODEBOOK].astype(np.float32)
+    write_config(tmp_path, sizes)
+    specs = {key: (value.shape, value.dtype) for key, value in weights.items()}
+    write_torch_file(tmp_path / "vqgan.ckpt", specs, weights.__getitem__, top="state_dict")
+    check(opened(tmp_path), arrays, different=8)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", fixtures.RELATIVES)
+def test_live_relatives_give_the_numbers_of_others(tmp_path, name):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    arrays = fixtures.image_tokenizer(fixtures.RELATIVES[name])
+    write_config(tmp_path, fixtures.RELATIVES[name])
+    save_with_torch(tmp_path, weights_of(arrays))
+    check(opened(tmp_path), arrays, different=8)
 
 
 def save_with_torch(folder: Path, weights: dict[str, np.ndarray]) -> None:

@@ -25,10 +25,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import released_model
+from tiny_models import random_picture, released_model
 
-from chameleon_jax.chameleon import load
-from chameleon_jax.config import ConfigError
+from chameleon_jax.chameleon import CannotDraw, load
+from chameleon_jax.config import ConfigError, GenerationConfig
+from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import FileError
 from chameleon_jax.tokens.vocabulary import VocabularyError
@@ -268,7 +269,6 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
     ("huggingface", "weights cut in the header", cut(ONE, 500), ONE, ("header claims", "the file has 500")),
     ("huggingface", "weights cut in the data", cut(ONE, 100_000), ONE, ("should end at byte", "the file has 100000")),
     ("huggingface", "weights one byte short", cut(ONE, -1), ONE, ("should end at byte", "download or copy it again")),
-    ("huggingface", "decoder one byte short", cut(DECODER, -1), DECODER, ("should end at byte",)),
     ("sharded", "shard one byte short", cut("model-00002-of-00003.safetensors", -1),
      "model-00002-of-00003.safetensors", ("should end at byte",)),
     ("huggingface", "header longer than the file", written(ONE, struct.pack("<Q", 4000) + b"{}"), ONE,
@@ -351,11 +351,6 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("holds model.layers.2.mlp.gate_proj.weight", "the config does not explain")),
     ("huggingface", "tensor of another shape", reshaped(ONE, Q), ONE, (f"{Q} has shape (32, 31)", "expects (32, 32)")),
     ("huggingface", "quantised tensor", quantised(ONE, Q), ONE, (Q, "int8", "quantized")),
-    ("huggingface", "missing tensor of the image tokenizer", without(ONE, VQ_KEY), "", (f"{VQ_KEY} missing",)),
-    ("huggingface", "image tokenizer of another shape", reshaped(ONE, VQ_KEY), ONE, (VQ_KEY, "has shape")),
-    ("huggingface", "quantised image tokenizer", quantised(ONE, VQ_KEY), ONE, (VQ_KEY, "int8")),
-    ("huggingface", "half a decoder", without(DECODER, "model.vqmodel.decoder.conv_in.weight"), "",
-     ("model.vqmodel.decoder.conv_in.weight missing",)),
     ("meta", "missing tensor", without(SHARD, GATE), "", (f"{GATE} missing", "download")),
     ("meta", "extra tensor", with_extra(SHARD, "layers.2.feed_forward.w1.weight"), "",
      ("holds layers.2.feed_forward.w1.weight", "the config does not explain")),
@@ -365,22 +360,12 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
     ("meta", "fused tensor in no layer",
      tensors(SHARD, lambda found: found.update({"attention.wqkv.weight": np.ones((32, 32), np.float32)})), "",
      ("attention.wqkv.weight", "the config does not explain")),
-    ("meta", "missing tensor of the image tokenizer", without("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
-     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight missing",)),
-    ("meta", "image tokenizer without a decoder",
-     tensors("tokenizer/vqgan.ckpt", lambda found: [found.pop(key) for key in list(found) if "decoder" in key]),
-     "tokenizer/vqgan.ckpt", ("decoder.", "more missing")),
-    ("meta", "image tokenizer of another shape", reshaped("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
-     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight", "has shape (32, 3, 3, 2)", "expects (32, 3, 3, 3)")),
-    ("meta", "quantised image tokenizer", quantised("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
-     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight", "int8")),
     # Torch's files
     *(("meta", f"weights cut at {size}", cut(SHARD, size), SHARD, (expected,)) for size, expected in
       ((0, "empty, no torch checkpoint"), (3, "torch checkpoint"), (60, "damaged"), (50_000, "damaged"),
        (-1, "damaged"))),
     ("meta", "page of a website instead of weights", written(SHARD, "<!doctype html>"), SHARD,
      ("not a torch checkpoint",)),
-    ("meta", "image tokenizer cut", cut("tokenizer/vqgan.ckpt", 1000), "tokenizer/vqgan.ckpt", ("damaged",)),
     ("meta", "tensors with numbers for names",
      lambda folder: save_raw(folder / SHARD, pickled_tensors(lambda tensor: {0: tensor})), SHARD,
      ("expected a mapping from names to tensors",)),
@@ -388,9 +373,6 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("expected a mapping from names to tensors",)),
     ("meta", "list of tensors", lambda folder: save_raw(folder / SHARD, pickle.dumps([], 2)), SHARD,
      ("expected a mapping from names to tensors",)),
-    ("meta", "image tokenizer that is a list",
-     lambda folder: save_raw(folder / "tokenizer/vqgan.ckpt", pickle.dumps([], 2)), "tokenizer/vqgan.ckpt",
-     ("expected a mapping",)),
     ("huggingface", "plain values in pytorch_model.bin",
      both(removed(ONE), lambda folder: save_raw(folder / "pytorch_model.bin", pickle.dumps({Q_NORM: 3}, 2))),
      "pytorch_model.bin", ("expected",)),
@@ -452,21 +434,6 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("model.embed_tokens.weight has shape (460, 32)", "expects (500, 32)")),
     ("huggingface", "shards that are text", values("config.json", model_parallel_size="two"), "config.json",
      ("model_parallel_size", "'two'")),
-    ("huggingface", "vq_config with double_latent", values("config.json", vq_config__double_latent=True),
-     "config.json", ("vq_config", "double_latent")),
-    ("huggingface", "vq_config with attention", values("config.json", vq_config__attn_resolutions=[8]), "config.json",
-     ("vq_config", "attn_resolutions")),
-    ("huggingface", "vq_config of grey pictures", values("config.json", vq_config__in_channels=1), "config.json",
-     ("vq_config", "in_channels")),
-    ("huggingface", "vq_config with impossible sizes", values("config.json", vq_config__base_channels=33),
-     "config.json", ("vq_config", "norm_groups")),
-    ("huggingface", "vq_config with sizes that are text", values("config.json", vq_config__resolution="large"),
-     "config.json", ("vq_config",)),
-    ("huggingface", "vq_config with half sizes", values("config.json", vq_config__num_res_blocks=1.5),
-     "config.json", ("vq_config", "1.5")),
-    ("huggingface", "vq_config that is a list", values("config.json", vq_config=[1]), "config.json", ("vq_config",)),
-    ("huggingface", "vq_config of another tokenizer", values("config.json", vq_config__num_embeddings=32), ONE,
-     ("model.vqmodel.quantize.embedding.weight has shape (16, 8)", "expects (32, 8)")),
     ("huggingface", "note that is a list", written("chameleon_jax.json", "[1]"), "chameleon_jax.json",
      ("has no format_version",)),
     ("huggingface", "note that is no JSON", written("chameleon_jax.json", "{"), "chameleon_jax.json", ("JSON",)),
@@ -498,27 +465,6 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("cannot be read as JSON",)),
     ("meta", "consolidate_params.json that is a list", written("consolidate_params.json", "[1]"),
      "consolidate_params.json", ("a mapping",)),
-    ("meta", "vqgan.yaml missing", removed("tokenizer/vqgan.yaml"), "tokenizer/vqgan.yaml", ("no such file",)),
-    ("meta", "vqgan.yaml that is no YAML", written("tokenizer/vqgan.yaml", "model: [1\nx: }"), "tokenizer/vqgan.yaml",
-     ("not valid YAML", "line")),
-    ("meta", "vqgan.yaml with an impossible date", written("tokenizer/vqgan.yaml", "model: 2001-99-99"),
-     "tokenizer/vqgan.yaml", ("YAML",)),
-    ("meta", "vqgan.yaml nested ten thousand times", written("tokenizer/vqgan.yaml", "[" * 10_000),
-     "tokenizer/vqgan.yaml", ("YAML",)),
-    ("meta", "vqgan.yaml that is empty", written("tokenizer/vqgan.yaml", ""), "tokenizer/vqgan.yaml",
-     ("is no config of a VQGAN", "expected model.params")),
-    ("meta", "vqgan.yaml of another model", written("tokenizer/vqgan.yaml", "model: {target: x}"),
-     "tokenizer/vqgan.yaml", ("'params'", "expected model.params")),
-    ("meta", "vqgan.yaml without a size", values("tokenizer/vqgan.yaml", model__params__ddconfig__ch=...),
-     "tokenizer/vqgan.yaml", ("'ch'", "expected model.params")),
-    ("meta", "vqgan.yaml with sizes that are text", values("tokenizer/vqgan.yaml", model__params__ddconfig__ch="x"),
-     "tokenizer/vqgan.yaml", ("ch = 'x'", "must be a whole number")),
-    ("meta", "vqgan.yaml with half sizes", values("tokenizer/vqgan.yaml", model__params__ddconfig__num_res_blocks=1.5),
-     "tokenizer/vqgan.yaml", ("num_res_blocks = '1.5'", "must be a whole number")),
-    ("meta", "vqgan.yaml with double_z", values("tokenizer/vqgan.yaml", model__params__ddconfig__double_z=True),
-     "tokenizer/vqgan.yaml", ("double_z",)),
-    ("meta", "vqgan.yaml of another tokenizer", values("tokenizer/vqgan.yaml", model__params__n_embed=32),
-     "tokenizer/vqgan.ckpt", ("quantize.embedding.weight has shape (16, 8)", "expects (32, 8)")),
     ("meta", "note that is a list", written("chameleon_jax.json", "[1]"), "chameleon_jax.json",
      ("has no format_version",)),
     # Text tokenizers
@@ -591,6 +537,81 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("cannot be read as JSON",)),
     ("chameleon", "layers with a fraction", values("config.json", model__num_layers=2.5), "config.json",
      ("model.num_layers = 2.5", "a whole number")),
+]  # fmt: skip
+
+# The same for an image tokenizer, without which the rest opens
+IMAGE_CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
+    ("huggingface", "decoder one byte short", cut(DECODER, -1), DECODER, ("should end at byte",)),
+    ("huggingface", "missing tensor of the image tokenizer", without(ONE, VQ_KEY), "", (f"{VQ_KEY} missing",)),
+    ("huggingface", "image tokenizer of another shape", reshaped(ONE, VQ_KEY), ONE, (VQ_KEY, "has shape")),
+    ("huggingface", "quantised image tokenizer", quantised(ONE, VQ_KEY), ONE, (VQ_KEY, "int8")),
+    ("huggingface", "half a decoder", without(DECODER, "model.vqmodel.decoder.conv_in.weight"), "",
+     ("model.vqmodel.decoder.conv_in.weight missing",)),
+    ("meta", "missing tensor of the image tokenizer", without("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
+     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight missing",)),
+    ("meta", "image tokenizer without a decoder",
+     tensors("tokenizer/vqgan.ckpt", lambda found: [found.pop(key) for key in list(found) if "decoder" in key]),
+     "tokenizer/vqgan.ckpt", ("decoder.", "more missing")),
+    ("meta", "image tokenizer of another shape", reshaped("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
+     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight", "has shape (32, 3, 3, 2)", "expects (32, 3, 3, 3)")),
+    ("meta", "quantised image tokenizer", quantised("tokenizer/vqgan.ckpt", "encoder.conv_in.weight"),
+     "tokenizer/vqgan.ckpt", ("encoder.conv_in.weight", "int8")),
+    ("meta", "image tokenizer cut", cut("tokenizer/vqgan.ckpt", 1000), "tokenizer/vqgan.ckpt", ("damaged",)),
+    ("meta", "image tokenizer that is a list",
+     lambda folder: save_raw(folder / "tokenizer/vqgan.ckpt", pickle.dumps([], 2)), "tokenizer/vqgan.ckpt",
+     ("expected a mapping",)),
+    ("huggingface", "vq_config with double_latent", values("config.json", vq_config__double_latent=True),
+     "config.json", ("vq_config", "double_latent", "a mean and a variance")),
+    ("huggingface", "vq_config with attention that the weights lack",
+     values("config.json", vq_config__attn_resolutions=[8]), "", (".0.attn.0.", "missing")),
+    ("huggingface", "vq_config with an unknown key", values("config.json", vq_config__extra_blocks=2), "config.json",
+     ("vq_config", "unknown keys extra_blocks")),
+    ("huggingface", "vq_config with linear attention", values("config.json", vq_config__attn_type="linear"),
+     "config.json", ("attn_type = 'linear'", "'vanilla'")),
+    ("huggingface", "vq_config whose names contradict", values("config.json", vq_config__ch=64), "config.json",
+     ("base_channels = 32 but ch = 64",)),
+    ("huggingface", "vq_config of grey pictures", values("config.json", vq_config__in_channels=1), "config.json",
+     ("vq_config", "in_channels")),
+    ("huggingface", "vq_config with impossible sizes",
+     values("config.json", vq_config__base_channels=33, vq_config__ch=33), "config.json", ("vq_config", "norm_groups")),
+    ("huggingface", "vq_config with sizes that are text", values("config.json", vq_config__resolution="large"),
+     "config.json", ("vq_config",)),
+    ("huggingface", "vq_config with half sizes", values("config.json", vq_config__num_res_blocks=1.5),
+     "config.json", ("vq_config", "1.5")),
+    ("huggingface", "vq_config that is a list", values("config.json", vq_config=[1]), "config.json", ("vq_config",)),
+    ("huggingface", "vq_config of another tokenizer",
+     values("config.json", vq_config__num_embeddings=32, vq_config__n_embed=32), ONE,
+     ("model.vqmodel.quantize.embedding.weight has shape (16, 8)", "expects (32, 8)")),
+    ("meta", "vqgan.yaml missing", removed("tokenizer/vqgan.yaml"), "tokenizer/vqgan.yaml", ("no such file",)),
+    ("meta", "vqgan.yaml that is no YAML", written("tokenizer/vqgan.yaml", "model: [1\nx: }"), "tokenizer/vqgan.yaml",
+     ("not valid YAML", "line")),
+    ("meta", "vqgan.yaml with an impossible date", written("tokenizer/vqgan.yaml", "model: 2001-99-99"),
+     "tokenizer/vqgan.yaml", ("YAML",)),
+    ("meta", "vqgan.yaml nested ten thousand times", written("tokenizer/vqgan.yaml", "[" * 10_000),
+     "tokenizer/vqgan.yaml", ("YAML",)),
+    ("meta", "vqgan.yaml that is empty", written("tokenizer/vqgan.yaml", ""), "tokenizer/vqgan.yaml",
+     ("must be a mapping",)),
+    ("meta", "vqgan.yaml of another model", written("tokenizer/vqgan.yaml", "model: {target: x}"),
+     "tokenizer/vqgan.yaml", ("model.params", "is no config of a VQGAN")),
+    *(
+        ("meta", f"vqgan.yaml with {key} = {value}",
+         values("tokenizer/vqgan.yaml", **{f"model__params__ddconfig__{key}": value}), "tokenizer/vqgan.yaml",
+         (f"{key} = ",))
+        for key, value in (("resamp_with_conv", False), ("tanh_out", True), ("give_pre_end", True), ("in_channels", 1),
+                           ("out_ch", 4), ("use_linear_attn", True), ("attn_type", "linear"), ("double_z", True))
+    ),
+    ("meta", "vqgan.yaml with an unknown key", values("tokenizer/vqgan.yaml", model__params__ddconfig__extra=1),
+     "tokenizer/vqgan.yaml", ("unknown keys extra",)),
+    ("meta", "vqgan.yaml with renumbered codes", values("tokenizer/vqgan.yaml", model__params__remap="used.npy"),
+     "tokenizer/vqgan.yaml", ("remap = 'used.npy'",)),
+    ("meta", "vqgan.yaml without a size", values("tokenizer/vqgan.yaml", model__params__ddconfig__ch=...),
+     "tokenizer/vqgan.yaml", ("ch is missing",)),
+    ("meta", "vqgan.yaml with sizes that are text", values("tokenizer/vqgan.yaml", model__params__ddconfig__ch="x"),
+     "tokenizer/vqgan.yaml", ("ch = 'x'", "must be a whole number")),
+    ("meta", "vqgan.yaml with half sizes", values("tokenizer/vqgan.yaml", model__params__ddconfig__num_res_blocks=1.5),
+     "tokenizer/vqgan.yaml", ("num_res_blocks = '1.5'", "must be a whole number")),
+    ("meta", "vqgan.yaml of another tokenizer", values("tokenizer/vqgan.yaml", model__params__n_embed=32),
+     "tokenizer/vqgan.ckpt", ("quantize.embedding.weight has shape (16, 8)", "expects (32, 8)")),
     ("chameleon", "image tokenizer of another size",
      values("tokenizer/image/config.json", model__num_codes=32), "tokenizer/image/params", ("codebook", "(16, 8)")),
 ]  # fmt: skip
@@ -624,6 +645,56 @@ def test_damage_is_named_before_weights_are_read(good, tmp_path, name, damage, f
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "file", "expected"),
+    [pytest.param(name, *case, id=f"{name}: {title}") for name, title, *case in IMAGE_CASES],
+)
+def test_model_opens_without_an_image_tokenizer_that_cannot_be_read(good, tmp_path, name, damage, file, expected):
+    folder = damaged(good, tmp_path, name, damage)
+    opened = open_checkpoint(folder)
+    assert opened.image_weights is None
+    assert opened.text is not None
+    assert list(opened.missing) == ["image"]
+    reason = opened.missing["image"]
+    assert opened.warnings == [f"goes on without its image tokenizer: {reason}"]
+    assert reason.startswith(tuple(f"it cannot be read: {folder / file}{end}" for end in (": ", ", line"))), reason
+    assert len(reason) < 1000
+    assert "\n" not in reason
+    for part in expected:
+        assert part in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "key"),
+    [
+        ("huggingface", ONE, VQ_KEY),
+        ("huggingface", DECODER, "model.vqmodel.decoder.conv_out.bias"),
+        ("meta", "tokenizer/vqgan.ckpt", "quantize.embedding.weight"),
+    ],
+)
+def test_nan_in_an_image_tokenizer_stops_converting(good, tmp_path, name, file, key):
+    folder = damaged(good, tmp_path, name, lambda folder: poke(folder / file, key, np.nan))
+    for format in ("chameleon", "huggingface", "meta"):
+        with pytest.raises(FileError) as caught:
+            write_checkpoint(open_checkpoint(folder), tmp_path / "out", format)
+        assert str(caught.value).startswith(f"{folder / file}: {key} holds infinite values or NaN")
+        assert [path.name for path in tmp_path.iterdir()] == [name], "a half-written folder was left"
+
+
+def test_damage_found_while_an_image_tokenizer_is_read_leaves_the_text(good, tmp_path):
+    """Not a number: found when the weights are read."""
+    change = tensors(DECODER, lambda found: found["model.vqmodel.decoder.conv_in.bias"].fill(np.nan))
+    folder = damaged(good, tmp_path, "huggingface", change)
+    with pytest.warns(UserWarning, match="goes on without its image tokenizer: it cannot be read: .*conv_in.bias"):
+        model = load(folder)
+    assert "decoder.conv_in.bias" in model.missing["image"]
+    assert model.decode(model.encode(["A kite."])) == ["A kite."]
+    with pytest.raises(CannotDraw, match=r"no image tokenizer \(it cannot be read: .*conv_in\.bias"):
+        model.generate(["Draw a kite."], GenerationConfig(mode="image"))
+    with pytest.raises(DocumentError, match=r"no image tokenizer: it cannot be read"):
+        model.encode([random_picture(0)])
+
+
 def test_pickle_that_runs_something_is_refused_and_not_run(good, tmp_path):
     class Attack:
         def __reduce__(self):
@@ -632,8 +703,8 @@ def test_pickle_that_runs_something_is_refused_and_not_run(good, tmp_path):
     for file in (SHARD, "tokenizer/vqgan.ckpt"):
         folder = shutil.copytree(good / "meta", tmp_path / file.replace("/", "-"))
         save_raw(folder / file, pickle.dumps({GATE: Attack()}, 2))
-        message = refusal(folder, FileError)
-        assert message.startswith(f"{folder / file}: asks for ")
+        message = refusal(folder, FileError) if file == SHARD else open_checkpoint(folder).missing["image"]
+        assert f"{folder / file}: asks for " in message
         assert "mkdir" in message
         assert "It was not run" in message
     assert not (tmp_path / "was run").exists()
@@ -814,12 +885,9 @@ def poke(file: Path, key: str, value: float) -> None:
         ("huggingface", ONE, "model.embed_tokens.weight", "float32"),
         ("huggingface", ONE, Q, "bfloat16"),
         ("huggingface", ONE, Q_NORM, "float32"),
-        ("huggingface", ONE, VQ_KEY, "float32"),
-        ("huggingface", DECODER, "model.vqmodel.decoder.conv_out.bias", "bfloat16"),
         ("meta", SHARD, "layers.1.attention.wo.weight", "float32"),
         ("meta", SHARD, GATE, "bfloat16"),
         ("meta", "consolidated.00.pth", NORM, "bfloat16"),
-        ("meta", "tokenizer/vqgan.ckpt", "quantize.embedding.weight", "float32"),
     ],
 )
 def test_nan_and_infinity_stop_loading_and_converting(good, tmp_path, name, file, key, dtype):
