@@ -239,12 +239,13 @@ def load(
 
     Args:
       path: its folder; also the folder of a `chameleon train` run or of the demo, the root of Meta's download if it
-        holds one model, or a name on the Hugging Face Hub such as 'facebook/chameleon-7b'.
+        holds one model, or one on the Hugging Face Hub: 'hf://facebook/chameleon-7b', with @revision or /folder
+        behind it if needed.
       mesh: devices to lay the parameters out on, as `make_mesh` gives them; each is read only onto its own devices. By
         default everything goes to the first device.
       dtype: 'float32' or 'bfloat16', for parameters and computation; by default the type of the files. The image
         tokenizer is always float32.
-      image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release.
+      image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release; also hf://….
       preprocessing: how pictures are brought to size; by default as Meta's code does.
 
     An image tokenizer that cannot be read is left out with a warning; `missing["image"]` says why.

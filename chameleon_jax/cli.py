@@ -114,7 +114,8 @@ def _commands() -> dict[str, _Command]:
             lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",
             'out/demo/run "⟨image⟩ Which digit is this?" --image digit.png',
             (
-                "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format",
+                "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or "
+                "hf://org/name",
                 "PROMPT         text; ⟨image⟩ or <image> marks where each picture goes",
                 "--image FILE   a picture for the prompt; repeat for more",
                 "--output DIR   where pictures are written (default: out/generated)",
@@ -126,7 +127,7 @@ def _commands() -> dict[str, _Command]:
             "write a model in another format", configs.ConvertCommand, lazily("chameleon_jax.commands", "convert"),
             "SRC and DST", "models/chameleon-7b models/chameleon-7b-jax --format chameleon",
             (
-                "SRC            a model folder: ours, Hugging Face's or Meta's; which one is found out",
+                "SRC            a model folder: ours, Hugging Face's or Meta's; which one is found out; or hf://org/name",
                 "DST            the folder to write; nothing may be there yet",
             ),
             count=(2, 2),
@@ -147,7 +148,7 @@ def _commands() -> dict[str, _Command]:
         "inspect": _Command(
             "say what a model folder holds, and what it lacks", configs.InspectCommand,
             lazily("chameleon_jax.commands", "inspect"), "PATH", "models/chameleon-7b",
-            ("PATH           a model folder: ours, Hugging Face's or Meta's",), count=(1, 1),
+            ("PATH           a model folder: ours, Hugging Face's or Meta's; or hf://org/name",), count=(1, 1),
         ),
     }  # fmt: skip
 

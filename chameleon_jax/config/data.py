@@ -120,8 +120,8 @@ class PrepareCommand:
     image_tokenizer: str = ""
     """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`."""
     tokenizer: str = ""
-    """Instead of these two: a model in any format, or the tokenizer's folder of one of ours. Ids stay as they are
-    there, so that the model can be trained further on the rows."""
+    """Instead of these two: a model in any format (a folder, or hf://org/name), or the tokenizer's folder of one of
+    ours. Ids stay as they are there, so that the model can be trained further on the rows."""
     held_out: tuple[SourceConfig, ...] = ()
     """Sources that training measures its loss on and never learns from."""
     datasets: str = "out/datasets"

@@ -231,7 +231,8 @@ class TrainConfig:
     stages: tuple[StageConfig, ...]
     """Mixtures of data, one after another."""
     initial: str = ""
-    """Folder of a model to begin with, in any format; by default parameters are drawn at random."""
+    """Model to begin with, in any format: a folder, or hf://org/name on the Hugging Face Hub. By default parameters are
+    drawn at random."""
     trainable: Literal["all", "image_head"] = "all"
     """'image_head': only the output layer's columns of image codes change, which gives the released weights their
     pictures back. With `model.lora.rank`, only the adapters change."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import numpy as np
 from chameleon_jax.config import DType
 from chameleon_jax.files import FileError, new_folder
 from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, Format, check_parts, numpy_dtype
+from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.layout import image_tokenizer_entries
-from chameleon_jax.weights.meta import find_meta, open_image_tokenizer, open_meta, write_meta
+from chameleon_jax.weights.meta import IMAGE_FILE, find_meta, open_image_tokenizer, open_meta, write_meta
 from chameleon_jax.weights.native import find_native, open_native, write_native
 
 _EXPECTED = (
@@ -28,69 +28,57 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
     """Opens a model directory in whatever format it is; no weight is read.
 
     Args:
-      path: a directory, or a name on the Hugging Face Hub such as 'facebook/chameleon-7b'.
+      path: a directory, or hf://org/name on the Hugging Face Hub; see `hub`.
       image_tokenizer: a directory to take the image tokenizer from instead, such as `tokenizer` of Meta's release:
         Hugging Face's releases come without the decoder.
 
     Raises:
       FileError: if there is no model, or it is damaged or incomplete.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.exists():
-            raise FileError(f"{folder}: is a file; expected a folder")
-        folder = _from_hub(str(path))
+    checkpoint = _open_fetched(fetch(str(path))) if is_remote(path) else _open_folder(require_folder(path))
+    if image_tokenizer is not None:
+        checkpoint = _with_image_tokenizer(checkpoint, image_tokenizer)
+    if warning := checkpoint.warn_of_image_tokenizer():
+        checkpoint.warnings.append(warning)
+    return check_parts(checkpoint)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
     native, meta = find_native(folder), find_meta(folder)
     found = [kind for kind, there in (("our own", native), ("Meta's", meta), ("Hugging Face's", is_huggingface(folder)))
              if there]  # fmt: skip
     if len(found) > 1:
         raise FileError(f"{folder}: holds files of {' and '.join(found)} format; two models are mixed in one folder")
     if native:
-        checkpoint = open_native(native)
-    elif meta:
-        checkpoint = open_meta(meta)
-    elif found:
-        checkpoint = open_huggingface(folder)
-    else:
-        hint = _EXPECTED
-        if (folder / "checkpoints").exists():
-            hint = "its training has not finished"
-        elif any(folder.glob("model-*.safetensors")):
-            hint = "there are safetensors, but no model.safetensors.index.json; download it too"
-        raise FileError(f"{folder}: is not a model folder ({hint})")
-    if image_tokenizer is not None:
-        checkpoint = _with_image_tokenizer(checkpoint, Path(image_tokenizer))
-    if warning := checkpoint.warn_of_image_tokenizer():
-        checkpoint.warnings.append(warning)
-    return check_parts(checkpoint)
+        return open_native(native)
+    if meta:
+        return open_meta(meta)
+    if found:
+        return open_huggingface(folder)
+    hint = _EXPECTED
+    if (folder / "checkpoints").exists():
+        hint = "its training has not finished"
+    elif any(folder.glob("model-*.safetensors")):
+        hint = "there are safetensors, but no model.safetensors.index.json; download it too"
+    raise FileError(f"{folder}: is not a model folder ({hint})")
 
 
-def _from_hub(name: str) -> Path:
-    """Downloads a model of the Hugging Face Hub, or finds it in the cache."""
-    missing = FileError(f"{name}: is not a model folder (there is no such folder)")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise missing
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise FileError(
-            f"{missing}; to fetch it from the Hugging Face Hub, pip install 'chameleon-jax[released]'"
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise FileError(
-            f"{missing}, and it could not be fetched from the Hugging Face Hub ({reason}). Is there a network, and was "
-            "access granted (the released models ask for it)? Or give the folder of a download"
-        ) from None
+def _open_fetched(fetched: Fetched) -> Checkpoint:
+    """Other tools may have put files of another format into the same folder of the cache."""
+    if fetched.format == "image tokenizer":
+        raise FileError(f"{fetched.folder}: holds an image tokenizer alone, no model")
+    if fetched.format == "chameleon":
+        return open_native(fetched.folder)
+    return open_meta(fetched.folder) if fetched.format == "meta" else open_huggingface(fetched.folder, fetched.weights)
 
 
-def _with_image_tokenizer(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    if (folder / "vqgan.ckpt").exists():
+def _with_image_tokenizer(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
+    fetched = fetch(str(name)) if is_remote(name) else None
+    folder = fetched.folder if fetched else require_folder(name)
+    if fetched.format == "image tokenizer" if fetched else (folder / IMAGE_FILE).exists():
         config, weights, _ = open_image_tokenizer(folder)
     else:
-        other = open_checkpoint(folder)
+        other = _open_fetched(fetched) if fetched else _open_folder(folder)
         config, weights = other.image_config, other.image_weights
         if weights is None or "decoder" in other.missing:
             reason = other.missing.get("image") or other.missing.get("decoder")

@@ -43,14 +43,17 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name).exists()]
 
 
-def open_huggingface(folder: Path) -> Checkpoint:
+def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
     """Reads configs, headers and tokenizer of a directory; checks that they belong together.
+
+    Args:
+      weights_file: name of the weights or of their index, where there may be several.
 
     Raises:
       FileError: if anything is missing, damaged, or does not fit the rest.
     """
     header = read_json(folder / "config.json")
-    tensors = _open_tensors(folder)
+    tensors = _open_tensors(folder, weights_file)
     where = folder / "config.json"
     require_kinds(header, _KINDS, where)
     if header.get("model_type") != "chameleon":
@@ -85,8 +88,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
     )
 
 
-def _open_tensors(folder: Path) -> dict[str, Tensor]:
-    files = _weight_files(folder)
+def _open_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    files = [folder / name] if name else _weight_files(folder)
     if len(files) > 1:
         names = " and ".join(file.name for file in files)
         raise FileError(f"{folder}: holds {names}; two models are mixed in one folder, keep one of them")

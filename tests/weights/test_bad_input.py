@@ -11,8 +11,6 @@ import os
 import pickle
 import shutil
 import struct
-import sys
-import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -796,63 +794,6 @@ def test_image_tokenizer_of_another_model_is_refused(good, tmp_path):
         assert message.startswith(f"{good / name}: ")
         assert "16 image codes" in message
         assert "has 32" in message
-
-
-@pytest.mark.parametrize("path", ["gone", "deep/er/gone", "./gone", "not a name/of a model"])
-def test_folder_that_is_not_there_is_named_without_a_network(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub(AssertionError("asked the network")))
-    message = refusal(path, FileError)
-    assert message == f"{path}: is not a model folder (there is no such folder)"
-    assert refusal(tmp_path / path, FileError).startswith(f"{tmp_path / path}: is not a model folder")
-
-
-def hub(outcome: Exception | Path) -> types.ModuleType:
-    """A huggingface_hub whose download ends so."""
-
-    def snapshot_download(*args, **options):
-        if isinstance(outcome, Exception):
-            raise outcome
-        return str(outcome)
-
-    module = types.ModuleType("huggingface_hub")
-    module.snapshot_download = snapshot_download
-    return module
-
-
-def test_model_of_the_hub_without_a_network_is_explained(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    error = ConnectionError("Cannot reach the Hub.\nTraceback: many more lines")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub(error))
-    message = refusal("facebook/chameleon-7b", FileError)
-    assert message.startswith("facebook/chameleon-7b: is not a model folder (there is no such folder)")
-    assert "(Cannot reach the Hub.)" in message
-    assert "Is there a network" in message
-
-
-def test_model_of_the_hub_in_offline_mode_is_explained(tmp_path, monkeypatch):
-    """With the package itself: nothing is in its cache and it may not ask."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    message = refusal("nobody/no-such-model", FileError)
-    assert message.startswith("nobody/no-such-model: is not a model folder")
-    assert "could not be fetched" in message
-
-
-def test_model_of_the_hub_without_its_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    message = refusal("facebook/chameleon-7b", FileError)
-    assert "there is no such folder" in message
-    assert "pip install 'chameleon-jax[released]'" in message
-
-
-def test_model_of_the_hub_is_opened_from_its_download(good, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub(good / "huggingface"))
-    assert open_checkpoint("facebook/chameleon-7b").format == "huggingface"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

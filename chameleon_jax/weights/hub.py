@@ -1,0 +1,207 @@
+"""Models on the Hugging Face Hub, named hf://org/name, hf://org/name@revision or hf://org/name/folder.
+
+Of a repository exactly the files of one format are fetched, those that our readers open; nothing in it is executed.
+huggingface_hub keeps them in its cache, goes on with downloads that were cut off, and locks what it writes, so that
+several processes of one host fetch each file once.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from chameleon_jax.distributed import gather_texts, is_first
+from chameleon_jax.files import FileError, read_json
+from chameleon_jax.progress import console
+from chameleon_jax.weights.huggingface import DECODER_FILE
+from chameleon_jax.weights.meta import IMAGE_CONFIG_FILE, IMAGE_FILE, TEXT_FILE
+
+_NAME = re.compile(
+    r"hf:/{1,2}(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.%-]+))?(?P<inside>(/[\w-][\w.-]*)*)/?"
+)
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class Fetched(NamedTuple):
+    """A model of the Hub in the cache.
+
+    Attributes:
+      folder: where.
+      format: whose format its files have; 'image tokenizer' for the folder of one alone.
+      weights: name of the file with Hugging Face's weights, or of their index.
+    """
+
+    folder: Path
+    format: str
+    weights: str = ""
+
+
+def is_remote(name: str | Path) -> bool:
+    return str(name).startswith("hf:/")  # a Path has lost one of the two
+
+
+def require_folder(name: str | Path) -> Path:
+    """The folder of this name on this machine.
+
+    Raises:
+      FileError: if there is none; with the way to the Hub if the name could be one of there.
+    """
+    folder, text = Path(name), str(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise FileError(f"{text}: is a file; expected a folder")
+    hint = ""
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+        hint = f"; to fetch from the Hugging Face Hub write hf://{text}"
+    raise FileError(f"{text}: is not a model folder (there is no such folder{hint})")
+
+
+def fetch(name: str) -> Fetched:
+    """Fetches a model, or finds it in the cache. All processes of a run call it together: the first downloads, the
+    others then find the same commit in the cache, or download it where their host has a cache of its own.
+
+    Raises:
+      FileError: if the name is none, or there is no such model, no access, no network or no room.
+    """
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise FileError(f"{name}: must be hf://organisation/model, with @revision or /folder behind it if needed")
+    revision = urllib.parse.unquote(found["revision"]) if found["revision"] else None
+    repository = _Repository(name, found["repo"], revision, found["inside"].strip("/"))
+    if jax.process_count() == 1:
+        return repository.fetch()
+    fetched, failure = None, ""
+    if is_first():
+        try:
+            fetched = repository.fetch()
+        except FileError as error:
+            failure = str(error)
+    commit, failure = gather_texts(f"{repository.commit or ''}\n{failure}")[0].split("\n", 1)
+    if failure:
+        raise FileError(failure)
+    repository.commit = commit or None
+    return fetched or repository.fetch()
+
+
+class _Repository:
+    """What is asked of one repository of the Hub. `commit` is known after the first answer."""
+
+    def __init__(self, name: str, repo: str, revision: str | None, inside: str):
+        self.name, self.repo, self.revision, self.inside = name, repo, revision, inside
+        self.commit: str | None = None
+
+    def fetch(self) -> Fetched:
+        console.print(f"{self.name}: looking at the Hugging Face Hub")
+        params = "params.json"
+        first = ["config.json", _INDEX, params, f"models/*/{params}", IMAGE_CONFIG_FILE]
+        folder = self._download(first)
+        header = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+        if isinstance(header, dict) and "format_version" in header:
+            return Fetched(self._download(["*.json", "params/*", "tokenizer/*"]), "chameleon")
+        if header is not None and (fetched := self._huggingface(folder)):
+            return fetched
+        models = sorted(file.parent.relative_to(folder) for file in folder.glob(f"models/*/{params}"))
+        if (folder / params).is_file() or len(models) == 1:
+            return self._meta(models[0].as_posix() if models else "")
+        if models:
+            raise FileError(
+                f"{self.name}: holds {len(models)} models; give one of them, such as hf://{self._place(models[0])}"
+            )
+        if (folder / IMAGE_CONFIG_FILE).is_file():
+            return Fetched(self._download([IMAGE_CONFIG_FILE, IMAGE_FILE]), "image tokenizer")
+        raise FileError(
+            f"{self.name}: holds no model in a format that can be read (config.json and safetensors or "
+            f"{_PICKLE}, params.json and consolidated*.pth, or our own)"
+        )
+
+    def _place(self, folder: Path) -> str:
+        revision = f"@{urllib.parse.quote(self.revision, safe='')}" if self.revision else ""
+        return "/".join(part for part in (f"{self.repo}{revision}", self.inside, folder.as_posix()) if part)
+
+    def _huggingface(self, folder: Path) -> Fetched | None:
+        """Safetensors if there are any, else pickles."""
+        beside = ["config.json", "tokenizer.json", "chameleon_jax.json", DECODER_FILE]
+        if (folder / _INDEX).is_file():
+            return Fetched(self._download([*beside, _INDEX, *_files_of(folder / _INDEX)]), "huggingface", _INDEX)
+        folder = self._download([*beside, _SINGLE])
+        if (folder / _SINGLE).is_file():
+            return Fetched(folder, "huggingface", _SINGLE)
+        folder = self._download([*beside, _PICKLE_INDEX])
+        if (folder / _PICKLE_INDEX).is_file():
+            files = _files_of(folder / _PICKLE_INDEX)
+            return Fetched(self._download([*beside, _PICKLE_INDEX, *files]), "huggingface", _PICKLE_INDEX)
+        folder = self._download([*beside, _PICKLE])
+        return Fetched(folder, "huggingface", _PICKLE) if (folder / _PICKLE).is_file() else None
+
+    def _meta(self, inside: str) -> Fetched:
+        """The weights in one folder, and the tokenizer beside them or up to two folders above."""
+        weights = "/".join(part for part in (self.inside, inside) if part)
+        own = ("params.json", "consolidate_params.json", "chameleon_jax.json", "consolidated*.pth")
+        parts = weights.split("/") if weights else []
+        above = ["/".join(parts[:depth]) for depth in range(max(0, len(parts) - 2), len(parts) + 1)]
+        tokenizer = [f"tokenizer/{file}" for file in (TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE)]
+        wanted = [_join(weights, file) for file in own] + [_join(place, file) for place in above for file in tokenizer]
+        return Fetched(self._download(wanted, from_root=True) / inside, "meta")
+
+    def _download(self, patterns: list[str], from_root: bool = False) -> Path:
+        """Fetches the files that match; returns the folder that was asked for, which may be empty."""
+        try:
+            from huggingface_hub import snapshot_download
+        except ModuleNotFoundError:
+            raise FileError(
+                f"{self.name}: fetching from the Hugging Face Hub needs huggingface_hub; pip install "
+                "'chameleon-jax[released]'"
+            ) from None
+        wanted = patterns if from_root else [_join(self.inside, pattern) for pattern in patterns]
+        revision = self.commit or self.revision
+        options = {"revision": revision} if revision else {}
+        try:
+            snapshot = Path(snapshot_download(self.repo, allow_patterns=wanted, **options))
+        except Exception as error:
+            raise FileError(f"{self.name}: {_why(error, self)}") from None
+        if re.fullmatch(r"[0-9a-f]{40}", snapshot.name):
+            self.commit = snapshot.name  # and no other from now on, whatever is pushed meanwhile
+        return snapshot / self.inside
+
+
+def _join(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
+
+
+def _files_of(index: Path) -> list[str]:
+    """The files that an index names."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(places.values()) if isinstance(places, dict) else set()
+    return sorted(name for name in names if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name))
+
+
+def _why(error: Exception, repository: _Repository) -> str:
+    """Why a download failed and what to do, in one line. Errors are told by name: they moved between versions."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if "GatedRepoError" in kinds or (status in (401, 403) and "RepositoryNotFoundError" not in kinds):
+        return (
+            f"access to it must be granted: accept its terms at https://huggingface.co/{repository.repo}, then log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"there is no revision {repository.revision!r} of it on the Hugging Face Hub"
+    if "RepositoryNotFoundError" in kinds or status == 404:
+        return (
+            "there is no such model on the Hugging Face Hub, or it is private: then log in with `hf auth login` or set "
+            "HF_TOKEN"
+        )
+    if isinstance(error, OSError) and error.errno:
+        return f"could not be written into the cache of huggingface_hub ({reason})"
+    return (
+        f"could not be fetched from the Hugging Face Hub ({reason}). Is there a network? A download that was cut off "
+        "goes on where it stopped; or give the folder of a download"
+    )
