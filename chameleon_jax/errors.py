@@ -31,6 +31,10 @@ class ChameleonError(Exception):
         return printable(super().__str__(), LONGEST_MESSAGE)
 
 
+class FileError(ChameleonError):
+    """A file or folder that cannot be read or written."""
+
+
 class TrainingError(ChameleonError):
     """Training cannot go on."""
 

@@ -15,14 +15,11 @@ import jax
 import numpy as np
 
 from chameleon_jax.distributed import is_first, wait_for_all
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import FileError
+from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
 
 FORMAT_VERSION = 1
 """Version of the layout of our own folders. Raised when older code could no longer read them."""
-
-
-class FileError(ChameleonError):
-    """A file or folder that cannot be read or written."""
 
 
 @contextlib.contextmanager
@@ -124,11 +121,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
+    """What a JSON file of ours or of a released model says.
+
+    Raises:
+      FileError: if it cannot be read, is larger than such files are, or is no JSON (`parse_json`).
+    """
+    content = read_bytes(path, LARGEST_JSON)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise FileError(f"{path}: cannot be read as JSON: {error}") from None
 
 

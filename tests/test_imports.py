@@ -21,7 +21,7 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 LAYERS = (
     (
         "accelerators", "compiler_options", "errors", "array_types", "config", "distributed", "document", "batch",
-        "files", "host_memory", "progress", "terminal", "versions",
+        "files", "host_memory", "progress", "reading", "terminal", "versions",
     ),
     ("models",),
     ("tokens",),

@@ -18,10 +18,17 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, FileError, printable
+from chameleon_jax.reading import DEEPEST, LONGEST_NUMBER, read_bytes
 
 T = TypeVar("T")
 
+LARGEST_YAML = 256 << 10
+"""Bytes of a YAML file; the longest recipe has 4 KB."""
+LARGEST_DOCUMENT = 1 << 20
+"""Characters of what it says with every alias written out, and ten more for each value."""
+LARGEST_WHOLE_NUMBER = 2**63 - 1
+"""What any config can hold; most keys have limits of their own."""
 
 _UNIONS = (types.UnionType, typing.Union)  # `int | None` is one, `Literal[…] | None` the other
 
@@ -33,7 +40,28 @@ class ConfigError(ChameleonError, ValueError):
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
     """Raises `ConfigError` "key = value: allowed" unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{key} = {value!r}: {allowed}")
+        raise ConfigError(f"{key} = {shortened(value)}: {allowed}")
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """`repr` of a value as it came from a file, without ever building more of it than is shown."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * limit:
+        return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        return repr(value) if len(value) <= limit else f"{value[:limit]!r}…"
+    if isinstance(value, (list, tuple, dict)):
+        pairs = isinstance(value, dict)
+        parts, left = [], limit
+        for item in value.items() if pairs else value:
+            if left <= 0:
+                parts.append("…")
+                break
+            parts.append(": ".join(shortened(part, left) for part in item) if pairs else shortened(item, left))
+            left -= len(parts[-1])
+        opening, closing = "{}" if pairs else "()" if isinstance(value, tuple) else "[]"
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return f"{opening}{', '.join(parts)}{comma}{closing}"
+    return repr(value)
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -90,7 +118,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     """Returns `value`, as read from YAML or given in Python, as an instance of the type `hint`."""
 
     def wrong() -> ConfigError:
-        return ConfigError(f"{key} = {value!r}: must be {_type_name(hint)}")
+        return ConfigError(f"{printable(key)} = {shortened(value)}: must be {_type_name(hint)}")
 
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
@@ -128,6 +156,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise wrong()
+        require(abs(value) <= LARGEST_WHOLE_NUMBER, key, value, "must be below 2^63")
         return int(value)
     if not isinstance(value, hint):
         raise wrong()
@@ -147,15 +176,17 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
       ConfigError: an unknown key, a missing key, a wrong type or a value the dataclass refuses.
     """
     if not isinstance(values, dict):
-        raise ConfigError(f"{where or cls.__name__} = {values!r}: must be a mapping of the keys of {cls.__name__}")
+        raise ConfigError(
+            f"{where or cls.__name__} = {shortened(values)}: must be a mapping of the keys of {cls.__name__}"
+        )
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
     for name in values:
         if name not in fields:
-            nearest = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
+            nearest = difflib.get_close_matches(str(name)[:100], fields, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "known keys: " + ", ".join(fields)
-            raise ConfigError(f"{prefix}{name}: there is no such key; {hint}")
+            raise ConfigError(f"{prefix}{printable(name)}: there is no such key; {hint}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -225,9 +256,11 @@ def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
                 raise ConfigError(f"{flag}: a value must follow")
             text = rest.pop(0)
         try:
-            pairs.append((flag, yaml.safe_load(text)))
-        except yaml.YAMLError:
-            raise ConfigError(f"{flag} = {text!r}: cannot be read; quote text that holds YAML's own signs") from None
+            pairs.append((flag, _parse_yaml(text)))
+        except ConfigError:
+            raise ConfigError(
+                f"{flag} = {shortened(text)}: cannot be read; quote text that holds YAML's own signs"
+            ) from None
     return pairs
 
 
@@ -238,35 +271,96 @@ def find_configs() -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, and a key written twice is the error that the YAML standard says it is."""
+    """YAML's safe subset, within limits, and a key written twice is the error that the YAML standard says it is."""
 
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for index, (key, _) in enumerate(node.value):
-            if key.value in keys[:index]:
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            _check_nodes(node)
+        return node
+
+    def construct_yaml_int(self, node):
+        if len(node.value) > LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a whole number of {len(node.value):,} characters", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Refuses keys that are written twice, and a document that is much larger than its text: an alias stands for all
+    that it names, and a merge key copies it, so a kilobyte can stand for terabytes."""
+    sizes: dict[int, tuple[int, int]] = {}  # of each node with all below it: characters, depth
+
+    def measure(node: yaml.Node, above: tuple[int, ...]) -> tuple[int, int]:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in above or len(above) > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "nested too deep, or in itself", node.start_mark)
+        size, depth = 10, 1
+        if isinstance(node, yaml.ScalarNode):
+            size += len(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        for child in children:
+            for part in child if isinstance(child, tuple) else (child,):
+                more, deeper = measure(part, (*above, id(node)))
+                size, depth = size + more, max(depth, deeper + 1)
+        if size > LARGEST_DOCUMENT or depth > DEEPEST:
+            raise yaml.composer.ComposerError(
+                None, None, "its aliases stand for more than a config can hold", node.start_mark
+            )
+        sizes[id(node)] = size, depth
+        return sizes[id(node)]
+
+    measure(root, ())
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is written twice", key.start_mark
+                    None, None, f"key {printable(key.value)!r} is written twice", key.start_mark
                 )
-        return super().construct_mapping(node, deep)
+            seen.add(key.value)
+
+
+def _parse_yaml(text: str) -> Any:
+    """What a YAML document says.
+
+    Raises:
+      ConfigError: one line with the reason, which begins with the line number if there is one.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError("not valid YAML: nested too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also for impossible dates and numbers
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f"line {line + 1}: " if line is not None else ""
+        reason = (str(getattr(error, "problem", None) or error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{place}not valid YAML: {printable(reason)}") from None
 
 
 def read_yaml(path: str | Path) -> Any:
     """Reads a YAML file; a missing or malformed one is a `ConfigError` naming the file and line."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(path, LARGEST_YAML).decode("utf-8")
+    except FileError as error:
+        raise ConfigError(str(error)) from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # also for impossible dates
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f", line {line + 1}" if line is not None else ""
-        reason = str(getattr(error, "problem", error)).splitlines()[0]
-        raise ConfigError(f"{path}{place}: not valid YAML: {reason}") from None
+    try:
+        return _parse_yaml(text)
+    except ConfigError as error:
+        separator = ", " if str(error).startswith("line ") else ": "
+        raise ConfigError(f"{path}{separator}{error}") from None
 
 
 def read_config(cls: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:

@@ -13,7 +13,11 @@ from typing import ClassVar
 import numpy as np
 
 from chameleon_jax.config import TextTokenizerConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
+from chameleon_jax.reading import read_bytes
+
+LARGEST_MODEL = 16 << 20
+"""Bytes of a SentencePiece model; one of 256,000 pieces has 5 MB."""
 
 # SentencePiece writes spaces as this character, so the character itself has to go around it, as its UTF-8 bytes.
 _SPACE_MARK = "\u2581"
@@ -99,13 +103,12 @@ class SentencePieceTokenizer(TextTokenizer):
     @classmethod
     def load(cls, path: str | Path) -> SentencePieceTokenizer:
         """Raises a FileError if the file is missing or cannot be used."""
+        if not Path(path).exists():
+            raise FileError(f"{path}: no such text tokenizer; train one with `chameleon train-text-tokenizer`")
+        model = read_bytes(path, LARGEST_MODEL)
         try:
-            return cls(Path(path).read_bytes())
-        except FileNotFoundError:
-            raise FileError(
-                f"{path}: no such text tokenizer; train one with `chameleon train-text-tokenizer`"
-            ) from None
-        except (OSError, RuntimeError, ValueError) as error:
+            return cls(model)
+        except (RuntimeError, ValueError) as error:
             raise FileError(f"{path}: not a usable SentencePiece model: {error}") from None
 
     @functools.cached_property

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.files import FileError
+from chameleon_jax.reading import parse_json, read_bytes
 from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, check_ids, text_names
 
+LARGEST_FILE = 32 << 20
+"""Bytes of a file; the released one has 7 MB."""
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -45,8 +48,8 @@ class JSONTokenizer(TextTokenizer):
         self.model = source.encode() if isinstance(source, str) else source
         self._where = where
         try:
-            self.json = json.loads(self.model)
-        except (ValueError, RecursionError) as error:
+            self.json = parse_json(self.model)
+        except ValueError as error:
             raise FileError(f"{where}: cannot be read as JSON: {error}") from None
         names, special = _token_names(self.json, where)
         self.names = names
@@ -60,12 +63,9 @@ class JSONTokenizer(TextTokenizer):
     @classmethod
     def load(cls, path: str | Path) -> JSONTokenizer:
         """Raises a FileError if the file is missing or cannot be used."""
-        try:
-            return cls(Path(path).read_bytes(), str(path))
-        except FileNotFoundError:
-            raise FileError(f"{path}: no such text tokenizer") from None
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error}") from None
+        if not Path(path).exists():
+            raise FileError(f"{path}: no such text tokenizer")
+        return cls(read_bytes(path, LARGEST_FILE), str(path))
 
     @property
     def piece_names(self) -> list[str]:

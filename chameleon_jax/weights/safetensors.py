@@ -13,12 +13,14 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from chameleon_jax.files import FileError, read_json
-from chameleon_jax.weights.stored import BFLOAT16, StoredTensor
+from chameleon_jax.errors import FileError, printable
+from chameleon_jax.files import read_json
+from chameleon_jax.reading import LARGEST_JSON, open_file, parse_json
+from chameleon_jax.weights.layout import IGNORED
+from chameleon_jax.weights.stored import BFLOAT16, MOST_AXES, StoredTensor
 
 _DTYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
@@ -27,7 +29,6 @@ _DTYPES = {
     "BOOL": np.dtype("?"), "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
 }  # fmt: skip
 _NAMES = {_DTYPES[name]: name for name in ("F64", "F32", "F16", "BF16")}
-_LONGEST_HEADER = 100 << 20
 
 Value = Callable[[str], np.ndarray]
 Tensors = dict[str, StoredTensor]
@@ -38,7 +39,8 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """The tensors of one file; their data is not read.
 
     Raises:
-      FileError: if the file is missing, cut short, or not a safetensors file.
+      FileError: if the file is missing, cut short, or not a safetensors file: its tensors have to fill it without gaps
+        and without sharing bytes, as the format has it.
     """
     path = Path(path)
 
@@ -46,20 +48,24 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
         return FileError(f"{path}: not a whole safetensors file: {reason}; download or copy it again")
 
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             if len(start) < 8:
                 raise wrong(f"it has {size} bytes")
             (length,) = struct.unpack("<Q", start)
-            if length > min(size - 8, _LONGEST_HEADER):
+            if length > size - 8:
                 raise wrong(f"its header claims {length} bytes, the file has {size}")
-            header = json.loads(file.read(length))
+            if length > LARGEST_JSON:
+                raise wrong(f"its header claims {length:,} bytes, more than the {LARGEST_JSON:,} that weights can need")
+            content = file.read(length)
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    try:
+        header = parse_json(content)
+    except ValueError as error:
         raise wrong(f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise wrong("its header is not a mapping of tensors")
@@ -70,18 +76,23 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
             dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
             sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
         except (KeyError, TypeError, ValueError):
-            raise wrong(f"{key} is described as {_short(entry)}") from None
+            raise wrong(f"{key} is described as {printable(entry)}") from None
+        if len(shape) > MOST_AXES:
+            raise wrong(f"{key} has {len(shape)} axes")
         if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
-            raise wrong(f"{key} of shape {_short(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
+            raise wrong(f"{key} of shape {printable(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
         if 8 + length + end > size:
             raise wrong(f"{key} should end at byte {8 + length + end}, the file has {size}")
         tensors[key] = StoredTensor(path, key, 8 + length + begin, shape, dtype)
+    place = 8 + length
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != place:
+            fault = "is shared with another tensor" if tensor.offset < place else "comes after bytes of no tensor"
+            raise wrong(f"the data of {tensor.key}, from byte {tensor.offset}, {fault}")
+        place += tensor.nbytes
+    if place != size:
+        raise wrong(f"its tensors end at byte {place}, the file has {size}")
     return tensors
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 200 else text[:200] + "…"
 
 
 def write_safetensors(
@@ -117,6 +128,8 @@ def read_index(
 ) -> dict[str, StoredTensor]:
     """The tensors that a `….index.json` distributes over files, each of which `read` opens.
 
+    Tensors that every loader ignores (`IGNORED`) may be in the files and not in the index, or the other way round.
+
     Raises:
       FileError: if the index is damaged, names a file that is not there, or a tensor that is not in its file.
     """
@@ -125,18 +138,19 @@ def read_index(
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise FileError(f"{path}: has no weight_map from tensors to files")
     tensors: dict[str, StoredTensor] = {}
+    beside = set(os.listdir(path.parent))
     for name in sorted(set(where.values())):
-        if name not in os.listdir(path.parent):
+        if name not in beside:
             count = sum(file == name for file in where.values())
             raise FileError(f"{path}: places {count} tensors in {name}, but there is no such file beside it")
         found = read(path.parent / name)
         for key in found:
-            if where.get(key) != name:
+            if where.get(key) != name and not key.endswith(IGNORED):
                 owner = f"the index places it in {where[key]}" if key in where else "the index does not know it"
                 raise FileError(f"{path.parent / name}: holds {key}, but {owner}; two models are mixed in one folder")
         tensors |= found
     for key, name in where.items():
-        if key not in tensors:
+        if key not in tensors and not key.endswith(IGNORED):
             raise FileError(f"{path.parent / name}: {key} is missing, though {path.name} places it there")
     return tensors
 

@@ -14,6 +14,8 @@ from chameleon_jax.files import FileError
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16), np.dtype(np.float64))
 """Types that weights may have."""
+MOST_AXES = 8
+"""Axes of a tensor that is read from a file; weights have up to four."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chameleon_jax.weights.torch_files import STORAGES, row_major
+from chameleon_jax.weights.torch_files import row_major
+from chameleon_jax.weights.torch_pickle import STORAGES
 
 _ALIGNMENT = 64  # of tensors, as torch does
 _CHUNK = 4 << 20  # bytes: still in the processor's cache when they are written after the checksum

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import struct
 import warnings
 import zipfile
@@ -44,6 +45,8 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 Q_NORM = "model.layers.0.self_attn.q_norm.weight"
 GATE = "layers.1.feed_forward.w1.weight"
 NORM = "layers.1.ffn_norm.weight"
+NORM_WEIGHT = "model.layers.0.input_layernorm.weight"
+OTHER_NORM = "model.layers.1.input_layernorm.weight"
 VQ_KEY = "model.vqmodel.encoder.conv_in.weight"
 ONE, SHARD = "model.safetensors", "consolidated.01.pth"
 DECODER = "image_decoder/model.safetensors"
@@ -256,6 +259,16 @@ def both(*damages: Damage) -> Damage:
     return lambda folder: [damage(folder) for damage in damages]
 
 
+def append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
+def long_header(folder: Path) -> None:
+    with open(folder / ONE, "wb") as file:
+        file.write(struct.pack("<Q", (16 << 20) + 1))
+        file.truncate(32 << 20)  # no bytes on the disk
+
+
 NESTED = "[" * 100_000
 
 # (format, id, damage, the file that the message begins with, what else the message has to hold)
@@ -297,6 +310,20 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
     ("huggingface", "offsets past the end",
      header(ONE, lambda entries: entries[Q].update(data_offsets=[2**40, 2**40 + 4096])), ONE,
      (f"{Q} should end at byte",)),
+    ("huggingface", "tensors in the same bytes",
+     header(ONE, lambda entries: entries[OTHER_NORM].update(data_offsets=entries[NORM_WEIGHT]["data_offsets"])), ONE,
+     ("layernorm.weight", "is shared with another tensor")),
+    ("huggingface", "bytes of no tensor", header(ONE, lambda entries: entries.pop(Q)), ONE,
+     ("comes after bytes of no tensor",)),
+    ("huggingface", "bytes after the last tensor", lambda folder: append(folder / ONE, b"\0" * 8), ONE,
+     ("its tensors end at byte",)),
+    ("huggingface", "tensor of a million axes", header(ONE, lambda entries: entries[Q].update(shape=[1] * 10**6)), ONE,
+     (Q, "1000000 axes")),
+    ("huggingface", "tensor of endless numbers", written(ONE, with_length('{"a": {"shape": [' + "9" * 5000 + "]}}")),
+     ONE, ("header is not JSON", "a whole number of 5,000 digits")),
+    ("huggingface", "one tensor described twice", written(ONE, with_length('{"a": 1, "a": 2}')), ONE,
+     ("key 'a' is written twice",)),
+    ("huggingface", "header of more bytes than weights need", long_header, ONE, ("more than the 16,777,216",)),
     ("huggingface", "weights are a folder", both(removed(ONE), lambda folder: (folder / ONE).mkdir()), ONE,
      ("Is a directory",)),
     # Files and the index of files
@@ -320,6 +347,13 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
     ("sharded", "file with a tensor that the index does not know",
      with_extra("model-00003-of-00003.safetensors", "other.weight"), "model-00003-of-00003.safetensors",
      ("other.weight", "the index does not know it", "two models are mixed")),
+    ("sharded", "index that leaves the folder",
+     edited(INDEX, lambda index: index["weight_map"].update({"new.weight": "../huggingface/model.safetensors"})), INDEX,
+     ("../huggingface/model.safetensors", "no such file")),
+    ("sharded", "index that names a tensor twice", written(INDEX, '{"weight_map": {"a": "x", "a": "y"}}'), INDEX,
+     ("key 'a' is written twice",)),
+    ("sharded", "index that is a sparse giant", lambda folder: os.truncate(folder / INDEX, 1 << 40), INDEX,
+     ("more than 16,777,216 bytes",)),
     ("sharded", "index without weight_map", written(INDEX, '{"metadata": {}}'), INDEX, ("no weight_map",)),
     ("sharded", "index that is a list", written(INDEX, "[]"), INDEX, ("no weight_map",)),
     ("sharded", "index that is no JSON", cut(INDEX, 300), INDEX, ("cannot be read as JSON",)),
@@ -691,6 +725,56 @@ def test_damage_found_while_an_image_tokenizer_is_read_leaves_the_text(good, tmp
         model.generate(["Draw a kite."], GenerationConfig(mode="image"))
     with pytest.raises(DocumentError, match=r"no image tokenizer: it cannot be read"):
         model.encode([random_picture(0)])
+
+
+ROPE_TABLE = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+@pytest.mark.parametrize("place", ["file", "index"])
+def test_tables_that_every_loader_ignores_need_no_index(good, tmp_path, place):
+    name = "model-00003-of-00003.safetensors"
+    folder = damaged(good, tmp_path, "sharded", with_extra(name, ROPE_TABLE) if place == "file" else values(INDEX))
+    if place == "index":
+        edited(INDEX, lambda index: index["weight_map"].update({ROPE_TABLE: name}))(folder)
+    assert open_checkpoint(folder).ignored == ([ROPE_TABLE] if place == "file" else [])
+
+
+FILES_OF_FORMATS = [
+    ("huggingface", ONE), ("huggingface", "config.json"), ("huggingface", "tokenizer.json"), ("huggingface", DECODER),
+    ("sharded", INDEX), ("sharded", "model-00002-of-00003.safetensors"),
+    ("meta", SHARD), ("meta", "params.json"), ("meta", TEXT), ("meta", "tokenizer/vqgan.yaml"),
+    ("meta", "tokenizer/vqgan.ckpt"),
+    ("chameleon", "config.json"), ("chameleon", "tokenizer/vocabulary.json"), ("chameleon", "tokenizer/text.json"),
+    ("chameleon", "tokenizer/image/config.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+@pytest.mark.parametrize(("name", "file"), FILES_OF_FORMATS)
+def test_what_is_no_file_is_refused_without_waiting(good, tmp_path, monkeypatch, name, file, kind):
+    folder = damaged(good, tmp_path, name, removed(file))
+    monkeypatch.chdir((folder / file).parent)  # paths of sockets are short
+    if kind == "pipe":
+        os.mkfifo(folder / file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(Path(file).name)
+    elif kind == "folder":
+        (folder / file).mkdir()
+    else:
+        (folder / file).symlink_to("/dev/zero")
+    if file == DECODER or "vqgan" in file or "image" in file:  # models open without
+        message = open_checkpoint(folder).missing["image"]
+    else:
+        message = refusal(folder)
+    assert str(folder / file) in message
+
+
+def test_links_to_files_are_followed(good, tmp_path):
+    """As in the cache of the Hub."""
+    folder = damaged(good, tmp_path, "huggingface", lambda folder: (folder / ONE).rename(tmp_path / "blob"))
+    (folder / ONE).symlink_to("../blob")
+    assert open_checkpoint(folder).missing == {}
 
 
 def test_pickle_that_runs_something_is_refused_and_not_run(good, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import tracemalloc
+import warnings
 import weakref
 import zipfile
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_jax.files import FileError
-from chameleon_jax.weights import torch_files, torch_writing
+from chameleon_jax.weights import torch_files, torch_pickle, torch_writing
 from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_files import read_torch_file
 from chameleon_jax.weights.torch_writing import write_torch_file
@@ -286,10 +288,85 @@ def test_what_a_file_asked_for_is_named(tmp_path, save, attack):
     assert "not run" in message
 
 
-def test_lists_of_the_same_lists_take_no_time(tmp_path):
-    doubled = b"]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(90))
-    found = read_torch_file(save_zip(tmp_path / "model.pt", program(doubled)))
-    assert len(found) == 2
+GLOBALS = {"size": b"ctorch\nSize\n", "ordered": b"ccollections\nOrderedDict\n"}
+
+
+def put(place: int) -> bytes:
+    return b"r" + struct.pack("<I", place)
+
+
+def get(place: int) -> bytes:
+    return b"j" + struct.pack("<I", place)
+
+
+def bombs() -> dict[str, bytes]:
+    """Pickles of some kilobytes that stand for very much, or that Python cannot even hash."""
+    doubled = b"]" + put(0) + b"".join(b"](" + get(i) + get(i) + b"e" + put(i + 1) for i in range(90))
+    many = b"(" + b"K\x01" * 20_000
+    wide = b"](" + (b"K\x01" * 2_000) + b"e" + put(0)
+    pairs = b"](" + b"".join(b"K\x01K\x02\x86" for _ in range(5_000)) + b"e" + put(0)
+    names = [plain(f"name{index}") for index in range(1500)]
+    table = b"}(" + b"".join(name + b"K\x01" for name in names) + b"u"
+    return {
+        "lists of the same lists": doubled,
+        "deep key of a dictionary": b"}" + b")" + b"\x85" * 20_000 + b"Ns",
+        "deep value": b")" + b"\x85" * 20_000,
+        "deep shape": dictionary(w=tensor().replace(plain((2, 3)), b")" + b"\x85" * 20_000, 1)),
+        "a list again and again": wide + b"](" + get(0) * 2_000 + b"e",
+        "tables under many names": table + put(9) + b"}(" + b"".join(name + get(9) for name in names) + b"u",
+        "copies of a size": many + b"t" + put(0) + b"](" + (GLOBALS["size"] + get(0) + b"\x85R") * 5_000 + b"e",
+        "copies of a dictionary": pairs + b"](" + (GLOBALS["ordered"] + get(0) + b"\x85R") * 5_000 + b"e",
+        "call with very many arguments": many + b"t" + put(0) + GLOBALS["ordered"] + get(0) + b"R",
+        "axes by the thousand": dictionary(w=tensor().replace(plain((2, 3)), many + b"t", 1)),
+        "a number of a megabit": b"\x8b" + struct.pack("<i", 1 << 17) + b"\x7f" * (1 << 17),
+        "numbers of one hash": b"}(" + b"".join(plain((2**61 - 1) * i) + b"N" for i in range(1, 5_000)) + b"u",
+        "steps without end": b"N" * 30_001,
+    }
+
+
+@pytest.mark.parametrize("bomb", bombs())
+def test_bombs_are_refused_within_a_budget(tmp_path, monkeypatch, bomb):
+    """Steps and values are counted, and with them memory and time; here a tenth of what is allowed otherwise."""
+    monkeypatch.setattr(torch_pickle, "_MOST_STEPS", 30_000)
+    monkeypatch.setattr(torch_files, "_MOST_VALUES", 50_000)
+    path = save_zip(tmp_path / "model.pt", program(bombs()[bomb]))
+    tracemalloc.start()
+    try:
+        refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["magic number", "version", "machine", "storages"])
+def test_old_format_with_anything_in_the_place_of_its_head_is_refused(tmp_path, place):
+    """A deep tuple that is hashed or printed ends the interpreter."""
+    deep = program(b"](" + b")" + b"\x85" * 20_000 + b"e")
+    parts = {
+        "magic number": pickle.dumps(0x1950A86A20F9469CFC6C, 2),
+        "version": pickle.dumps(1001, 2),
+        "machine": pickle.dumps({"little_endian": True}, 2),
+        "value": program(b"}"),
+        "storages": pickle.dumps([], 2),
+    }
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"".join({**parts, place: deep}.values()) + bytes(8))
+    refused(path)
+
+
+def test_files_with_many_tensors_are_within_the_budget(tmp_path):
+    """Ten times as many as the largest released file has."""
+    tensors = {f"layers.{index}.weight": np.zeros(1, np.float32) for index in range(7000)}
+    assert len(read_torch_file(write(tmp_path / "model.pth", tensors))) == 7000
+
+
+def test_tensors_of_more_bytes_than_the_file_are_refused(tmp_path):
+    """Strides of zero, or the same storage again and again: what is loaded would fill the memory."""
+    expanded = dictionary(w=tensor((1 << 20, 1 << 20), (0, 0)))
+    assert "'w', have more than 4 times the bytes" in refused(save_zip(tmp_path / "a.pt", program(expanded)))
+    again = dictionary(**{f"w{index}": tensor((1 << 18,), (1,), numel=1 << 18) for index in range(9)})
+    message = refused(save_zip(tmp_path / "b.pt", program(again), bytes(1 << 20)))
+    assert "'w5', have more than 4 times the bytes" in message
 
 
 @both_formats
@@ -335,6 +412,15 @@ def test_archives_that_torch_would_not_write_are_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "d.pt", "w") as archive:
         archive.writestr("notes.txt", "hello")
     assert "data.pkl" in refused(tmp_path / "d.pt")
+    with zipfile.ZipFile(tmp_path / "f.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+        archive.writestr("model/byteorder", b"little" + b" " * (1 << 20), zipfile.ZIP_BZIP2)
+    assert "'model/byteorder' is compressed" in refused(tmp_path / "f.pt")
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "g.pt", "w") as archive:
+        warnings.simplefilter("ignore")  # zipfile's own, of the second name
+        for _ in range(2):
+            archive.writestr("model/data.pkl", pickled)
+    assert "several members of one name" in refused(tmp_path / "g.pt")
     monkeypatch.setattr(torch_files, "_LARGEST_PICKLE", 50)
     assert "more than the 50" in refused(save_zip(tmp_path / "e.pt", pickled))
 
@@ -358,7 +444,19 @@ def test_files_of_another_kind_are_refused(tmp_path, content, reason):
 
 def test_missing_files_are_named(tmp_path):
     assert "No such file" in refused(tmp_path / "none.pt")
-    assert "cannot be read" in refused(tmp_path)
+    assert "Is a directory" in refused(tmp_path)
+
+
+def test_storages_in_each_other_are_refused(tmp_path):
+    """The second member of the archive is made to begin where the first does."""
+    pickled = program(dictionary(w=tensor(), v=tensor(key="1")))
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+        archive.writestr("model/data/0", DATA)
+        archive.writestr("model/data/1", DATA)
+        first, second = archive.infolist()[1:]
+        second.header_offset = first.header_offset
+    assert "lies in the bytes of another" in refused(tmp_path / "model.pt")
 
 
 @both_formats
