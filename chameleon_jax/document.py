@@ -5,81 +5,318 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import io
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 Document = list["str | Image"]  # PIL itself is imported only where a picture is at hand
 
-IMAGE_MARKS = ("⟨image⟩", "<image>")
+IMAGE_MARKS = ("⟨image⟩", "<image>", "<|image|>")
 """Where pictures go in a prompt typed as one text."""
+
+MOST_SEGMENTS = 100_000
+"""Texts and pictures of one document."""
 
 
 class DocumentError(ChameleonError, ValueError):
     """A document, or a picture for one, that cannot be used."""
 
 
-def open_image(path: str | Path) -> Image:
-    """Reads a picture file whole.
+def is_picture(value: Any) -> bool:
+    """Whether `value` is a `PIL.Image.Image`. Does not import PIL: without it there is no picture."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(value, module.Image)
+
+
+def as_document(value: Any) -> Document:
+    """The document that `value` is: a list, tuple or iterator of segments; a lone text or picture is one of its own.
 
     Raises:
-      DocumentError: if it is missing, empty or not a picture that Pillow can decode.
+      DocumentError: for anything else, and for segments that are neither text nor a picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    if isinstance(value, str) or is_picture(value):
+        return [value]
+    if not isinstance(value, (list, tuple, Iterator)):
+        raise DocumentError(f"{_described(value)} is no document: a document is a list of {_SEGMENTS}")
+    document: Document = []
+    for segment in value:
+        if not (isinstance(segment, str) or is_picture(segment)):
+            raise DocumentError(f"segment {len(document)} of the document is {_described(segment)}, not {_SEGMENTS}")
+        if len(document) == MOST_SEGMENTS:
+            raise DocumentError(f"the document has more than {MOST_SEGMENTS:,} segments; cut it into several")
+        document.append(segment)
+    return document
 
-    path = Path(path)
+
+_SEGMENTS = "texts (str) and pictures (PIL.Image.Image, as chameleon_jax.open_image gives them)"
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{printable(value, 60)} ({name})" if isinstance(value, (int, float)) else f"a value of type {name}"
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""What is opened, by Pillow's names. Left out are formats that nobody keeps photographs in, such as icons and textures,
+whose decoders are seldom looked at, and those that start another program (EPS) or draw instead of decode."""
+
+MOST_PIXELS = {
+    "PNG": 128, "JPEG": 128, "MPO": 128, "WEBP": 64, "AVIF": 48, "GIF": 128, "BMP": 128, "TIFF": 80, "PPM": 128,
+    "JPEG2000": 32,
+}  # fmt: skip
+"""Mebipixels of one picture, width times height: so many that decoding takes a GiB at most, and some seconds. (MPO are
+JPEG files of several pictures, from telephones.)"""
+MOST_PIXELS_IN_PYTHON = 4
+"""The same for what Pillow decodes without C: numbers as text in PPM files, BMP files with run lengths."""
+LONGEST_SIDE = 1 << 22
+"""Pixels; Pillow keeps 48 bytes for each of a side that it makes small."""
+MOST_BYTES = 128 << 20
+"""Bytes of a picture file."""
+MOST_BYTES_IN_PYTHON = 16 << 20
+MOST_READS = 1 << 21
+"""Pieces that a file is read in; only one that consists of millions of empty parts needs more."""
+MOST_PASSES = 1 << 31
+"""Pixels of a JPEG file times its scans: a progressive one may go over the picture as often as it likes."""
+
+
+def open_image(path: str | Path, *, exif: bool = True) -> Image:
+    """Reads a picture file whole; of an animation, the first picture.
+
+    Args:
+      exif: turn the picture as its EXIF data says, so that it stands as people see it. The released code does not, and
+        so False gives the codes that it would give. (TIFF files are always turned, by Pillow.)
+
+    Raises:
+      DocumentError: if it is missing, no ordinary file, larger than the limits of this module, not in one of `FORMATS`,
+        or damaged.
+    """
     try:
-        if path.stat().st_size == 0:
-            raise DocumentError(f"{path}: the file is empty (0 bytes)")
-        with Image.open(path) as image:
-            image.load()
-            return image
+        path = Path(path)
+        status = path.stat()
     except FileNotFoundError:
         raise DocumentError(f"{path}: no such picture file") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise DocumentError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DocumentError(f"{path}: is a {_kind_of_file(status.st_mode)}, not a picture file")
+    if status.st_size == 0:
+        raise DocumentError(f"{path}: the file is empty (0 bytes)")
+    if status.st_size > MOST_BYTES:
+        raise DocumentError(f"{path}: {status.st_size:,} bytes; picture files of up to {MOST_BYTES:,} bytes are read")
+    with _explained(path), _CountedReads(io.FileIO(path)) as file:
+        image = _open(file)
+        _check_size(image)
+        _check_work(image, file, status.st_size)
+        image.load()
+        if exif:
+            image = _upright(image)
+        if image.format in ("WEBP", "AVIF"):  # a copy lets go of what their decoders keep: the file, all canvases
+            image = image.copy()
+        image.filename = str(path)  # for later errors
+        return image
+
+
+def _kind_of_file(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+class _CountedReads(io.BufferedReader):
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise DocumentError("the picture consists of too many small parts")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def _explained(name: str | Path) -> Iterator[None]:
+    """Names the picture in errors: Pillow's decoders raise whatever they stumble over. Warnings stay inside."""
+    place = f"{name}: " if name else ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DocumentError as error:
+        raise DocumentError(f"{place}{error}") from None
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DocumentError(f"{place}the picture cannot be decoded: {reason}") from None
+
+
+def _open(file: io.BufferedReader) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise DocumentError(f"{path}: not a picture in a format that can be read (PNG, JPEG, WebP, GIF, …)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DocumentError):
-            raise
-        raise DocumentError(f"{path}: the picture cannot be decoded: {error}") from None
+        pass
+    file.seek(0)
+    prefix = file.read(16)
+    Image.init()
+    others = [name for name, (_, accept) in Image.OPEN.items() if name not in FORMATS and accept and accept(prefix)]
+    known = ", ".join(FORMATS)
+    if others:
+        raise DocumentError(f"the picture looks like {others[0]}, which is not read; save it as one of {known}")
+    raise DocumentError(f"not a picture in a format that can be read ({known})")
 
 
-def to_rgb(image: Image) -> Image:
+def _check_size(image: Image) -> None:
+    """Raises if decoding `image` would take too much; only its header has been read."""
+    if image.format not in MOST_PIXELS:
+        raise DocumentError(f"the picture's format is {image.format}, which is not read; load() it, or save it as PNG")
+    in_python = any(tile.codec_name in ("ppm_plain", "bmp_rle") for tile in image.tile)
+    limit = MOST_PIXELS_IN_PYTHON if in_python else MOST_PIXELS[image.format]
+    sides = [image.size]
+    if image.format == "TIFF":  # a tile may be larger than the picture, and is decoded whole
+        sides.append((image.tag_v2.get(322, 0), image.tag_v2.get(323, 0)))
+    for width, height in sides:
+        if width * height > limit << 20:
+            kind = " whose pixels are text or run lengths" if in_python else ""
+            raise DocumentError(
+                f"{width:,} x {height:,} pixels; {image.format} pictures{kind} of up to {limit << 20:,} are read"
+            )
+
+
+def _check_work(image: Image, file: io.BufferedReader, size: int) -> None:
+    """The same for what only the file tells."""
+    in_python = any(tile.codec_name in ("ppm_plain", "bmp_rle") for tile in image.tile)
+    if in_python and size > MOST_BYTES_IN_PYTHON:
+        raise DocumentError(f"{size:,} bytes; pictures like this of up to {MOST_BYTES_IN_PYTHON:,} bytes are read")
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        place = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(place)
+        if scans * image.width * image.height > MOST_PASSES:
+            raise DocumentError(f"{image.width:,} x {image.height:,} pixels in {scans:,} scans are too much work")
+
+
+def _upright(image: Image) -> Image:
+    """The picture turned and mirrored as its EXIF data says. Data that is damaged says nothing."""
+    from PIL import ExifTags, Image
+
+    ways = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }  # fmt: skip
+    try:
+        way = ways.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return image
+    if way is None:
+        return image
+    turned = image.transpose(way)
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # it must not be turned again
+        turned.info.pop(name, None)
+    return turned
+
+
+_TILE = 1 << 20
+"""Pixels that are converted at a time, so that nothing larger than the picture itself is ever made."""
+
+
+def to_rgb(image: Image, style: Literal["meta", "huggingface"] = "meta") -> Image:
     """Any picture as 8-bit RGB.
 
-    Transparent pixels are blended with white in floating point and truncated, as the released code does. 16-bit grey
-    keeps its upper eight bits (Pillow's own conversion would clip nearly everything to white). CMYK, palette, grey and
-    bilevel pictures are converted by Pillow.
+    Transparent pixels are blended with white: in floating point and truncated, as the released code does, or in
+    Pillow's whole numbers, as transformers does. 16-bit grey keeps its upper eight bits (Pillow's own conversion would
+    clip nearly everything to white). CMYK, palette, grey and bilevel pictures are converted by Pillow.
 
     Raises:
-      DocumentError: for floating-point pictures, whose range is unknown, and pictures without pixels.
+      DocumentError: for floating-point and Lab pictures, pictures without pixels, and those that are not loaded yet and
+        cannot be, as `open_image` says.
     """
+    with _explained(getattr(image, "filename", "")):
+        if image.width == 0 or image.height == 0:
+            raise DocumentError(f"the picture has no pixels: {image.width} x {image.height}")
+        if max(image.size) > LONGEST_SIDE:
+            raise DocumentError(f"{image.width:,} x {image.height:,} pixels; no side may exceed {LONGEST_SIDE:,}")
+        if getattr(image, "tile", None):  # opened by somebody else, and not decoded yet
+            _check_size(image)
+        image.load()
+        if image.mode == "RGB" and (style == "meta" or not image.has_transparency_data):
+            return image
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            return _by_tiles(image, _upper_bits)
+        if image.mode == "F":
+            raise DocumentError("floating-point pictures (mode F) have no known range; save as 8- or 16-bit first")
+        if image.has_transparency_data:
+            return _by_tiles(image, _blend if style == "meta" else _composite)
+        if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+            raise DocumentError(f"pictures of mode {image.mode} cannot be converted; save as RGB first")
+        return image.convert("RGB")
+
+
+def _by_tiles(image: Image, convert: Callable[[Image], Image]) -> Image:
+    from PIL import Image
+
+    rgb = Image.new("RGB", image.size)
+    width = min(image.width, _TILE)
+    height = max(1, _TILE // width)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            box = (left, top, min(left + width, image.width), min(top + height, image.height))
+            rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _upper_bits(image: Image) -> Image:
     import numpy as np
     from PIL import Image
 
-    if image.width == 0 or image.height == 0:
-        raise DocumentError(f"the picture has no pixels: {image.width} x {image.height}")
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DocumentError("floating-point pictures (mode F) have no known range; save as 8- or 16-bit first")
-    rgba = np.asarray(image.convert("RGBA")).astype(np.float64)
-    alpha = rgba[..., 3:] / 255
-    if alpha.min() == 1:
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _rgba(image: Image) -> Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def _blend(image: Image) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    rgba = np.asarray(_rgba(image))
+    if rgba[..., 3].min() == 255:
         return image.convert("RGB")
-    return Image.fromarray(((1 - alpha) * 255 + alpha * rgba[..., :3]).astype(np.uint8))
+    return Image.fromarray(_blended()[rgba[..., 3:], rgba[..., :3]])
+
+
+@functools.cache
+def _blended() -> np.ndarray:
+    """uint8 `[256, 256]`: what an alpha and a value become on white, in the released code's arithmetic."""
+    import numpy as np
+
+    alpha, value = np.arange(256, dtype=np.float64)[:, None] / 255, np.arange(256, dtype=np.float64)
+    return ((1 - alpha) * 255 + alpha * value).astype(np.uint8)
+
+
+def _composite(image: Image) -> Image:
+    from PIL import Image
+
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), _rgba(image)).convert("RGB")
 
 
 def parse_prompt(text: str, images: Sequence[Image]) -> Document:
-    """Puts `images` where `text` says ⟨image⟩ (or <image>); if it never does, they go before the text.
+    """Puts `images` where `text` says ⟨image⟩ (or <image>, or <|image|>); if it never does, they go before the text.
 
     Raises:
       DocumentError: if the marks and the pictures differ in number, or nothing is left.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import struct
+import subprocess
 import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 from tiny_models import random_picture
 
+from chameleon_jax import document as documents
 from chameleon_jax.document import DocumentError, open_image, parse_prompt, to_rgb
 
 
@@ -79,12 +83,138 @@ def test_bomb_is_refused(tmp_path, monkeypatch):
         open_image(tmp_path / "bomb.png")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "DDS", "BLP", "SGI", "QOI", "ICNS"])
+def test_formats_that_are_not_listed_are_refused_by_name(tmp_path, kind, monkeypatch):
+    executed = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: executed.append(arguments))
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: executed.append(arguments))
+    picture = random_picture(0, (32, 32)).convert({"BLP": "P", "ICNS": "RGBA"}.get(kind, "RGB"))
+    path = tmp_path / "kite.png"
+    path.write_bytes(encoded(picture, kind))
+    with pytest.raises(DocumentError, match=rf"kite\.png: .*{kind}, which is not read; save it as one of PNG, JPEG"):
+        open_image(path)
+    if kind == "EPS":  # opened by somebody else, and not decoded yet
+        with pytest.raises(DocumentError, match=r"kite\.png: .*EPS, which is not read"):
+            to_rgb(Image.open(path))
+    assert executed == []
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "JPEG2000", "AVIF", "MPO"])
+def test_other_listed_formats_are_read(tmp_path, kind):
+    (tmp_path / "picture").write_bytes(encoded(random_picture(0, (20, 10)), kind))
+    assert open_image(tmp_path / "picture").size == (20, 10)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, IndexError, EOFError, MemoryError])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    random_picture(0).save(tmp_path / "odd.png")
+
+    def fail(self):
+        raise error("of a kind of its own")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(DocumentError, match=r"odd\.png: the picture cannot be decoded: .*of a kind of its own"):
+        open_image(tmp_path / "odd.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_image(tmp_path / "odd.png")
+
+
+def test_avif_with_damaged_planes_is_named(tmp_path):
+    content = bytearray(encoded(random_picture(0, (200, 150)), "AVIF"))
+    start = content.index(b"mdat") + 4
+    content[start : start + 200] = bytes(200)
+    (tmp_path / "zeros.avif").write_bytes(content)
+    with pytest.raises(DocumentError, match=r"zeros\.avif: the picture cannot be decoded"):
+        open_image(tmp_path / "zeros.avif")
+
+
+@pytest.mark.parametrize(("kind", "mode", "size"), [("PNG", "1", (13300, 13300)), ("WEBP", "RGB", (9000, 9000))])
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, kind, mode, size, monkeypatch):
+    path = tmp_path / f"bomb.{kind.lower()}"
+    Image.new(mode, size).save(path, **({"lossless": True, "method": 0} if kind == "WEBP" else {}))
+    monkeypatch.setattr(Image.core, "new", None)  # no pixels are wanted any more
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DocumentError, match=rf"bomb.*: {size[0]:,} x {size[1]:,} pixels; {kind} pictures of up to"):
+            open_image(path)
+
+
+def test_limits_of_a_file_are_said(tmp_path, monkeypatch):
+    path = tmp_path / "picture"
+
+    def refusal(content: bytes) -> str:
+        path.write_bytes(content)
+        with pytest.raises(DocumentError, match="picture: ") as caught:
+            open_image(path)
+        return str(caught.value)
+
+    plain = b"P3 2048 2049 255\n"  # 2049 rows of text, which Pillow reads in Python
+    assert "pictures whose pixels are text or run lengths of up to 4,194,304" in refusal(plain)
+    progressive = io.BytesIO()
+    random_picture(0, (64, 64)).save(progressive, "JPEG", progressive=True)
+    monkeypatch.setattr(documents, "MOST_PASSES", 64 * 64)
+    assert "scans are too much work" in refusal(progressive.getvalue())
+    monkeypatch.setattr(documents, "MOST_READS", 20)
+    comments = encoded(random_picture(0), "JPEG").replace(b"\xff\xdb", b"\xff\xfe\0\x02" * 50 + b"\xff\xdb", 1)
+    assert "too many small parts" in refusal(comments)
+    monkeypatch.setattr(documents, "MOST_BYTES", 100)
+    assert "picture files of up to 100 bytes are read" in refusal(bytes(101))
+
+
+def test_tiles_of_a_tiff_count_as_pixels(tmp_path):
+    file = io.BytesIO()
+    random_picture(0).save(file, "TIFF", tiffinfo={40001: 16384, 40002: 16384})
+    content = file.getvalue()
+    for tag, name in ((40001, 322), (40002, 323)):  # width and height of tiles
+        content = content.replace(struct.pack("<H", tag), struct.pack("<H", name), 1)
+    (tmp_path / "tiled.tif").write_bytes(content)
+    with pytest.raises(DocumentError, match=r"tiled\.tif: 16,384 x 16,384 pixels; TIFF"):
+        open_image(tmp_path / "tiled.tif")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(os.mkfifo, "pipe"), (os.mkdir, "folder"), (lambda path: path.symlink_to("/dev/zero"), "device")]
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path, make, kind):
+    make(tmp_path / "kite.png")
+    with pytest.raises(DocumentError, match=rf"kite\.png: is a {kind}, not a picture file"):
+        open_image(tmp_path / "kite.png")
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "x" * 300, None, 7, b"kite.png"])
+def test_path_that_is_none_is_refused(path):
+    with pytest.raises(DocumentError):
+        open_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_as_their_exif_data_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    random_picture(1, (20, 10)).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as plain:
+        upright = ImageOps.exif_transpose(plain)
+        opened = open_image(tmp_path / "photo.png")
+        assert opened.size == upright.size
+        assert opened.tobytes() == upright.tobytes()
+        assert ImageOps.exif_transpose(opened).tobytes() == upright.tobytes()  # not turned again
+        assert open_image(tmp_path / "photo.png", exif=False).tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"not EXIF at all", b"Exif\0\0" + bytes(40)])
+def test_damaged_exif_data_says_nothing(tmp_path, exif):
+    picture = random_picture(1, (20, 10))
+    picture.save(tmp_path / "photo.png", exif=exif)
+    assert open_image(tmp_path / "photo.png").tobytes() == picture.tobytes()
+
+
 def test_rgb_passes_through():
     picture = random_picture(3)
     assert to_rgb(picture) is picture
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_opaque_modes_are_converted_by_pillow(mode):
     picture = random_picture(4, (9, 7), mode)
     assert picture.mode == mode
@@ -95,6 +225,44 @@ def test_opaque_modes_are_converted_by_pillow(mode):
 def blend_by_hand(rgba: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.float64) / 255.0
     return np.trunc((1.0 - alpha) * 255.0 + alpha * rgba[..., :3].astype(np.float64)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("style", ["meta", "huggingface"])
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "RGBA", "PA", "I;16", "I", "palette with alpha"])
+def test_large_pictures_are_converted_in_parts_with_the_same_bits(mode, style, monkeypatch):
+    if mode.startswith("palette"):
+        picture = random_picture(4, (29, 17), "P")
+        picture.info["transparency"] = bytes(range(256))
+    elif mode.startswith("I"):
+        values = np.random.default_rng(2).integers(0, 65536, (17, 29))
+        picture = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    else:
+        values = np.random.default_rng(2).integers(0, 256, (17, 29, 4), np.uint8)
+        picture = Image.fromarray(values).convert("LA" if mode == "PA" else mode)
+        picture = picture.convert(mode)
+    whole = to_rgb(picture, style).tobytes()
+    for pixels in (1, 7, 64, 29 * 5):
+        monkeypatch.setattr(documents, "_TILE", pixels)
+        assert to_rgb(picture, style).tobytes() == whole
+
+
+def test_every_alpha_and_value_is_blended_as_in_the_released_code():
+    alpha, value = np.meshgrid(np.arange(256), np.arange(256))
+    rgba = np.stack([value, value, value, alpha], axis=-1).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(rgba))), blend_by_hand(rgba))
+
+
+@pytest.mark.parametrize(("mode", "plain"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_alpha_is_undone(mode, plain):
+    values = np.random.default_rng(3).integers(0, 256, (5, 6, 4), np.uint8)
+    picture = Image.fromarray(values).convert(plain).convert(mode)
+    assert picture.mode == mode
+    assert to_rgb(picture).tobytes() == to_rgb(picture.convert(plain)).tobytes()
+
+
+def test_lab_pictures_are_refused_by_name():
+    with pytest.raises(DocumentError, match="pictures of mode LAB cannot be converted; save as RGB first"):
+        to_rgb(Image.new("LAB", (4, 4)))
 
 
 def test_transparency_is_blended_with_white_and_truncated():

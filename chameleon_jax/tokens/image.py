@@ -15,6 +15,7 @@ from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
 from chameleon_jax.document import to_rgb
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.vq import VQModel
+from chameleon_jax.tokens.resize import resize_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,15 +37,8 @@ class NoImageDecoder(ChameleonError):
         super().__init__(message)
 
 
-def _rgb(image: Image, style: str) -> Image:
-    """8-bit RGB on white. The styles blend transparency in different arithmetic; everything else is `to_rgb`'s."""
-    from PIL import Image
-
-    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
-    if style == "meta" or not transparent or 0 in image.size:
-        return to_rgb(image)
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+LONGEST_WHOLE = 16
+"""How many times as long as the square a picture's resized side may be for the picture to be resized whole."""
 
 
 def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig = RELEASED) -> Image:
@@ -60,7 +54,7 @@ def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig 
     """
     from PIL import Image
 
-    image = _rgb(image, preprocessing.style)
+    image = to_rgb(image, preprocessing.style)
     edge = min(image.size) if preprocessing.fit == "crop" else max(image.size)
     if preprocessing.style == "huggingface":
         sides = [int(resolution * side / edge) for side in image.size]
@@ -68,10 +62,13 @@ def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig 
         scale = resolution / edge
         sides = [round(scale * side) for side in image.size]
     width, height = (max(side, 1) for side in sides)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    if max(width, height) > LONGEST_WHOLE * resolution:  # only what is kept is made; the bits are the same
+        return resize_part(image, (width, height), (left, top, left + resolution, top + resolution))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (resolution, resolution), preprocessing.pad_colour)
-    square.paste(image, (-((width - resolution) // 2), -((height - resolution) // 2)))  # what sticks out is cut off
+    square.paste(image, (-left, -top))  # what sticks out is cut off
     return square
 
 
