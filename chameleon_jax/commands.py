@@ -243,7 +243,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data_fingerprint=data.fingerprint,
         held_out=held_out,
         initial_params=initial,
-        rows_of_batch=lambda number: _by_source(data.rows_of_batch(config, number)),
+        rows_of_batch=data.rows_of_batch(config),
     )
     sources = data.header["sources"].values()
     if not config.model.lora.rank:  # adapters leave the output layer as it is
@@ -302,14 +302,6 @@ def _open_initial(config: TrainConfig, vocabulary: Vocabulary) -> tuple[Callable
 
         return fail, None
     return initial_params(checkpoint, config, vocabulary), checkpoint.image_head_trained
-
-
-def _by_source(rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """[("a", 3), ("b", 1), ("a", 4)] as [{"source": "a", "rows": [3, 4]}, {"source": "b", "rows": [1]}]."""
-    grouped: dict[str, list[int]] = {}
-    for name, row in rows:
-        grouped.setdefault(name, []).append(row)
-    return [{"source": name, "rows": numbers} for name, numbers in grouped.items()]
 
 
 def generate(

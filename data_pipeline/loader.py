@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grain
@@ -122,14 +122,14 @@ class PreparedData:
         reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
         return _in_one_line(grain.MapDataset.range(config.steps).map(read)[start:].to_iter_dataset(reading))
 
-    def rows_of_batch(self, config: TrainConfig, number: int) -> list[tuple[str, int]]:
-        """Source and number of every row of batch `number`, counted from 0, of the run that `config` describes."""
+    def rows_of_batch(self, config: TrainConfig) -> Callable[[int], list[tuple[str, int]]]:
+        """Gives source and number of every row of a batch, these counted from 0, of the run that `config` describes."""
         sources = {
             name: grain.MapDataset.range(entry["rows"]).map(lambda row, name=name: (name, int(row)))
             for name, entry in self.header["sources"].items()
         }
-        mixed = _mix(sources, config)
-        return [mixed[number * config.batch_size + place] for place in range(config.batch_size)]
+        mixed, size = _mix(sources, config), config.batch_size
+        return lambda number: [mixed[number * size + place] for place in range(size)]
 
     def held_out_batches(
         self, name: str, batch_size: int, limit: int = 0, rows: np.ndarray | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.distributed import is_first
@@ -18,7 +21,8 @@ from chameleon_jax.training.clock import Clock, speed
 from chameleon_jax.training.metrics import MetricsFile, per_modality, read_metrics
 from chameleon_jax.training.trackers import flat, open_trackers
 
-RowsOfBatch = Callable[[int], list[dict[str, Any]]]
+RowsOfBatch = Callable[[int], Sequence[tuple[str, int]]]
+"""Source and number of each row of the batch with a number from 0, in the order of the batch."""
 
 
 class Log:
@@ -33,6 +37,7 @@ class Log:
         self.config, self.rows_of = config, rows_of
         self.folder = Path(config.output)
         self.unlogged: list[dict[str, Any]] = list(unlogged)
+        self._step = start
         self.clock = Clock()
         self._timed_steps = 0
         self._bad_in_a_row = 0
@@ -54,12 +59,24 @@ class Log:
     def add(self, metrics: dict[str, Any], timed: bool) -> None:
         """Takes the metrics of a step; `timed` if it counts for the speed."""
         self.unlogged.append(metrics)
+        self._step += 1
         self._timed_steps += timed
 
     def pending(self) -> list[dict[str, float]]:
-        """`unlogged` as plain numbers."""
-        self.unlogged = [{name: float(value) for name, value in each.items()} for each in self.unlogged]
+        """`unlogged` as plain numbers, those of rows summed by source."""
+        first = self._step - len(self.unlogged) + 1
+        self.unlogged = [self._plain(step, each) for step, each in enumerate(self.unlogged, start=first)]
         return self.unlogged
+
+    def _plain(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
+        rows = {name: metrics[name] for name in ("row_loss_sum", "row_weight_sum") if name in metrics}
+        plain = {name: float(value) for name, value in metrics.items() if name not in rows}
+        if rows and self.rows_of and is_first():
+            for (source, _), *values in zip(self.rows_of(step - 1), *map(np.asarray, rows.values()), strict=True):
+                for name, value in zip(rows, values, strict=True):
+                    key = f"{name} of {source}"
+                    plain[key] = plain.get(key, 0.0) + float(value)
+        return plain
 
     def summary(self, step: int, length: int) -> dict[str, Any]:
         """The line for the steps since the last one. Every process computes it, so that all stop at the same place.
@@ -73,8 +90,11 @@ class Log:
         self.unlogged = []
         line: dict[str, Any] = {}
         if good:
-            totals = {name: sum(each[name] for each in good) for name in good[0]}
+            totals: Counter[str] = Counter()
+            for each in good:
+                totals.update(each)
             line |= per_modality(totals)
+            line |= _per_source(totals)
             line |= {name: totals[name] / len(good) for name in ("z_loss", "gradient_norm")}
             line["max_gradient_norm"] = max(each["gradient_norm"] for each in good)
             line["output_rms"] = math.sqrt(totals["output_square_sum"] / max(totals["token_sum"], 1))
@@ -115,7 +135,7 @@ class Log:
             record = {
                 "step": step,
                 **{name: _number(each[key]) for name, key in (("loss", "total_loss"), ("gradient_norm",) * 2)},
-                "rows": self.rows_of(step - 1) if self.rows_of else None,
+                "rows": _by_source(self.rows_of(step - 1)) if self.rows_of else None,
             }
             path = self.folder / "bad_steps.jsonl"
             if is_first():
@@ -136,6 +156,27 @@ class Log:
                     f"kept; the rows are listed in {path}"
                 )
             console.print(f"[bold red]{what}: left out[/], listed in {path}")
+
+
+def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:
+    """{"sources": {"digits": {"loss": 2.5}}}, in nats per token, of the sources that were learnt from."""
+    weights = {
+        name.partition(" of ")[2]: value for name, value in totals.items() if name.startswith("row_weight_sum of ")
+    }
+    losses = {
+        source: {"loss": totals[f"row_loss_sum of {source}"] / weight}
+        for source, weight in sorted(weights.items())
+        if weight > 0
+    }
+    return {"sources": losses} if losses else {}
+
+
+def _by_source(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """[("a", 3), ("b", 1), ("a", 4)] as [{"source": "a", "rows": [3, 4]}, {"source": "b", "rows": [1]}]."""
+    grouped: dict[str, list[int]] = {}
+    for name, row in rows:
+        grouped.setdefault(name, []).append(row)
+    return [{"source": name, "rows": numbers} for name, numbers in grouped.items()]
 
 
 def _number(value: float) -> float | str:

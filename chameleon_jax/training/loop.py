@@ -62,7 +62,8 @@ def train(
       held_out: sources by name whose losses are reported and never learnt from.
       initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings (without
         adapters, which begin at nothing); called unless there is a checkpoint. By default they are drawn at random.
-      rows_of_batch: says what batch `number` consists of, to be written down if its step goes wrong.
+      rows_of_batch: says what batch `number` consists of, for losses by source, and to be written down if its step goes
+        wrong.
 
     Returns:
       the state after the last step.

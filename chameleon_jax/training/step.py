@@ -25,10 +25,12 @@ from chameleon_jax.training.trainable import join, only_image_columns, split
 
 
 class Measures(NamedTuple):
-    """What a step tells of itself: `sums` are added over the parts of a batch, of `maxima` the largest counts."""
+    """What a step tells of itself: `sums` are added over the parts of a batch, of `maxima` the largest counts, and
+    `rows` are one number for each row, `[B]`."""
 
     sums: dict[str, Array]
     maxima: dict[str, Array]
+    rows: dict[str, Array]
 
 
 def _add(a: Any, b: Any) -> Any:
@@ -69,7 +71,11 @@ def batch_loss(
     real = (batch.segment_ids > 0).astype(jnp.float32)
     squares = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
     sums |= {"output_square_sum": jnp.sum(squares * real), "token_sum": jnp.sum(real)}
-    return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)})
+    rows = {
+        "row_loss_sum": jnp.sum(jax.lax.stop_gradient(losses.cross_entropy) * batch.loss_weights, axis=1),
+        "row_weight_sum": jnp.sum(batch.loss_weights, axis=1),
+    }
+    return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)}, rows)
 
 
 def _in_parts(config: TrainConfig, batch: Batch) -> Batch:
@@ -107,12 +113,15 @@ def accumulated_gradients(
         loss, measures, gradients = of_part(*numbered)
         sums = _add(total[1].sums, measures.sums)
         maxima = jax.tree.map(jnp.maximum, total[1].maxima, measures.maxima)
-        return (total[0] + loss, Measures(sums, maxima), _add(total[2], gradients)), None
+        return (total[0] + loss, Measures(sums, maxima, {}), _add(total[2], gradients)), measures.rows
 
     numbered = (jnp.arange(config.accumulation), parts)
     shapes = jax.eval_shape(of_part, *jax.tree.map(lambda each: each[0], numbered))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, numbered)[0]
+    zeros = (zeros[0], zeros[1]._replace(rows={}), zeros[2])
+    (loss, measures, gradients), rows = jax.lax.scan(add, zeros, numbered)
+    rows = jax.tree.map(lambda parts: jnp.moveaxis(parts, 0, 1).reshape(-1), rows)  # in the order of the batch again
+    return loss, measures._replace(rows=rows), gradients
 
 
 def _unless(bad: Array, new: Any, old: Any) -> Any:
@@ -157,7 +166,14 @@ def make_train_step(
         updates = only_image_columns(updates, config, is_image_id)
         trained = _unless(bad, optax.apply_updates(trained, updates), trained)
         next_state = TrainState(state.step + 1, join(trained, frozen), _unless(bad, opt_state, state.opt_state))
-        metrics = {**measures.sums, **measures.maxima, "total_loss": loss, "gradient_norm": norm, "bad": bad}
+        metrics = {
+            **measures.sums,
+            **measures.maxima,
+            **measures.rows,
+            "total_loss": loss,
+            "gradient_norm": norm,
+            "bad": bad,
+        }
         return next_state, metrics
 
     shardings = state_shardings(config, mesh)

@@ -116,7 +116,7 @@ def test_rows_of_a_batch_can_be_looked_up(prepared):
     data, config = PreparedData(prepared), run_config(steps=40)
     sources = {name: data.rows("sources", name) for name in ("mixed", "prose")}
     for number, batch in enumerate(data.batches(config)):
-        rows = data.rows_of_batch(config, number)
+        rows = data.rows_of_batch(config)(number)
         expected = from_rows(np.stack([sources[name][index] for name, index in rows]))
         assert_same_batches([batch], [expected])
         assert all(0 <= index < len(sources[name]) for name, index in rows)
@@ -150,7 +150,7 @@ def test_damaged_row_is_named(prepared, tmp_path, field, value, message):
     with pytest.raises(FileError, match=place):
         data.rows("sources", "mixed")[5]
     config = run_config(steps=20, stages=(StageConfig(1, {"mixed": 1}),))
-    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(config, number)]
+    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(config)(number)]
     with pytest.raises(FileError, match=place):
         list(data.batches(config, start=numbers[2]))
 

@@ -182,8 +182,8 @@ def poisoned(tiny, *numbers: int):
     return batches
 
 
-def rows_of(number: int) -> list[dict]:
-    return [{"source": "all", "rows": [number, number + 1]}]
+def rows_of(number: int) -> list[tuple[str, int]]:
+    return [("all", 8 * number + row) for row in range(8)]
 
 
 def read_bad_steps(folder: Path) -> list[dict]:
@@ -196,7 +196,8 @@ def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpo
         train(config, poisoned(tiny, 5), tiny.is_image_id, rows_of_batch=rows_of)
     assert checkpoint_steps(tmp_path) == [2, 4]
     assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
-    assert read_bad_steps(tmp_path) == [{"step": 6, "loss": "nan", "gradient_norm": "nan", "rows": rows_of(5)}]
+    rows = [{"source": "all", "rows": list(range(40, 48))}]
+    assert read_bad_steps(tmp_path) == [{"step": 6, "loss": "nan", "gradient_norm": "nan", "rows": rows}]
 
     # The same run goes on past it once it is told to leave such steps out.
     skipping = tiny.config(tmp_path, log_every=2, bad_steps__action="skip")
