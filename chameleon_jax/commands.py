@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from chameleon_jax.chameleon import load
+from chameleon_jax.chameleon import Chameleon, load
 from chameleon_jax.compiler_options import gpu_flags
 from chameleon_jax.config import (
     ConfigError,
@@ -22,6 +24,7 @@ from chameleon_jax.config import (
     GenerationConfig,
     ImageTokenizerCommand,
     InspectCommand,
+    LoRAConfig,
     PrepareCommand,
     ShowCommand,
     SourceConfig,
@@ -31,9 +34,10 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
-from chameleon_jax.document import open_image, parse_prompt
+from chameleon_jax.document import Document, open_image, parse_prompt
 from chameleon_jax.files import FileError, new_file, new_folder
 from chameleon_jax.host_memory import keep_freed_memory
+from chameleon_jax.models.lora import merge
 from chameleon_jax.progress import bytes_bar, console, progress_bar
 from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import (
@@ -50,6 +54,8 @@ from chameleon_jax.training.image_tokenizer import train_image_tokenizer as lear
 from chameleon_jax.training.loop import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
+from chameleon_jax.training.samples import Sampler
+from chameleon_jax.training.state import model_params
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
@@ -235,6 +241,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
     initial, drew = _open_initial(config, vocabulary)
     held_out = {name: _held_out(data, name, config) for name in data.header["held_out"]}
+    sample = _sampler(config, data.tokenizer()) if config.samples.every else None
     began = time.monotonic()
     state = run_training(
         config,
@@ -244,19 +251,50 @@ def train(config: TrainConfig) -> dict[str, Any]:
         held_out=held_out,
         initial_params=initial,
         rows_of_batch=data.rows_of_batch(config),
+        sample=sample,
     )
     sources = data.header["sources"].values()
     if not config.model.lora.rank:  # adapters leave the output layer as it is
         drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
-    write_trained(Path(config.output) / "model", config.model, state.params, data.folder / "tokenizer", drew)
+    params = model_params(config, state)
+    write_trained(Path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew)
     if not is_first():
         return {}
     return {
         "minutes": round((time.monotonic() - began) / 60, 2),
-        "steps": int(state.step),
+        "model_of_step" if config.checkpoint.best else "steps": int(state.step),
         **_last_held_out_losses(Path(config.output)),
         "model": str(Path(config.output) / "model"),
     }
+
+
+def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer) -> Sampler:
+    """Gives what a model in training writes after the prompts of the config; refuses at once what it could not."""
+    prompts, generation = config.samples.prompts, config.samples.generation
+    require(jax.process_count() == 1, "samples.every", config.samples.every, "must be 0 where several processes train")
+    documents = [parse_prompt(prompt.text, [open_image(file) for file in prompt.images]) for prompt in prompts]
+    modes = sorted({prompt.mode for prompt in prompts})
+    if "image" in modes or "interleaved" in modes:
+        require(tokenizer.image is not None and tokenizer.image.can_decode, "samples.prompts", modes,
+                f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
+    if "image" in modes:
+        needed = tokenizer.image_block - 1
+        given = generation.max_new_tokens
+        require(given >= needed, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
+
+    def sample(params: Any) -> list[Document]:
+        model_config = dataclasses.replace(config.model, lora=LoRAConfig())
+        if config.model.lora.rank:
+            params = jax.jit(functools.partial(merge, config=config.model.lora))(params)
+        model = Chameleon(model_config, params, tokenizer, image_head_trained=True)
+        answers: dict[int, Document] = {}
+        for mode in modes:
+            places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]
+            how = dataclasses.replace(generation, mode=mode)
+            answers |= zip(places, model.generate_many([documents[place] for place in places], how), strict=True)
+        return [answers[place] for place in range(len(prompts))]
+
+    return sample
 
 
 def _last_held_out_losses(output: Path) -> dict[str, float]:

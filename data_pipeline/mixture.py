@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import grain
 
-from chameleon_jax.config import ConfigError, StageConfig
+from chameleon_jax.config import ConfigError, StageConfig, stage_ends
 
 
 def mix(
@@ -28,15 +28,13 @@ def mix(
     Raises:
       ConfigError: if a stage names a source that was not prepared.
     """
-    parts, start, share = [], 0, 0.0
-    for number, stage in enumerate(stages):
+    parts, start = [], 0
+    for number, (stage, stop) in enumerate(zip(stages, stage_ends(stages, rows), strict=True)):
         for name in stage.weights:
             if name not in sources:
                 raise ConfigError(
                     f"stages.{number}.weights.{name}: the prepared data has no such source; it has {', '.join(sources)}"
                 )
-        share += stage.share
-        stop = rows if number == len(stages) - 1 else round(rows * share)
         chosen = {name: weight for name, weight in stage.weights.items() if weight > 0}
         shuffled = [
             sources[name].seed(seed + 1000 * number + place).shuffle().repeat()

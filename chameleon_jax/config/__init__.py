@@ -30,9 +30,12 @@ from chameleon_jax.config.training import (
     MeshConfig,
     OptimizerConfig,
     ProfileConfig,
+    SamplePrompt,
+    SamplesConfig,
     StageConfig,
     TextTokenizerConfig,
     TrainConfig,
+    stage_ends,
 )
 from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand
 
@@ -59,6 +62,8 @@ __all__ = [
     "PrepareCommand",
     "PreprocessingConfig",
     "ProfileConfig",
+    "SamplePrompt",
+    "SamplesConfig",
     "SamplingConfig",
     "ShowCommand",
     "SourceConfig",
@@ -73,5 +78,6 @@ __all__ = [
     "read_config",
     "read_yaml",
     "require",
+    "stage_ends",
     "to_dict",
 ]

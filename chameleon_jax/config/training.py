@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Literal
 
+from chameleon_jax.config.generation import GenerationConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.config.reading import config, require
 
@@ -144,6 +147,12 @@ class StageConfig:
         )
 
 
+def stage_ends(stages: Sequence[StageConfig], rows: int) -> list[int]:
+    """How many of the rows that a run reads have been read when each stage is over."""
+    ends = [round(rows * sum(stage.share for stage in stages[: number + 1])) for number in range(len(stages))]
+    return [*ends[:-1], rows]
+
+
 @config
 class CheckpointConfig:
     every: int = 1000
@@ -153,10 +162,23 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     keep_every: int = 0
     """Checkpoints of multiples of this many steps are kept for ever; 0: none."""
+    best: str = ""
+    """A held-out loss, such as held_out.prose.loss, text_loss or image_loss in the last place. The checkpoint with the
+    lowest is kept beside the newest, and the model written at the end is that of its step."""
+    patience: int = 0
+    """Evaluations without a better `best` after which the run ends early; 0: it never does."""
 
     def __post_init__(self):
         for name in ("every", "keep"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(
+            not self.best or re.fullmatch(r"held_out\.[\w-]+\.(loss|text_loss|image_loss)", self.best) is not None,
+            "best",
+            self.best,
+            "must be held_out.NAME.loss with the name of a held-out source, or text_loss or image_loss instead of loss",
+        )
+        require(self.patience >= 0, "patience", self.patience, "must be 0 or more")
+        require(not self.patience or bool(self.best), "patience", self.patience, "needs checkpoint.best to wait for")
         require(
             self.keep_every % self.every == 0,
             "keep_every",
@@ -197,6 +219,42 @@ class ProfileConfig:
 
 
 @config
+class SamplePrompt:
+    """A prompt that the model in training goes on from."""
+
+    text: str = ""
+    """⟨image⟩ or <image> marks where each picture goes."""
+    images: tuple[str, ...] = ()
+    """Picture files."""
+    mode: Literal["auto", "interleaved", "text", "image"] = "auto"
+    """What to write: see `mode` of `chameleon generate`."""
+
+    def __post_init__(self):
+        require(bool(self.text or self.images), "text", self.text, "must be given, or images")
+
+
+@config
+class SamplesConfig:
+    """Text and pictures that show what the model in training has learnt, in <output>/samples and the trackers."""
+
+    every: int = 0
+    """Steps between samples, which are drawn after the last step too; 0: never."""
+    prompts: tuple[SamplePrompt, ...] = ()
+    generation: GenerationConfig = GenerationConfig()
+    """How they are drawn; `mode` is that of each prompt."""
+
+    def __post_init__(self):
+        require(self.every >= 0, "every", self.every, "must be 0 or more")
+        require(
+            (self.every > 0) == bool(self.prompts),
+            "prompts",
+            [prompt.text for prompt in self.prompts],
+            f"must list at least one prompt where every = {self.every} is above 0, and none where it is 0",
+        )
+        require(self.generation.mode == "auto", "generation.mode", self.generation.mode, "goes with each prompt")
+
+
+@config
 class DistributedConfig:
     """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI 4 are recognised without any of
     this; the keys are for bare launchers, and differ between processes only in `process`. They win over what is
@@ -226,6 +284,8 @@ class TrainConfig:
     """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
     model: TransformerConfig
     steps: int
+    """Updates in all. May be raised when a run goes on; a learning rate that falls until the last step then jumps up to
+    the new schedule, and says so."""
     batch_size: int
     """Rows a step, over all devices."""
     stages: tuple[StageConfig, ...]
@@ -250,11 +310,16 @@ class TrainConfig:
     of a whole batch over 65,536 ids are often the largest array of a step."""
     z_loss: float = 1e-5
     """Weight of (log Z)^2, which keeps the logits from drifting."""
+    ema: float = 0.0
+    """Decay of a moving average of the trained parameters, such as 0.999; 0: none. The average, kept in float32, is
+    what is evaluated, sampled from and written as the model. It begins as a plain mean: at step n the decay is at most
+    n / (n + 10)."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     bad_steps: BadStepsConfig = BadStepsConfig()
     profile: ProfileConfig = ProfileConfig()
+    samples: SamplesConfig = SamplesConfig()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl; each needs the extra of its name."""
     log_every: int = 10
@@ -276,6 +341,13 @@ class TrainConfig:
         )
         for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(0 <= self.ema < 1, "ema", self.ema, "must be in [0, 1)")
+        require(
+            not self.checkpoint.best or self.evaluate_every > 0,
+            "evaluate_every",
+            self.evaluate_every,
+            "must be above 0 with checkpoint.best, which is chosen among the evaluations",
+        )
         require(
             self.checkpoint.every % self.log_every == 0,
             "checkpoint.every",

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, to_dict
+from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, stage_ends, to_dict
 from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, explain_disk_errors
 from chameleon_jax.progress import console
+from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.versions import versions
 
 MAY_CHANGE = (
-    "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "trackers", "log_every",
-    "evaluate_every", "evaluation_batches", "sequence_length", "initial",
+    "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers", "log_every",
+    "evaluate_every", "evaluation_batches", "sequence_length", "initial", "steps",
 )  # fmt: skip
 """Parts of a TrainConfig that a run may change when it goes on: none of them changes what is computed. The data may
-have moved; that it is the same data is checked by its fingerprint."""
+have moved; that it is the same data is checked by its fingerprint. `steps` has a check of its own."""
 
 CHANGES_ROUNDING = (
     "accumulation", "loss_chunk", "model.attention", "model.remat", "model.unroll", "model.param_dtype",
@@ -34,11 +37,12 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, config: CheckpointConfig):
         self.folder = Path(folder).absolute()
+        self._best = _Best()
         with explain_disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
-                preservation_policy=_preservation(config),
+                preservation_policy=_preservation(config, self._best),
                 cleanup_tmp_directories=True,
             )
 
@@ -69,6 +73,16 @@ class Checkpoints:
         }
         with explain_disk_errors(self.folder):
             self._checkpointer.save_checkpointables_async(step, {"state": state, "run": header}, force=True)
+
+    def keep_best(self, step: int | None) -> None:
+        """The checkpoint of this step stays, whatever else is removed."""
+        self._best.step = step
+
+    def load(self, step: int, abstract_state: TrainState) -> TrainState | None:
+        """The state after `step`; None if its checkpoint is not there any more."""
+        if step not in [checkpoint.step for checkpoint in self._checkpointer.checkpoints]:
+            return None
+        return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
 
     def restore(
         self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str
@@ -102,12 +116,22 @@ class Checkpoints:
         return None
 
 
-def _preservation(config: CheckpointConfig) -> Any:
+@dataclasses.dataclass
+class _Best:
+    """A policy that keeps the checkpoint of one step."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+def _preservation(config: CheckpointConfig, best: _Best) -> Any:
     policies = ocp.training.preservation_policies
-    newest = policies.LatestN(config.keep)
-    if not config.keep_every:
-        return newest
-    return policies.AnyPreservationPolicy([newest, policies.EveryNSteps(config.keep_every)])
+    kept = [policies.LatestN(config.keep), best]
+    if config.keep_every:
+        kept.append(policies.EveryNSteps(config.keep_every))
+    return policies.AnyPreservationPolicy(kept)
 
 
 def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -123,7 +147,8 @@ def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> None:
     check_version(header, path)
-    before, now = (to_dict(from_dict(TrainConfig, header["config"])), to_dict(config))
+    old = from_dict(TrainConfig, header["config"])
+    before, now = to_dict(old), to_dict(config)
     difference = first_difference(*(_without(values, MAY_CHANGE + CHANGES_ROUNDING) for values in (before, now)))
     if difference:
         key, old, new = difference
@@ -136,6 +161,7 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             f"{path}: was trained on other data than {config.data} now holds. Prepare the same data again, "
             "or start anew in another output folder (--output)"
         )
+    _check_steps(old, config, header["data"]["next_batch"], path)
     changed = [
         f"{key} = {_value(now, key)!r} (was {_value(before, key)!r})"
         for key in CHANGES_ROUNDING
@@ -143,6 +169,25 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
     ]
     if changed:
         console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
+
+
+def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -> None:
+    """Refuses other `steps` where they would change what was already learnt from; tells what they change from here."""
+    if now.steps == before.steps:
+        return
+    if now.steps < done:
+        raise FileError(f"{path}: steps = {now.steps}: this run has done {done} already; give at least as many")
+    rows = done * now.batch_size
+    first_end = min(stage_ends(config.stages, config.steps * config.batch_size)[0] for config in (before, now))
+    if len(now.stages) > 1 and rows > first_end:
+        raise FileError(
+            f"{path}: steps was {before.steps}, now {now.steps}: stages are shares of all steps, and this run is past "
+            "the first, so that rows would be read again or never. Keep steps, or begin another run with its model "
+            "(--initial)"
+        )
+    rates = [float(make_schedule(config.optimizer, config.steps)(done)) for config in (before, now)]
+    jump = f"; the learning rate goes on at {rates[1]:.3g} instead of {rates[0]:.3g}" if rates[0] != rates[1] else ""
+    console.print(f"[bold yellow]steps was {before.steps:,}, now {now.steps:,}[/]{jump}.")
 
 
 def _value(values: dict[str, Any], key: str) -> Any:

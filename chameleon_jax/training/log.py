@@ -14,11 +14,13 @@ import numpy as np
 
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.distributed import is_first
+from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.files import explain_disk_errors
 from chameleon_jax.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
 from chameleon_jax.training.metrics import MetricsFile, per_modality, read_metrics
+from chameleon_jax.training.samples import write_samples
 from chameleon_jax.training.trackers import flat, open_trackers
 
 RowsOfBatch = Callable[[int], Sequence[tuple[str, int]]]
@@ -120,6 +122,13 @@ class Log:
             self._file.write(step, **line)
         for tracker in self._trackers:
             tracker.write(step, dict(flat(line)))
+
+    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
+        """What the model wrote after the prompts of the config: as files, and to the trackers."""
+        folder = write_samples(self.folder / "samples", step, self.config.samples.prompts, answers)
+        console.print(f"Samples of step {step:,}: {folder}")
+        for tracker in self._trackers:
+            tracker.write_samples(step, answers)
 
     def close(self) -> None:
         for tracker in self._trackers:

@@ -6,8 +6,9 @@ import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,12 +22,14 @@ from chameleon_jax.files import FileError, explain_disk_errors
 from chameleon_jax.progress import console, progress_bar
 from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.attention_check import check_attention
+from chameleon_jax.training.best import Best
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
-from chameleon_jax.training.metrics import per_modality
+from chameleon_jax.training.metrics import per_modality, read_metrics
 from chameleon_jax.training.optimizer import make_schedule
-from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state
+from chameleon_jax.training.samples import Sampler
+from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state, model_params
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.stopping import StopRequest
 from chameleon_jax.training.tracing import StepTrace
@@ -48,9 +51,10 @@ def train(
     is_image_id: np.ndarray,
     *,
     data_fingerprint: str = "",
-    held_out: Mapping[str, HeldOut] | None = None,
+    held_out: Mapping[str, HeldOut] = MappingProxyType({}),
     initial_params: Callable[[Any], Any] | None = None,
     rows_of_batch: RowsOfBatch | None = None,
+    sample: Sampler | None = None,
 ) -> TrainState:
     """Trains for `config.steps` steps, going on from the newest checkpoint in `config.output` if there is one.
 
@@ -64,9 +68,10 @@ def train(
         adapters, which begin at nothing); called unless there is a checkpoint. By default they are drawn at random.
       rows_of_batch: says what batch `number` consists of, for losses by source, and to be written down if its step goes
         wrong.
+      sample: gives from the parameters what the model writes after the prompts of `config.samples`.
 
     Returns:
-      the state after the last step.
+      the state after the last step; with `checkpoint.best`, that after the best one.
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
@@ -91,10 +96,32 @@ def train(
                 console.print(f"Going on from the checkpoint at step {start:,} of {config.steps:,}.")
             stop.check(start, config.steps)
             log = Log(config, start, unlogged, rows_of_batch)
-            run = _Run(config, mesh, is_image_id, log, held_out or {}, stop)
-            save = lambda state: checkpoints.save(state, config, data_fingerprint, log.pending())  # noqa: E731
+            best = _best_so_far(config, held_out, start)
+            run = _Run(config, mesh, is_image_id, held_out, sample, log, best, stop)
+
+            def save(state: TrainState) -> None:
+                checkpoints.keep_best(best.step)
+                checkpoints.save(state, config, data_fingerprint, log.pending())
+
             with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
                 state = run.steps(state, batches(start, run.rows), bar, save)
+            if best.step not in (None, int(state.step)):
+                state = _best_state(best, checkpoints, target) or state
+    return state
+
+
+def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> Best:
+    path = Path(config.output) / "metrics.jsonl"
+    lines = read_metrics(path) if path.exists() else []
+    return Best(config.checkpoint, held_out, [line for line in lines if line["step"] <= start])
+
+
+def _best_state(best: Best, checkpoints: Checkpoints, target: TrainState) -> TrainState | None:
+    state = checkpoints.load(best.step, target)
+    if state is None:
+        console.print(f"[bold red]The checkpoint of step {best.step:,}, the best, is gone;[/] the last one serves.")
+    else:
+        console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}: the model is of that step.")
     return state
 
 
@@ -116,8 +143,19 @@ def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) 
 class _Run:
     """The compiled functions of a run, and the loop over its steps."""
 
-    def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh, is_image_id: np.ndarray, log: Log, held_out, stop):
-        self.config, self.mesh, self.log, self.held_out, self.stop = config, mesh, log, held_out, stop
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: jax.sharding.Mesh,
+        is_image_id: np.ndarray,
+        held_out: Mapping[str, HeldOut],
+        sample: Sampler | None,
+        log: Log,
+        best: Best,
+        stop: StopRequest,
+    ):
+        self.config, self.mesh, self.held_out, self.sample = config, mesh, held_out, sample
+        self.log, self.best, self.stop = log, best, stop
         self.step_fn = make_train_step(config, is_image_id, mesh)
         self.evaluate_fn = make_evaluation_step(config, is_image_id, mesh)
         self.signals_fn = make_signals(config, mesh)
@@ -127,6 +165,9 @@ class _Run:
     def steps(self, state: TrainState, batches: Iterator[Batch], bar, save: Callable[[TrainState], None]) -> TrainState:
         config = self.config
         start, metrics = int(state.step), None
+        if self.best.given_up:
+            self._say_given_up(start)
+            return state
         with StepTrace(config, start) as profile, self.stop.waiting_for("this step"):
             for step in range(start + 1, config.steps + 1):
                 batch = self._next(batches, step - 1, metrics)
@@ -142,18 +183,33 @@ class _Run:
                     jax.block_until_ready(before)
                 self.log.add(metrics, timed=step > start + 1)
                 profile.after(step, metrics)
-                last = step == config.steps
+                last, improved = step == config.steps, False
                 evaluate = last or (config.evaluate_every and step % config.evaluate_every == 0)
                 if step % config.log_every == 0 or evaluate:
-                    self._write_line(state, step, batch.inputs.shape[1], evaluate, bar)
+                    line = self._write_line(state, step, batch.inputs.shape[1], evaluate, bar)
+                    improved = evaluate and self.best.take(step, line["held_out"])
+                last = last or self.best.given_up
+                if self.sample and (last or step % config.samples.every == 0):
+                    with self._waiting_for("evaluation", "the samples"):
+                        self.log.write_samples(step, self.sample(model_params(config, state)))
                 stopping = self.stop.came(step)  # asked last, so that nobody who asks meanwhile waits for another step
-                if step % config.checkpoint.every == 0 or last or stopping:
+                if step % config.checkpoint.every == 0 or improved or last or stopping:
                     jax.block_until_ready(metrics)  # computing is not waiting
                     with self._waiting_for("checkpoint", "the checkpoint that is being written"):
                         save(state)
-                if stopping and not last:
+                if last:
+                    break
+                if stopping:
                     raise self.stop.stopped(step, config.steps)
+        if self.best.given_up:
+            self._say_given_up(step)
         return state
+
+    def _say_given_up(self, step: int) -> None:
+        console.print(
+            f"Stopped early at step {step:,}: the last {self.best.since} evaluations were no better than that of step "
+            f"{self.best.step:,} (checkpoint.patience)."
+        )
 
     @contextlib.contextmanager
     def _waiting_for(self, name: str, words: str) -> Iterator[None]:
@@ -174,7 +230,7 @@ class _Run:
     def _place(self, batch: Batch) -> Batch:
         return place(batch, self.mesh, self.config.batch_size, self.rows)
 
-    def _write_line(self, state: TrainState, step: int, length: int, evaluate: bool, bar) -> None:
+    def _write_line(self, state: TrainState, step: int, length: int, evaluate: bool, bar) -> dict[str, Any]:
         line = self.log.summary(step, length)
         signals = {name: np.asarray(value) for name, value in self.signals_fn(state.params).items()}
         line |= {name: [round(float(v), 6) for v in value] if value.ndim else float(value)
@@ -182,8 +238,9 @@ class _Run:
         line["learning_rate"] = float(self.schedule(step - 1))
         if evaluate:
             with self._waiting_for("evaluation", "the losses on held-out rows"):
-                line["held_out"] = self._evaluate(state.params)
+                line["held_out"] = self._evaluate(model_params(self.config, state))
         self.log.write(step, line, bar)
+        return line
 
     def _evaluate(self, params: Any) -> dict[str, dict[str, float]]:
         """Mean losses on each held-out source."""

@@ -14,14 +14,15 @@ from chameleon_jax.array_types import Array
 from chameleon_jax.config import TrainConfig, TransformerConfig
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import optimizer_shardings, params_shardings, replicated
+from chameleon_jax.training import average
 from chameleon_jax.training.optimizer import make_optimizer
-from chameleon_jax.training.trainable import split
+from chameleon_jax.training.trainable import join, split
 
 
 class TrainState(NamedTuple):
     step: Array  # [] int32; updates done
     params: Any
-    opt_state: Any  # of the parameters that are trained
+    opt_state: Any  # of the parameters that are trained; with `ema`, also their average (see training/average.py)
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -40,7 +41,11 @@ def _abstract_boxed_params(model: TransformerConfig) -> Any:
 
 def start(config: TrainConfig, params: Any) -> TrainState:
     """The state before the first step, with these parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, _optimizer(config).init(split(params, config)[0]))
+    trained = split(params, config)[0]
+    opt_state = _optimizer(config).init(trained)
+    if config.ema:
+        opt_state = average.Averaged(opt_state, average.begin(trained))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
 def _init(config: TrainConfig, key: Array) -> TrainState:
@@ -87,3 +92,16 @@ def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None)
         rest = jax.jit(lambda params: start(config, params)._replace(params=None),
                        out_shardings=shardings._replace(params=None))  # fmt: skip
         return rest(params)._replace(params=params)
+
+
+def model_params(config: TrainConfig, state: TrainState) -> Any:
+    """The parameters to evaluate, to sample from and to write: with `ema` their average, in their own types."""
+    if not config.ema:
+        return state.params
+
+    @jax.jit
+    def averaged(state: TrainState) -> Any:
+        trained, frozen = split(state.params, config)
+        return join(jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.opt_state.average, trained), frozen)
+
+    return averaged(state)

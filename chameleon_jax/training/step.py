@@ -18,6 +18,7 @@ from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.sharding import batch_sharding, constraints_on, replicated
+from chameleon_jax.training.average import Averaged, follow
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.state import TrainState, state_shardings
@@ -162,10 +163,15 @@ def make_train_step(
         norm = optax.tree.norm(gradients)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= limit))
         trained, frozen = split(state.params, config)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        before = state.opt_state.optimizer if config.ema else state.opt_state
+        updates, opt_state = optimizer.update(gradients, before, trained)
         updates = only_image_columns(updates, config, is_image_id)
         trained = _unless(bad, optax.apply_updates(trained, updates), trained)
-        next_state = TrainState(state.step + 1, join(trained, frozen), _unless(bad, opt_state, state.opt_state))
+        opt_state = _unless(bad, opt_state, before)
+        if config.ema:
+            mean = state.opt_state.average
+            opt_state = Averaged(opt_state, _unless(bad, follow(mean, trained, config.ema, state.step + 1), mean))
+        next_state = TrainState(state.step + 1, join(trained, frozen), opt_state)
         metrics = {
             **measures.sums,
             **measures.maxima,

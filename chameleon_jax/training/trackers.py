@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from chameleon_jax.config import TrainConfig, to_dict
+from chameleon_jax.document import Document
+from chameleon_jax.files import write_text
 
 
 class Tracker(Protocol):
     """Something that takes figures by name; `close` writes out what is still in memory."""
 
     def write(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def write_samples(self, step: int, answers: Sequence[Document]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -43,21 +51,34 @@ class TensorBoard:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
+    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
+        for name, segment in _named(answers):
+            if isinstance(segment, str):
+                self._writer.add_text(name, segment, step)
+            else:
+                self._writer.add_image(name, np.asarray(segment.convert("RGB")), step, dataformats="HWC")
+
     def close(self) -> None:
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the project WANDB_PROJECT (default: chameleon_jax). A run that goes on is continued there too."""
+    """A run of the project WANDB_PROJECT (default: chameleon_jax). A run that goes on is continued there too.
+
+    Its id is drawn at random and kept in `<output>/wandb_id`, so that runs of several people stay apart; its name is
+    that of the folder.
+    """
 
     def __init__(self, config: TrainConfig):
         import os
 
         import wandb
 
+        self._wandb = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "chameleon_jax"),
-            id=str(Path(config.output).absolute()).replace("/", "-").strip("-")[-100:],
+            id=_run_id(Path(config.output)),
+            name="/".join(Path(config.output).absolute().parts[-2:]),
             resume="allow",
             config=to_dict(config),
             dir=config.output,
@@ -66,8 +87,37 @@ class WeightsAndBiases:
     def write(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
+    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
+        shown = {
+            name: self._wandb.Html(f"<pre>{html.escape(segment)}</pre>")
+            if isinstance(segment, str)
+            else self._wandb.Image(segment)
+            for name, segment in _named(answers)
+        }
+        self._run.log(shown, step=step)
+
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(output: Path) -> str:
+    """The id of a run at Weights & Biases; drawn the first time."""
+    path = output / "wandb_id"
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    if (output / "wandb").is_dir():  # a run of an older version, whose id was made of its path
+        drawn = str(output.absolute()).replace("/", "-").strip("-")[-100:]
+    else:
+        drawn = secrets.token_hex(8)
+    write_text(path, drawn + "\n")
+    return drawn
+
+
+def _named(answers: Sequence[Document]) -> Iterator[tuple[str, Any]]:
+    """The segments of some answers with names: "samples/01-1" is the first one of the first answer."""
+    for number, answer in enumerate(answers, start=1):
+        for place, segment in enumerate(answer, start=1):
+            yield f"samples/{number:02d}-{place}", segment
 
 
 def open_trackers(config: TrainConfig) -> list[Tracker]:

@@ -82,14 +82,17 @@ def tiny():
 
 @pytest.fixture
 def compiled_once(monkeypatch) -> None:
-    """Runs that differ only in their folder share what is compiled, which is most of the time that they take."""
+    """Runs of one program share what is compiled, which is most of the time that they take."""
     from chameleon_jax.training import loop
 
     made = {}
 
     def shared(make: Callable) -> Callable:
         def look_up(config: TrainConfig, *rest):
-            key = make, str({**to_dict(config), "output": ""})
+            values = {**to_dict(config), **dict.fromkeys(("output", "checkpoint", "log_every", "evaluate_every"))}
+            if config.optimizer.schedule == "constant":
+                values["steps"] = None
+            key = make, str(values)
             if key not in made:
                 made[key] = make(config, *rest)
             return made[key]
