@@ -23,6 +23,7 @@ from chameleon_jax.progress import bytes_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.weights.adapters import add_adapters
 from chameleon_jax.weights.checkpoint import Checkpoint, Format
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.sources import MemoryWeights, leaves_of
@@ -234,6 +235,7 @@ def load(
     *,
     image_tokenizer: str | Path | None = None,
     preprocessing: PreprocessingConfig | None = None,
+    adapters: str | Path | None = None,
 ) -> Chameleon:
     """Opens a model: one of ours, of Hugging Face's or of Meta's format, which is found out.
 
@@ -247,6 +249,8 @@ def load(
         tokenizer is always float32.
       image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release; also hf://….
       preprocessing: how pictures are brought to size; by default as Meta's code does.
+      adapters: folder of low-rank adapters in PEFT's layout, such as `adapters` of a run with `model.lora.rank`, to be
+        added to the matrices.
 
     An image tokenizer that cannot be read is left out with a warning; `missing["image"]` says why.
 
@@ -260,6 +264,8 @@ def load(
         checkpoint.preprocessing = preprocessing
     with bytes_bar(f"load {checkpoint.folder.name}", checkpoint.weights.nbytes) as progress:
         config, params = checkpoint.load_params(mesh, dtype, progress)
+    if adapters is not None:
+        params = add_adapters(params, config, adapters)
     tokenizer = checkpoint.load_tokenizer(tolerant=True)
     warning = checkpoint.warn_of_image_tokenizer()
     if warning and warning not in checkpoint.warnings:

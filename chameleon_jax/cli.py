@@ -119,9 +119,10 @@ def _commands() -> dict[str, _Command]:
                 "PROMPT         text; ⟨image⟩ or <image> marks where each picture goes",
                 "--image FILE   a picture for the prompt; repeat for more",
                 "--output DIR   where pictures are written (default: out/generated)",
+                "--adapters DIR low-rank adapters to add, such as `adapters` of a run with model.lora.rank",
                 "--config FILE  a YAML file of the keys below",
             ),
-            ("--image", "--output", "--config"), (1, 2),
+            ("--image", "--output", "--adapters", "--config"), (1, 2),
         ),
         "convert": _Command(
             "write a model in another format", configs.ConvertCommand, lazily("chameleon_jax.commands", "convert"),

@@ -56,6 +56,7 @@ from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
+from chameleon_jax.weights.adapters import add_adapters, write_adapters
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
@@ -257,6 +258,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if not config.model.lora.rank:  # adapters leave the output layer as it is
         drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
     params = model_params(config, state)
+    if config.model.lora.rank:
+        write_adapters(Path(config.output) / "adapters", config.model, params, config.initial)
     write_trained(Path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew)
     if not is_first():
         return {}
@@ -265,6 +268,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "model_of_step" if config.checkpoint.best else "steps": int(state.step),
         **_last_held_out_losses(Path(config.output)),
         "model": str(Path(config.output) / "model"),
+        **({"adapters": str(Path(config.output) / "adapters")} if config.model.lora.rank else {}),
     }
 
 
@@ -339,16 +343,27 @@ def _open_initial(config: TrainConfig, vocabulary: Vocabulary) -> tuple[Callable
             raise gone
 
         return fail, None
-    return initial_params(checkpoint, config, vocabulary), checkpoint.image_head_trained
+    load = initial_params(checkpoint, config, vocabulary)
+    if config.initial_adapters:
+        return lambda target: add_adapters(load(target), config.model, config.initial_adapters), (
+            checkpoint.image_head_trained
+        )
+    return load, checkpoint.image_head_trained
 
 
 def generate(
-    config: GenerationConfig, model: str, prompt: str = "", *, image: Sequence[str] = (), output: Sequence[str] = ()
+    config: GenerationConfig,
+    model: str,
+    prompt: str = "",
+    *,
+    image: Sequence[str] = (),
+    output: Sequence[str] = (),
+    adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
     document = parse_prompt(prompt, [open_image(file) for file in image])
     folder = Path(output[-1] if output else "out/generated")
-    answer = load(model).generate(document, config)
+    answer = load(model, adapters=adapters[-1] if adapters else None).generate(document, config)
     for segment in answer:
         if isinstance(segment, str):
             print(segment)

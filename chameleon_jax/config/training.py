@@ -293,6 +293,8 @@ class TrainConfig:
     initial: str = ""
     """Model to begin with, in any format: a folder, or hf://org/name on the Hugging Face Hub. By default parameters are
     drawn at random."""
+    initial_adapters: str = ""
+    """Folder of low-rank adapters that are added to the matrices of `initial` first, such as `adapters` of a run."""
     trainable: Literal["all", "image_head"] = "all"
     """'image_head': only the output layer's columns of image codes change, which gives the released weights their
     pictures back. With `model.lora.rank`, only the adapters change."""
@@ -365,6 +367,13 @@ class TrainConfig:
             "trainable",
             self.trainable,
             "must be 'all' with model.lora.rank: the adapters are what is trained",
+        )
+        require(
+            not self.initial_adapters or (bool(self.initial) and not self.model.lora.rank),
+            "initial_adapters",
+            self.initial_adapters,
+            "goes with initial, the model that they belong to, and not with model.lora.rank: new adapters begin with a "
+            "finished model, such as chameleon_jax.load(…, adapters=…).save(folder) writes",
         )
         require(
             not (self.model.lora.rank and self.fresh_image_head),

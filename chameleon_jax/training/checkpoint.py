@@ -19,7 +19,7 @@ from chameleon_jax.versions import versions
 
 MAY_CHANGE = (
     "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers", "log_every",
-    "evaluate_every", "evaluation_batches", "sequence_length", "initial", "steps",
+    "evaluate_every", "evaluation_batches", "sequence_length", "initial", "initial_adapters", "steps",
 )  # fmt: skip
 """Parts of a TrainConfig that a run may change when it goes on: none of them changes what is computed. The data may
 have moved; that it is the same data is checked by its fingerprint. `steps` has a check of its own."""

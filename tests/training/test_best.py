@@ -78,7 +78,7 @@ def test_a_run_keeps_its_best_checkpoint_stops_early_and_does_so_again_after_a_b
         )  # fmt: skip
 
     def start(config, batches=tiny.batches):
-        return train(config, batches, tiny.is_image_id, held_out={"prose": []})
+        return train(config, batches, tiny.is_image_id, held_out={"prose": lambda rows: []})
 
     def steps(folder):
         return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from chameleon_jax.batch import Batch
 from chameleon_jax.errors import Stopped
 from chameleon_jax.training.loop import train
 from chameleon_jax.training.metrics import read_metrics
@@ -30,19 +31,16 @@ def wait_until_taken(stop: StopRequest) -> None:
         time.sleep(0.001)
 
 
-class Signalling(list):
-    """Batches that send this process a signal when they are gone through for the n-th time."""
+def source(batch: Batch, number: int | None = None):
+    """A held-out source; reading it sends this process a signal, if it has a number."""
 
-    def __init__(self, batches, number: int, turn: int):
-        super().__init__(batches)
-        self.number, self.left = number, turn
-
-    def __iter__(self):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
+    def read(rows):
+        if number is not None:
+            os.kill(os.getpid(), number)
             time.sleep(0.1)
-        return super().__iter__()
+        return [Batch(*(values[rows] for values in batch))]
+
+    return read
 
 
 def test_ctrl_c_during_an_evaluation_saves_that_step_and_the_run_goes_on_bit_for_bit(
@@ -50,11 +48,11 @@ def test_ctrl_c_during_an_evaluation_saves_that_step_and_the_run_goes_on_bit_for
 ):
     """Also where neither a checkpoint nor a line of metrics was due at that step."""
     rest = {"steps": 4, "log_every": 2, "evaluate_every": 3, "checkpoint__every": 4, "model__num_layers": 1}
-    held_out = {"unseen": [tiny.batch(100)]}
+    held_out = {"unseen": source(tiny.batch(100))}
     expected = train(tiny.config(tmp_path / "whole", **rest), tiny.batches, tiny.is_image_id, held_out=held_out)
 
     config = tiny.config(tmp_path / "stopped", **rest)
-    asking = {"unseen": Signalling([tiny.batch(100)], signal.SIGINT, turn=1)}
+    asking = {"unseen": source(tiny.batch(100), signal.SIGINT)}
     with pytest.raises(Stopped, match=r"after step 3 of 4.*everything is saved") as stopped:
         train(config, tiny.batches, tiny.is_image_id, held_out=asking)
     assert stopped.value.status == 130

@@ -1,0 +1,143 @@
+"""Low-rank adapters as files of their own, in the layout of PEFT: adapter_config.json and adapter_model.safetensors.
+
+So adapters trained here on a released model can be put on transformers' copy of it, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from chameleon_jax.config import LoRAConfig, TransformerConfig
+from chameleon_jax.distributed import is_first
+from chameleon_jax.files import FileError, new_folder, read_json, write_json
+from chameleon_jax.models.lora import A, B, is_adapter, merge
+from chameleon_jax.weights.checkpoint import abstract_params
+from chameleon_jax.weights.layout import TRANSFORMER
+from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
+from chameleon_jax.weights.sources import leaves_of, tree_of
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+_MODULES = {
+    rule.leaf.rsplit("/")[-1]: rule.huggingface.removesuffix(".weight")
+    for rule in TRANSFORMER
+    if rule.leaf.rsplit("/")[-1] in LoRAConfig.targets
+}
+"""Our name of each matrix that may have an adapter, and transformers'."""
+
+_UNKNOWN = {
+    "use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
+    "alpha_pattern": {}, "layers_to_transform": None, "fan_in_fan_out": False,
+}  # fmt: skip
+"""Options of PEFT that change what adapters compute, and the only value of each that is read here."""
+
+
+def _keys(leaf: str, layers: int) -> list[str]:
+    """Names in the file of the layers of a leaf such as 'layers/attention/q_lora_a'."""
+    name = leaf.rsplit("/")[-1]
+    module, factor = _MODULES[name.removesuffix(A).removesuffix(B)], "lora_A" if name.endswith(A) else "lora_B"
+    return [f"base_model.model.model.layers.{layer}.{module}.{factor}.weight" for layer in range(layers)]
+
+
+def _stored(leaf: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape in the file of one layer of a leaf: [rank, inputs] or [outputs, rank]."""
+    _, *sizes = shape
+    return (sizes[-1], int(np.prod(sizes[:-1]))) if leaf.endswith(A) else (int(np.prod(sizes[1:])), sizes[0])
+
+
+def write_adapters(folder: Path, config: TransformerConfig, params: Any, base: str) -> None:
+    """Writes the adapters among `params` into a folder, replacing an older one; all processes call it together.
+
+    Args:
+      base: the model they belong to, as it is to be named in the file.
+    """
+    leaves = {name: leaf for name, leaf in leaves_of(params).items() if is_adapter(name)}
+    values = {}
+    for name, leaf in leaves.items():
+        whole = np.asarray(leaf) if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+        flat = (-1, whole.shape[-1]) if name.endswith(A) else (whole.shape[1], -1)
+        for key, layer in zip(_keys(name, len(whole)), whole, strict=True):
+            values[key] = np.ascontiguousarray(layer.reshape(flat).T)
+    if not is_first():
+        return
+    header = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
+        "target_modules": [_MODULES[name].rsplit(".")[-1] for name in config.lora.targets],
+    }  # fmt: skip
+    with new_folder(folder) as aside:
+        specs = {key: (value.shape, value.dtype) for key, value in values.items()}
+        write_safetensors(aside / TENSORS, specs, values.__getitem__)
+        write_json(aside / CONFIG, header)
+
+
+def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRAConfig, Any]:
+    """The adapters of a folder, or of the run in it, for a model of these sizes.
+
+    Returns:
+      their config, and a tree of their float32 leaves alone.
+
+    Raises:
+      FileError: if they are damaged, of a kind that is not known, or belong to a model of other sizes.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() and (folder / "adapters" / CONFIG).is_file():
+        folder = folder / "adapters"
+    lora = _read_config(folder / CONFIG)
+    path = folder / TENSORS
+    tensors = read_safetensors(path)
+    leaves = {}
+    for name, leaf in leaves_of(abstract_params(dataclasses.replace(config, lora=lora))).items():
+        if not is_adapter(name):
+            continue
+        shape, layers = _stored(name, leaf.shape), []
+        for key in _keys(name, config.num_layers):
+            tensor = tensors.pop(key, None)
+            if tensor is None or tensor.shape != shape:
+                found = f"has shape {tensor.shape}" if tensor else "is missing"
+                raise FileError(
+                    f"{path}: {key} {found}, adapters of rank {lora.rank} for this model need {shape}; they belong to "
+                    "another model"
+                )
+            layers.append(tensor.view().astype(np.float32).T.reshape(leaf.shape[1:]))
+        leaves[name] = np.stack(layers)
+    if tensors:
+        raise FileError(f"{path}: {next(iter(tensors))} has no place in this model; the adapters belong to another one")
+    return lora, tree_of(leaves)
+
+
+def _read_config(path: Path) -> LoRAConfig:
+    header = read_json(path)
+    if not isinstance(header, dict) or header.get("peft_type") != "LORA":
+        raise FileError(f"{path}: does not describe low-rank adapters (peft_type LORA)")
+    for key, known in _UNKNOWN.items():
+        if header.get(key, known) not in (known, None):
+            raise FileError(f"{path}: {key} = {str(header[key])[:60]!r}: only {known!r} is read here")
+    rank, alpha, modules = header.get("r"), header.get("lora_alpha"), header.get("target_modules")
+    if type(rank) is not int or not 0 < rank <= 65536 or type(alpha) not in (int, float) or not alpha > 0:
+        raise FileError(f"{path}: r = {str(rank)[:60]}, lora_alpha = {str(alpha)[:60]}: must be positive numbers")
+    names = {module.rsplit(".")[-1]: name for name, module in _MODULES.items()}
+    if not isinstance(modules, list) or not modules or not all(module in names for module in modules):
+        raise FileError(f"{path}: target_modules = {str(modules)[:100]!r}: must be some of {', '.join(names)}")
+    return LoRAConfig(rank, float(alpha), tuple(dict.fromkeys(names[module] for module in modules)))
+
+
+def add_adapters(params: Any, config: TransformerConfig, folder: str | Path) -> Any:
+    """`params` of a model without adapters, with those of a folder added to their matrices. `params` is used up.
+
+    Raises:
+      FileError: as `read_adapters` does.
+    """
+    lora, adapters = read_adapters(folder, config)
+    return jax.jit(functools.partial(_merged, config=lora), donate_argnums=0)(params, adapters)
+
+
+def _merged(params: Any, adapters: Any, config: LoRAConfig) -> Any:
+    return merge(tree_of({**leaves_of(params), **leaves_of(adapters)}), config)
