@@ -194,7 +194,8 @@ class Chameleon:
         dtype: DType | None = None,
         shards: int | None = None,
     ) -> None:
-        """Writes the model as a folder, which appears only when it is complete. An older model there is replaced.
+        """Writes the model as a folder, which appears only when it is complete. An older model there is
+        replaced, a folder with anything else in it never.
 
         Args:
           format: 'chameleon' (ours, what `load` opens fastest), 'huggingface' (for transformers) or 'meta'.
@@ -203,7 +204,7 @@ class Chameleon:
 
         Raises:
           ConversionError: if the format cannot hold the model.
-          FileError: if the folder is something else than a model, or cannot be written.
+          FileError: if the folder holds something else than a model, or cannot be written.
         """
         image = self.tokenizer.image
         checkpoint = Checkpoint(

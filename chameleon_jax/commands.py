@@ -35,12 +35,15 @@ from chameleon_jax.config import (
 from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import Document, open_image, parse_prompt
-from chameleon_jax.files import FileError, new_file, new_folder
+from chameleon_jax.files import FileError, new_file
 from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.models.lora import merge
 from chameleon_jax.progress import bytes_bar, console, progress_bar
+from chameleon_jax.replacing import check_file, check_folder, check_writable, new_folder
 from chameleon_jax.terminal import can_show_images, half_blocks
 from chameleon_jax.tokens.documents import (
+    IMAGE_TOKENIZER,
+    TEXT_TOKENIZER,
     DocumentTokenizer,
     load_image_tokenizer,
     load_text_tokenizer,
@@ -54,13 +57,14 @@ from chameleon_jax.training.image_tokenizer import train_image_tokenizer as lear
 from chameleon_jax.training.loop import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
+from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
-from chameleon_jax.weights.adapters import add_adapters, write_adapters
+from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.initial import initial_params
-from chameleon_jax.weights.native import write_trained
+from chameleon_jax.weights.native import MODEL, write_trained
 from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
     """Learns text pieces and writes the SentencePiece model. Returns figures about it."""
     from data_pipeline.sources import open_source
 
+    check_file(command.output, TEXT_TOKENIZER)
     documents = itertools.chain.from_iterable(open_source(source, command.datasets) for source in command.sources)
     texts = [segment for document in documents for segment in document if isinstance(segment, str) and segment]
     if not texts:
@@ -112,9 +117,10 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
             f"note: tokenizer.model: with {unreleased} models are saved in format 'chameleon' alone, not in the "
             "released formats"
         )
-    pictures = _pictures(command.sources, command.datasets, config.model.resolution)
-    unseen = _pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else pictures
-    with new_folder(command.output) as folder:
+    with new_folder(command.output, IMAGE_TOKENIZER) as folder:
+        pictures = _pictures(command.sources, command.datasets, config.model.resolution)
+        held_out = command.held_out
+        unseen = _pictures(held_out, command.datasets, config.model.resolution) if held_out else pictures
         metrics = MetricsFile(folder / "metrics.jsonl", 0)
         with progress_bar("train image tokenizer", config.steps) as bar:
 
@@ -146,8 +152,10 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
 
 def prepare(command: PrepareCommand) -> dict[str, Any]:
     """Tokenizes and packs all sources. Returns totals over those to learn from."""
+    from data_pipeline.prepare import PREPARED
     from data_pipeline.prepare import prepare as run
 
+    check_folder(command.output, PREPARED)
     sources = run(command, open_tokenizer(command))["sources"].values()
     always = ("documents", "pictures", "tokens", "image_tokens", "rows")
     keys = (*always, "conversations_skipped", "turns_dropped")
@@ -160,6 +168,8 @@ def show(config: ShowCommand, data: str, *, rows: Sequence[str] = ()) -> dict[st
     from data_pipeline.loader import PreparedData
     from data_pipeline.unpacking import unpack
 
+    if config.output:
+        check_writable(config.output)
     prepared = PreparedData(data)
     tokenizer = prepared.tokenizer(with_image=bool(config.output))
     name = config.source or next(iter(prepared.header["sources"]))
@@ -223,6 +233,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from data_pipeline.loader import PreparedData
 
     start_processes(config.distributed)
+    check_run(config.output)
+    check_folder(Path(config.output) / "model", MODEL)
+    check_folder(Path(config.output) / "adapters", ADAPTERS)
     _settle_platform()
     data = PreparedData(config.data)
     require(
@@ -363,6 +376,7 @@ def generate(
     """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
     document = parse_prompt(prompt, [open_image(file) for file in image])
     folder = Path(output[-1] if output else "out/generated")
+    check_writable(folder)
     answer = load(model, adapters=adapters[-1] if adapters else None).generate(document, config)
     for segment in answer:
         if isinstance(segment, str):

@@ -8,7 +8,7 @@ import os
 import sys
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, DistributedConfig, first_difference
+from chameleon_jax.errors import FileError
 from chameleon_jax.progress import console
 
 ENVIRONMENT = {
@@ -177,6 +178,28 @@ def gather_texts(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+def from_first(work: Callable[[], str]) -> str:
+    """What `work` returns in process 0, which alone does it; where it fails, all processes raise the same.
+
+    Raises:
+      FileError: in the other processes, whatever the error was.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, failure = "", None
+    if is_first():
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    first = json.loads(gather_texts(json.dumps([result, str(failure) if failure else None]))[0])
+    if failure:
+        raise failure
+    if first[1] is not None:
+        raise FileError(first[1])
+    return first[0]
+
+
 def check_same(values: dict[str, Any]) -> None:
     """Refuses processes that were started with different configs, data or versions; all of them give the same reason.
 
@@ -205,6 +228,8 @@ def check_shared(folder: Path) -> None:
         return
     mark = folder / f".shared-{gather_texts(uuid.uuid4().hex)[0]}"
     if is_first():
+        for old in folder.glob(".shared-*"):  # of a process that was killed just here
+            old.unlink()
         mark.touch()
     gather_texts("written")
     seen = gather_texts("yes" if mark.exists() else "no")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import time
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.distributed import is_first, wait_for_all
 from chameleon_jax.errors import FileError
+from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
 
 FORMAT_VERSION = 1
@@ -54,61 +53,44 @@ _SYSTEM_ERRORS = (
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise."""
+    """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise.
+
+    A link is followed. What killed processes left beside it goes.
+    """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with explain_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            os.replace(aside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Like `new_file` for a folder. A folder that is already at `path` is replaced at the very end."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with explain_disk_errors(path):
-            shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
-            aside.mkdir(parents=True)
-            yield aside
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(aside, path)
-    finally:
-        # Writers in the background may still add a file after a failure.
-        for _ in range(50):
-            shutil.rmtree(aside, ignore_errors=True)
-            if not aside.exists():
-                break
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def new_folder_of_all(path: str | Path) -> Iterator[Path]:
-    """`new_folder` that all processes of a run enter together and write to, each its own files."""
-    if jax.process_count() == 1:
-        with new_folder(path) as aside:
-            yield aside
-        return
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.all.part")
     with explain_disk_errors(path):
-        if is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        wait_for_all("folder is there")
-        yield aside
-        wait_for_all("folder is complete")
-        if is_first():
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(aside, path)
-        wait_for_all("folder is in place")
+        real = Path(os.path.realpath(path))
+        if os.path.lexists(real) and not real.is_file():
+            raise FileError(f"{path}: is no plain file and cannot be replaced by one")
+        real.parent.mkdir(parents=True, exist_ok=True)
+        for file in leftovers(real, r"\d+"):
+            if is_unused(file):
+                file.unlink()
+        aside = real.with_name(f".{real.name}.{os.getpid()}.part")
+        try:
+            with in_use(aside):
+                yield aside
+                flush_to_disk(aside)
+                os.replace(aside, real)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+
+
+def leftovers(path: Path, *states: str) -> list[Path]:
+    """Unfinished things beside `path`, named after it and one of the patterns in `states`."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    found = [re.compile(rf"\.{re.escape(path.name)}\.(?:{state})\.part") for state in states]
+    return [path.with_name(name) for pattern in found for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns once a file, or the list of names in a folder, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from chameleon_jax.batch import Batch, from_rows, row_dtype
 from chameleon_jax.config import ConfigError, TrainConfig
 from chameleon_jax.files import FileError, check_version, read_json
+from chameleon_jax.replacing import recover
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
 from data_pipeline.prepare import ROWS_PER_FILE
@@ -60,6 +61,7 @@ class PreparedData:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        recover(self.folder)
         if not (self.folder / "dataset.json").is_file():
             raise FileError(f"{self.folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")
         self.header = read_json(self.folder / "dataset.json")

@@ -14,14 +14,25 @@ import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, to_dict
-from chameleon_jax.files import FORMAT_VERSION, new_folder, write_json
+from chameleon_jax.files import FORMAT_VERSION, write_json
 from chameleon_jax.progress import console
-from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.replacing import Kind, new_folder, read_mark
+from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from data_pipeline.packing import pack
 from data_pipeline.tokenize import Counts, tokenized_pieces
 
 ROWS_PER_FILE = 65536
+PREPARED = Kind(
+    "prepared data",
+    lambda folder: {"format_version", "fingerprint", "sources"} <= read_mark(folder / "dataset.json").keys(),
+    (
+        "dataset.json",
+        "sources-*.arrayrecord",
+        "held_out-*.arrayrecord",
+        *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES),
+    ),
+)
 
 
 def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[list[str], int, str]:
@@ -90,7 +101,7 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
         "sources": {},
         "held_out": {},
     }
-    with new_folder(command.output) as folder:
+    with new_folder(command.output, PREPARED) as folder:
         tokenizer.save(folder / "tokenizer")
         for part, sources in (("sources", command.sources), ("held_out", command.held_out)):
             for source in sources:

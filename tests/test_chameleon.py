@@ -522,11 +522,15 @@ def test_what_is_known_of_the_image_head_is_kept(bare, tmp_path, trained):
 @pytest.mark.parametrize(("old", "new"), [("chameleon", "meta"), ("meta", "huggingface"), ("huggingface", "chameleon")])
 def test_saving_replaces_an_older_model_whole(bare, folders, tmp_path, old, new):
     folder = shutil.copytree(folders / old, tmp_path / "model")
-    (folder / "notes.txt").write_text("of the older model")
+    before = {path.relative_to(folder) for path in folder.rglob("*")}
+    (folder / "notes.txt").write_text("somebody's")
+    with pytest.raises(FileError, match=r"model: is there already; .*it holds 'notes.txt'"):
+        bare.save(folder, new)
+    (folder / "notes.txt").unlink()
+    assert {path.relative_to(folder) for path in folder.rglob("*")} == before
     bare.save(folder, new)
     opened = open_checkpoint(folder)
     assert (opened.format, opened.text) == (new, None)
-    assert not (folder / "notes.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

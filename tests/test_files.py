@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import json
 import os
@@ -19,11 +20,14 @@ from chameleon_jax.files import (
     check_version,
     load_arrays,
     new_file,
-    new_folder,
     read_json,
     save_arrays,
     write_json,
 )
+from chameleon_jax.replacing import Kind
+from chameleon_jax.replacing import new_folder as new_folder_of
+
+new_folder = functools.partial(new_folder_of, kind=Kind("folders of any files", lambda folder: True, ("*",)))
 
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

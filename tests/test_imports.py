@@ -21,7 +21,7 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 LAYERS = (
     (
         "accelerators", "compiler_options", "errors", "array_types", "config", "distributed", "document", "batch",
-        "files", "host_memory", "progress", "reading", "terminal", "versions",
+        "files", "host_memory", "locks", "progress", "reading", "replacing", "terminal", "versions",
     ),
     ("models",),
     ("tokens",),
@@ -32,7 +32,9 @@ LAYERS = (
     ("data_pipeline",),
     ("commands", "compilation", "bench", "demo", "cli"),
 )  # fmt: skip
-OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "files", "progress", "array_types", "errors"}
+OPEN_TO_DATA_PIPELINE = {
+    "document", "batch", "tokens", "config", "files", "replacing", "progress", "array_types", "errors",
+}  # fmt: skip
 OPEN_TO_MODELS = {"config", "array_types", "models"}
 
 

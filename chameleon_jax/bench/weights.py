@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,6 @@ class _Noise:
 
 def make_checkpoint(folder: Path, config: TransformerConfig) -> None:
     """Writes random bfloat16 weights in Hugging Face's layout, without tokenizers."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     nothing = dict(image_config=None, image_weights=None, vocabulary=None, text=None)
     noise = Checkpoint(folder, "huggingface", "noise", config, _Noise(), **nothing)
@@ -69,7 +69,8 @@ def _timed(work: Callable[[Path], None], target: Path) -> float:
 
 def bench_weights(command: BenchCommand) -> dict[str, Any]:
     """Copies, converts and loads a synthetic checkpoint, one after the other. Returns the figures."""
-    folder = Path(command.folder)
+    Path(command.folder).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="weights-", dir=command.folder))
     source, target = folder / "source", folder / "target"
     jax.devices()  # not to be timed
     try:

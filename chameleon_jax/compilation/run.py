@@ -31,15 +31,20 @@ from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import new_file
 from chameleon_jax.progress import console
+from chameleon_jax.replacing import Kind, check_file
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state
 from chameleon_jax.training.step import make_train_step
 
+EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"PyTreeDef" in path.read_bytes())
+
 
 def compile_command(config: TrainConfig, **options: list[str]) -> dict[str, Any]:
     """Compiles and prints the report. `options` are those of `CompileOptions`, as text."""
     how = read_config(CompileOptions, None, [f"--{name}={values[-1]}" for name, values in options.items()])
+    if how.save:
+        check_file(how.save, EXECUTABLE)
     devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
     compiled, report = compile_train_step(config, devices)
     report = {"topology": how.topology, "slices": how.slices, **report}

@@ -45,7 +45,7 @@ class BenchCommand:
     repeats: int = 3
     """Turns; medians are given."""
     folder: str = "out/bench"
-    """Scratch folder, removed at the end."""
+    """Folder for scratch files, which are removed at the end."""
 
     def __post_init__(self):
         require(self.repeats > 0, "repeats", self.repeats, "must be at least 1")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import resource
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chameleon_jax import commands
 from chameleon_jax.chameleon import load
@@ -29,8 +29,14 @@ from chameleon_jax.config import (
     read_config,
     to_dict,
 )
-from chameleon_jax.files import read_json, write_json
+from chameleon_jax.files import FileError, read_json, write_json
 from chameleon_jax.progress import console
+from chameleon_jax.replacing import Kind, check_file, check_folder, remove_folder
+from chameleon_jax.tokens.documents import IMAGE_TOKENIZER, TEXT_TOKENIZER
+from chameleon_jax.training.run_folder import RUN
+from data_pipeline.prepare import PREPARED
+
+REPORT = Kind("a report of the demo", lambda path: b"Chameleon" in path.read_bytes())
 
 
 def peak_memory_gib() -> float:
@@ -38,39 +44,76 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+class _Stage(NamedTuple):
+    title: str
+    config: Any
+    product: Path
+    kind: Kind
+    work: Callable[[], dict[str, Any]]
+
+
 class _Stages:
-    """Runs stages once. `stages.json` keeps for each what it was made from, how long it took and what it said."""
+    """Runs stages once. `stages.json` keeps for each what it was made from, how long it took and what it said.
+
+    It is also the mark of a demo's folder: what no stage in it has made is neither removed nor replaced.
+    """
 
     def __init__(self, folder: Path):
-        self.path = folder / "stages.json"
+        self.folder, self.path = folder, folder / "stages.json"
         self.done: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
-        self.key = hashlib.sha256()
+        records = self.done.values() if isinstance(self.done, dict) else [self.done]
+        if not all(isinstance(record, dict) and {"key", "finished"} <= record.keys() for record in records):
+            raise FileError(f"{self.path}: is no record of a demo; choose another folder (--output)")
 
-    def run(self, title: str, config: Any, product: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The figures of a stage; runs it unless the same was done before and `product` is there.
+    def run(self, stages: Sequence[_Stage], fresh: bool) -> dict[str, Any]:
+        """The figures of the last stage. A stage is left out if the same was done before and its product is there.
 
         A stage's key covers its own config and, through the running hash, all stages before it.
+
+        Raises:
+          FileError: before any work, if something else is at the place of a product that must be made.
         """
-        self.key.update(json.dumps([title, to_dict(config), platform.python_version()], sort_keys=True).encode())
-        key, before = self.key.hexdigest(), self.done.get(title, {})
-        same = before.get("key") == key
-        if same and before["finished"] and product.exists():
-            console.print(f"[green]✓[/] {title}: reused from an earlier run, which took {before['seconds']:.0f} s")
-            return before["figures"]
-        console.print(f"[bold]▶ {title}[/]")
-        if not same:  # what lies there was made from something else
-            shutil.rmtree(product, ignore_errors=True)
-            product.unlink(missing_ok=True)
-        self._note(title, key=key, finished=False)
+        if not self.done and self.folder.is_dir() and os.listdir(self.folder):
+            raise FileError(f"{self.folder}: is not empty, and not from a demo; choose another folder (--output)")
+        key, plan = hashlib.sha256(), []
+        for stage in stages:
+            values = [stage.title, to_dict(stage.config), platform.python_version()]
+            key.update(json.dumps(values, sort_keys=True).encode())
+            before = {} if fresh else self.done.get(stage.title, {})
+            same = before.get("key") == key.hexdigest()
+            reused = same and before["finished"] and stage.product.exists()
+            plan.append((stage, key.hexdigest(), same, reused))
+            if not reused:
+                self._check(stage)
+        for stage, key, same, reused in plan:
+            if reused:
+                before = self.done[stage.title]
+                console.print(
+                    f"[green]✓[/] {stage.title}: reused from an earlier run, which took {before['seconds']:.0f} s"
+                )
+            else:
+                self._run(stage, key, same)
+        return self.done[stages[-1].title]["figures"]
+
+    def _check(self, stage: _Stage) -> None:
+        (check_folder if stage.product.is_dir() else check_file)(stage.product, stage.kind)
+        if stage.title not in self.done and stage.product.exists():
+            raise FileError(f"{stage.product}: is there already, but no demo made it; choose another folder (--output)")
+
+    def _run(self, stage: _Stage, key: str, same: bool) -> None:
+        console.print(f"[bold]▶ {stage.title}[/]")
+        if not same and stage.kind is RUN:  # training would go on from what was made from something else
+            remove_folder(stage.product, RUN)
+        continued = same and not self.done[stage.title]["finished"]
+        self._note(stage.title, key=key, finished=False)
         began, cpu_began = time.monotonic(), time.process_time()
-        figures = work()
+        figures = stage.work()
         seconds = time.monotonic() - began
         self._note(
-            title, key=key, finished=True, continued=same and not before["finished"], seconds=seconds,
+            stage.title, key=key, finished=True, continued=continued, seconds=seconds,
             cpu_seconds=time.process_time() - cpu_began, peak_memory_gib=peak_memory_gib(), figures=figures,
         )  # fmt: skip
-        console.print(f"[green]✓[/] {title}: {seconds:.0f} s")
-        return figures
+        console.print(f"[green]✓[/] {stage.title}: {seconds:.0f} s")
 
     def _note(self, title: str, **values: Any) -> None:
         self.done[title] = values
@@ -85,8 +128,6 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     """
     output = Path(command.output)
     recipes = Path(command.recipes) if command.recipes else find_configs() / "demo"
-    if command.fresh:
-        shutil.rmtree(output, ignore_errors=True)
     paths = {
         "text": output / "text.model",
         "image": output / "image_tokenizer",
@@ -113,15 +154,18 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
             raise ConfigError(f"{recipes}/prepare.yaml: held_out: the demo measures {name}, which is not listed")
 
     stages = _Stages(output)
-    stages.run("train text tokenizer", text, paths["text"], lambda: commands.train_text_tokenizer(text))
-    stages.run("train image tokenizer", image, paths["image"], lambda: commands.train_image_tokenizer(image))
-    stages.run("prepare data", prepare, paths["rows"], lambda: commands.prepare(prepare))
-    stages.run("train Chameleon", train, paths["run"], lambda: commands.train(train))
-    metrics = stages.run(
-        "judge and report", examination, output / "report.html",
-        lambda: _judge(output, prepare, train, examination, stages.done),
+    report = output / "report.html"
+    judge = lambda: _judge(output, prepare, train, examination, stages.done)  # noqa: E731
+    plan = (
+        ("train text tokenizer", text, paths["text"], TEXT_TOKENIZER, lambda: commands.train_text_tokenizer(text)),
+        ("train image tokenizer", image, paths["image"], IMAGE_TOKENIZER,
+         lambda: commands.train_image_tokenizer(image)),
+        ("prepare data", prepare, paths["rows"], PREPARED, lambda: commands.prepare(prepare)),
+        ("train Chameleon", train, paths["run"], RUN, lambda: commands.train(train)),
+        ("judge and report", examination, report, REPORT, judge),
     )  # fmt: skip
-    console.print(f"\nOpen [bold]{output / 'report.html'}[/] in a browser.\n")
+    metrics = stages.run([_Stage(*each) for each in plan], command.fresh)
+    console.print(f"\nOpen [bold]{report}[/] in a browser.\n")
     return metrics
 
 

@@ -22,6 +22,7 @@ from chameleon_jax.files import (
     write_json,
 )
 from chameleon_jax.models.vq import VQModel
+from chameleon_jax.replacing import Kind, model_in, recover
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, TextTokenizer
 from chameleon_jax.tokens.text_json import JSONTokenizer
@@ -29,6 +30,20 @@ from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary, VocabularyE
 
 if TYPE_CHECKING:
     from chameleon_jax.document import Document
+
+IMAGE_TOKENIZER = Kind(
+    "an image tokenizer",
+    lambda folder: "num_codes" in model_in(folder / "config.json"),
+    ("config.json", "params/*", "metrics.jsonl"),
+)
+TEXT_TOKENIZER = Kind("a SentencePiece model", lambda path: _is_sentencepiece(path))
+TOKENIZER_FILES = (
+    "vocabulary.json",
+    SentencePieceTokenizer.file_name,
+    JSONTokenizer.file_name,
+    *(f"image/{pattern}" for pattern in IMAGE_TOKENIZER.contents),
+)
+"""What `DocumentTokenizer.save` writes."""
 
 
 NOT_ASKED_FOR = "it was not asked for"
@@ -188,7 +203,7 @@ class DocumentTokenizer:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into an empty or new folder; use inside `files.new_folder`."""
+        """Writes the tokenizer into an empty or new folder; use inside `replacing.new_folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.image:
@@ -231,6 +246,14 @@ class DocumentTokenizer:
             return cls(text, image, vocabulary, codes_per_image=codes_per_image, missing=missing)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: {error}") from None
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    try:
+        SentencePieceTokenizer.load(path)
+    except FileError:
+        return False
+    return True
 
 
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:
@@ -276,6 +299,7 @@ def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = Tru
 
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
     """Reads what `save_image_tokenizer` wrote."""
+    recover(folder)
     config, preprocessing, with_decoder = read_image_config(folder)
     params = load_arrays(Path(folder) / "params", abstract_image_params(config, with_decoder))
     return ImageTokenizer(config, params, preprocessing)

@@ -28,6 +28,7 @@ from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
 from chameleon_jax.training.metrics import per_modality, read_metrics
 from chameleon_jax.training.optimizer import make_schedule
+from chameleon_jax.training.run_folder import only_trainer
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state, model_params
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
@@ -83,6 +84,7 @@ def train(
         mesh = make_mesh(config.mesh)
         target = _check(config, mesh, data_fingerprint)
         with (
+            only_trainer(Path(config.output)),
             jax.set_mesh(mesh),
             Checkpoints(Path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
             explain_lost_processes(),

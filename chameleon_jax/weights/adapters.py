@@ -16,14 +16,16 @@ from jax.experimental import multihost_utils
 
 from chameleon_jax.config import LoRAConfig, TransformerConfig
 from chameleon_jax.distributed import is_first
-from chameleon_jax.files import FileError, new_folder, read_json, write_json
+from chameleon_jax.files import FileError, read_json, write_json
 from chameleon_jax.models.lora import A, B, is_adapter, merge
+from chameleon_jax.replacing import Kind, new_folder, read_mark
 from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import TRANSFORMER
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import leaves_of, tree_of
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTERS = Kind("adapters", lambda folder: "peft_type" in read_mark(folder / CONFIG), (CONFIG, TENSORS))
 
 _MODULES = {
     rule.leaf.rsplit("/")[-1]: rule.huggingface.removesuffix(".weight")
@@ -72,7 +74,7 @@ def write_adapters(folder: Path, config: TransformerConfig, params: Any, base: s
         "lora_alpha": config.lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
         "target_modules": [_MODULES[name].rsplit(".")[-1] for name in config.lora.targets],
     }  # fmt: skip
-    with new_folder(folder) as aside:
+    with new_folder(folder, ADAPTERS) as aside:
         specs = {key: (value.shape, value.dtype) for key, value in values.items()}
         write_safetensors(aside / TENSORS, specs, values.__getitem__)
         write_json(aside / CONFIG, header)

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from chameleon_jax.config import DType
-from chameleon_jax.files import FileError, new_folder
-from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, Format, check_parts, numpy_dtype
+from chameleon_jax.files import FileError
+from chameleon_jax.replacing import Kind, new_folder
+from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionError, Format, check_parts, numpy_dtype
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.layout import image_tokenizer_entries
 from chameleon_jax.weights.meta import IMAGE_FILE, find_meta, open_image_tokenizer, open_meta, write_meta
-from chameleon_jax.weights.native import find_native, open_native, write_native
+from chameleon_jax.weights.native import MODEL, find_native, open_native, write_native
 
 _EXPECTED = (
     "expected config.json and params/ (our own), config.json and safetensors (Hugging Face), or params.json and "
@@ -109,20 +110,20 @@ def write_checkpoint(
       dtype: type of the Transformer's parameters; by default as they are. The image tokenizer stays float32.
       shards: model-parallel size, for 'meta' only. By default as many as rows of QK-norm ask for.
       progress: told the bytes of each tensor.
-      replace: whether a model that is at `folder` already is replaced. Anything else never is.
+      replace: whether a folder that holds a model and nothing else is replaced. Anything else never is.
 
     Raises:
       FileError: if there is something at `folder` already, or it cannot be written.
       ConversionError: if the format cannot hold the model.
     """
     folder = Path(folder)
-    if folder.exists() and not (replace and _may_be_replaced(folder)):
+    if not replace and folder.exists():
         raise FileError(f"{folder}: is there already; choose another folder or remove it first")
     if shards is not None and (format != "meta" or shards < 1):
         raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
     config = checkpoint.config
     numbers = numpy_dtype(dtype or config.param_dtype)
-    with new_folder(folder) as aside:
+    with new_folder(folder, ANY_MODEL) as aside:
         if format == "huggingface":
             write_huggingface(checkpoint, aside, numbers, progress)
         elif format == "meta":
@@ -132,12 +133,22 @@ def write_checkpoint(
             write_native(aside, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether it is an empty folder or a model; anything else a person may have meant to keep."""
-    if not folder.is_dir():
-        return False
-    is_model = find_native(folder) == folder or is_huggingface(folder) or find_meta(folder) == folder
-    return is_model or not any(folder.iterdir())
+def _is_model(folder: Path) -> bool:
+    return MODEL.is_one(folder) or is_huggingface(folder) or find_meta(folder) == folder
+
+
+ANY_MODEL = Kind(
+    "a model",
+    _is_model,
+    (
+        *MODEL.contents,
+        # What `write_huggingface` and `write_meta` write.
+        "model*.safetensors", "model.safetensors.index.json", "image_decoder/model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json",
+        "params.json", "consolidate_params.json", "consolidated*.pth", "tokenizer/text_tokenizer.json",
+        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", NOTE_FILE,
+    ),
+)  # fmt: skip
 
 
 def bytes_to_write(checkpoint: Checkpoint, dtype: DType | None) -> int:

@@ -17,6 +17,7 @@ import jax
 from chameleon_jax.distributed import gather_texts, is_first
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.progress import console
+from chameleon_jax.replacing import recover
 from chameleon_jax.weights.huggingface import DECODER_FILE
 from chameleon_jax.weights.meta import IMAGE_CONFIG_FILE, IMAGE_FILE, TEXT_FILE
 
@@ -52,6 +53,7 @@ def require_folder(name: str | Path) -> Path:
       FileError: if there is none; with the way to the Hub if the name could be one of there.
     """
     folder, text = Path(name), str(name)
+    recover(folder)
     if folder.is_dir():
         return folder
     if folder.exists():

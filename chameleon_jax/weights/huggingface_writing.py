@@ -23,7 +23,7 @@ LARGEST_FILE = 5 * 10**9
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress) -> None:
-    """Writes a checkpoint as transformers reads it, into a new folder; use inside `files.new_folder`.
+    """Writes a checkpoint as transformers reads it, into a new folder; use inside `replacing.new_folder`.
 
     Raises:
       ConversionError: if transformers has no such model.

@@ -261,7 +261,7 @@ def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeight
 
 
 def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress, shards: int) -> None:
-    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `files.new_folder`.
+    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `replacing.new_folder`.
 
     Raises:
       ConversionError: if it cannot be cut into so many shards, or its image tokenizer is of another kind.

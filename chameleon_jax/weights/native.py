@@ -21,16 +21,28 @@ from chameleon_jax.files import (
     check_arrays,
     check_version,
     load_arrays,
-    new_folder_of_all,
     read_json,
     save_arrays,
     write_json,
 )
 from chameleon_jax.models.lora import merge
-from chameleon_jax.tokens.documents import NOT_ASKED_FOR, DocumentTokenizer, abstract_image_params, read_image_config
+from chameleon_jax.replacing import Kind, model_in, new_folder_of_all
+from chameleon_jax.tokens.documents import (
+    NOT_ASKED_FOR,
+    TOKENIZER_FILES,
+    DocumentTokenizer,
+    abstract_image_params,
+    read_image_config,
+)
 from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype, without_image_tokenizer
 from chameleon_jax.weights.layout import Entry
 from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
+
+MODEL = Kind(
+    "a model",
+    lambda folder: "num_layers" in model_in(folder / "config.json"),
+    ("config.json", "params/*", *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES)),
+)
 
 
 class OrbaxWeights:
@@ -138,7 +150,7 @@ def write_trained(
     if config.lora.rank:
         params = jax.jit(functools.partial(merge, config=config.lora))(params)
         config = dataclasses.replace(config, lora=LoRAConfig())
-    with new_folder_of_all(folder) as aside:
+    with new_folder_of_all(folder, MODEL) as aside:
         save_arrays(aside / "params", params)
         if is_first():
             shutil.copytree(tokenizer, aside / "tokenizer")
@@ -152,7 +164,7 @@ def write_native(
     tokenizer: DocumentTokenizer,
     image_head_trained: bool | None,
 ) -> None:
-    """Writes a model into a new folder; use inside `files.new_folder`."""
+    """Writes a model into a new folder; use inside `replacing.new_folder`."""
     save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", _header_of(config, image_head_trained))

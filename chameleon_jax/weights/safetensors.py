@@ -101,7 +101,7 @@ def write_safetensors(
     """Writes a file tensor by tensor, so that never more than one is in memory.
 
     Args:
-      path: the file, best inside `files.new_folder`.
+      path: the file, best inside `replacing.new_folder`.
       specs: shape and type of every tensor, in the order in which they are written.
       value: gives the tensor of a name; called once for each.
       progress: told the bytes of each tensor that was written.

@@ -1,0 +1,97 @@
+"""One writer at a time: a lock that the system lets go of when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from chameleon_jax.errors import FileError
+from chameleon_jax.progress import console
+
+_NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+"""What file systems answer that keep no locks."""
+
+
+@contextlib.contextmanager
+def only_writer(lock: Path, what: str | Path) -> Iterator[None]:
+    """Holds the file `lock` for this process alone, and removes it at the end.
+
+    Where the file system keeps no locks, it says so and goes on without.
+
+    Args:
+      what: what is written, for messages.
+
+    Raises:
+      FileError: if a living process holds it, on this host or another that shares the file system; it is named.
+    """
+    descriptor = _hold(lock, what)
+    try:
+        os.truncate(descriptor, 0)
+        holder = {"process": os.getpid(), "host": platform.node(), "since": time.time()}
+        os.write(descriptor, json.dumps(holder).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def in_use(file: Path) -> Iterator[None]:
+    """Makes an empty file, and locks it for as long as this process works on it, where the file system can."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_unused(path: Path) -> bool:
+    """Whether no living process holds a lock on a file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
+
+
+def _hold(lock: Path, what: str | Path) -> int:
+    """An open file descriptor of the lock."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 1000, 0)
+            os.close(descriptor)
+            raise FileError(f"{what}: {_in_words(holder)}; wait until it has ended, or stop it first") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            console.print(f"{what}: this file system has no locks; see to it that nothing else writes there.")
+            return descriptor
+        # Whoever held it may have removed the file after we opened it; then another one is the lock now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _in_words(holder: bytes) -> str:
+    try:
+        values = json.loads(holder)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(values["since"])))
+        return f"is being written by process {int(values['process'])} on {str(values['host'])!r} since {since}"
+    except (ValueError, KeyError, TypeError):
+        return "is being written by another process"

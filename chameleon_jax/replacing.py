@@ -1,0 +1,270 @@
+"""Folders that appear only when they are whole, and take the place of nothing but an older one of their kind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import fnmatch
+import itertools
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from chameleon_jax.distributed import from_first, wait_for_all
+from chameleon_jax.errors import FileError
+from chameleon_jax.files import explain_disk_errors, flush_to_disk, leftovers, read_json
+from chameleon_jax.locks import only_writer
+
+_THERE = "is there already; choose another folder or remove it first"
+COMPLETE, REPLACED = "complete", "replaced"
+"""In names beside a folder: the new one, finished, and the old one, for the moment in which neither is in place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What something writes, and how it knows again what was written earlier."""
+
+    name: str
+    """For messages, such as 'prepared data'."""
+    is_one: Callable[[Path], bool]
+    """Whether a folder, or a file, carries the mark of this kind."""
+    contents: tuple[str, ...] = ()
+    """Paths that a folder of this kind may hold, as patterns of `fnmatch`; `*` also stands for slashes."""
+
+
+def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
+    """Says before any work whether a folder may be written to `path`; changes nothing.
+
+    What may be there is an empty folder, or an older one of the same kind with nothing in it that is not of that kind.
+    A link is followed.
+
+    Returns:
+      the path without links.
+
+    Raises:
+      FileError: if something else is there, or nothing can be written there.
+    """
+    path, real = Path(path), _without_links(path)
+    if real.is_dir():
+        if real == (here := Path.cwd()) or real in here.parents:
+            raise FileError(f"{path}: is the current folder or contains it; give a new folder inside it")
+        if os.path.ismount(real):
+            raise FileError(f"{path}: is a mount point and cannot be replaced; give a new folder inside it")
+        stranger = _stranger(real, kind)
+        if stranger is not None:
+            more = f", or one that holds {kind.name} and nothing else" if kind else ""
+            raise FileError(f"{path}: {_THERE} (it holds {stranger!r}; only an empty folder is replaced{more})")
+    elif os.path.lexists(real):
+        raise FileError(f"{path}: {_THERE} (it is a file)")
+    _check_parent(path, real)
+    return real
+
+
+def check_file(path: str | Path, kind: Kind) -> None:
+    """`check_folder` for a file: what may be there is an empty file or an older one of the same kind."""
+    path, real = Path(path), _without_links(path)
+    if real.is_dir():
+        raise FileError(f"{path}: is a folder; expected the name of a file")
+    if os.path.lexists(real):
+        plain = stat.S_ISREG(real.stat().st_mode)
+        if not plain or (real.stat().st_size and not kind.is_one(real)):
+            raise FileError(
+                f"{path}: is there already; choose another name or remove it first (only {kind.name} is replaced)"
+            )
+    _check_parent(path, real)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises `FileError` unless files may be added to a folder, or the folder be made."""
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise FileError(f"{folder}: is a file; expected a folder")
+    _check_parent(folder, Path(os.path.realpath(folder / "file")))
+
+
+def remove_folder(path: str | Path, kind: Kind) -> None:
+    """Removes a folder of this kind, if there is one.
+
+    Raises:
+      FileError: if it holds anything else.
+    """
+    real = check_folder(path, kind)
+    with explain_disk_errors(path):
+        if real.exists():
+            shutil.rmtree(real)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
+    """Yields a folder beside `path` to write to, which is renamed into place if all went well, and removed otherwise.
+
+    An older folder at `path` goes at the very end, and only if it is of the same kind (see `check_folder`). A process
+    that is killed at any moment leaves the old or the new one in place; what it leaves beside it, the next one removes.
+
+    Raises:
+      FileError: if `path` is something else or cannot be written, or another process writes it. What was finished
+        when it could not be put in place is kept, and the message says where.
+    """
+    path = Path(path)
+    recover(path)
+    real = check_folder(path, kind)
+    with explain_disk_errors(path), _parents(real), only_writer(real.with_name(f".{real.name}.lock"), path):
+        _sweep(real)
+        aside = real.with_name(f".{real.name}.{os.getpid()}.part")
+        try:
+            aside.mkdir()
+            yield aside
+            _put_in_place(aside, real, path, kind)
+        finally:
+            # Writers in the background may still add a file after a failure.
+            for _ in range(50):
+                shutil.rmtree(aside, ignore_errors=True)
+                if not aside.exists():
+                    break
+                time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
+    """`new_folder` that all processes of a run enter together and write to, each its own files."""
+    if jax.process_count() == 1:
+        with new_folder(path, kind) as aside:
+            yield aside
+        return
+    with contextlib.ExitStack() as first:
+        aside = from_first(lambda: str(first.enter_context(new_folder(path, kind))))
+        yield Path(aside)
+        wait_for_all("folder is complete")
+        from_first(lambda: first.close() or "in place")
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """The JSON object in a file by which a folder is known; empty if there is none, or it is damaged."""
+    try:
+        mark = read_json(path)
+    except FileError:
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def model_in(config: Path) -> dict[str, Any]:
+    """The sizes of a model of ours, as its config.json holds them; empty if there are none."""
+    mark = read_mark(config)
+    model = mark.get("model")
+    return model if isinstance(mark.get("format_version"), int) and isinstance(model, dict) else {}
+
+
+def recover(path: str | Path) -> None:
+    """Puts in place what a process was putting there when it was killed, so that readers find it too.
+
+    Where the system cannot swap two folders in one step, there is a moment with neither the old nor the new one in
+    place. Does nothing else, and nothing where it may not write.
+    """
+    real = _without_links(Path(path))
+    if os.path.lexists(real) or not leftovers(real, COMPLETE, REPLACED):
+        return
+    with contextlib.suppress(OSError), only_writer(real.with_name(f".{real.name}.lock"), path):
+        if not os.path.lexists(real):
+            os.rename(leftovers(real, COMPLETE, REPLACED)[0], real)
+
+
+def _without_links(path: str | Path) -> Path:
+    real = Path(os.path.realpath(path))
+    if os.path.islink(path) and (real.is_symlink() or not real.parent.is_dir()):
+        raise FileError(f"{path}: is a link to {os.readlink(path)!r}, where nothing can be written")
+    return real
+
+
+def _stranger(folder: Path, kind: Kind | None) -> str | None:
+    """The path in `folder` of something that no command of ours wrote as this kind."""
+    entries = sorted(os.listdir(folder))
+    if not entries or kind is None or not kind.is_one(folder):
+        return entries[0] if entries else None
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted([*files, *links]):
+            inside = os.path.relpath(os.path.join(place, name), folder)
+            if not any(fnmatch.fnmatchcase(inside, pattern) for pattern in kind.contents):
+                return inside
+    return None
+
+
+def _check_parent(path: Path, real: Path) -> None:
+    """Raises `FileError` unless something can be written beside `real`."""
+    parent = next(folder for folder in real.parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise FileError(f"{path}: cannot be written: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileError(f"{path}: cannot be written: nothing may be written into {parent}")
+
+
+@contextlib.contextmanager
+def _parents(real: Path) -> Iterator[None]:
+    """Makes the folders above `real`; those that are empty at the end go again."""
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), real.parents))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _sweep(real: Path) -> None:
+    """Removes what killed processes left beside `real`. To be called by its only writer."""
+    for folder in leftovers(real, r"\d+", COMPLETE, REPLACED):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(aside: Path, real: Path, path: Path, kind: Kind | None) -> None:
+    """Renames the finished folder to `real`. If that fails, it is kept under another name."""
+    for file in aside.rglob("*"):
+        flush_to_disk(file)
+    try:
+        check_folder(real, kind)
+        _replace(aside, real)
+    except (FileError, OSError) as error:
+        complete = real.with_name(f".{real.name}.{COMPLETE}.part")
+        finished = complete if complete.exists() else aside
+        names = (real.with_name(f"{real.name}-finished{number}") for number in itertools.chain([""], range(2, 1000)))
+        kept = next(name for name in names if not os.path.lexists(name))
+        os.rename(finished, kept)
+        reason = error if isinstance(error, FileError) else f"{path}: cannot be written: {error.strerror}"
+        raise FileError(f"{reason}. What is finished now was kept as {kept}") from error
+    with contextlib.suppress(OSError):
+        flush_to_disk(real.parent)
+
+
+def _replace(new: Path, real: Path) -> None:
+    if not real.exists() or not os.listdir(real):
+        os.rename(new, real)
+        return
+    if _swap(new, real):
+        return
+    complete, replaced = (real.with_name(f".{real.name}.{state}.part") for state in (COMPLETE, REPLACED))
+    os.rename(new, complete)
+    os.rename(real, replaced)
+    try:
+        os.rename(complete, real)
+    except OSError:
+        os.rename(replaced, real)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one step; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

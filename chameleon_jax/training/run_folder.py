@@ -1,0 +1,50 @@
+"""The folder of a run: known again as one, and written by one trainer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from chameleon_jax.distributed import from_first
+from chameleon_jax.errors import FileError
+from chameleon_jax.files import explain_disk_errors
+from chameleon_jax.locks import only_writer
+from chameleon_jax.replacing import Kind, check_writable
+
+RUN = Kind(
+    "a training run",
+    lambda folder: (folder / "checkpoints").is_dir() or (folder / "sessions.jsonl").is_file(),
+    (
+        "checkpoints/*", "metrics.jsonl", "sessions.jsonl", "bad_steps.jsonl", "model/*", "adapters/*", "samples/*",
+        "profile/*", "tensorboard/*", "wandb/*", ".*",
+    ),
+)  # fmt: skip
+
+
+def check_run(folder: str | Path) -> None:
+    """Refuses a folder that is no run but holds files of the names that a run writes, which would be lost.
+
+    Raises:
+      FileError: naming one of them; or if nothing can be written there.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    if folder.is_dir() and not RUN.is_one(folder):
+        names = {pattern.split("/")[0] for pattern in RUN.contents if not pattern.startswith(".")}
+        taken = next((name for name in sorted(names) if (folder / name).exists()), None)
+        if taken:
+            raise FileError(f"{folder}: holds {taken}, but is no training run; choose another output folder")
+
+
+@contextlib.contextmanager
+def only_trainer(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder while this one lives; its processes enter together.
+
+    Raises:
+      FileError: if another run, on whichever host, trains there.
+    """
+    with contextlib.ExitStack() as first:
+        with explain_disk_errors(folder):
+            from_first(lambda: first.enter_context(only_writer(folder / ".lock", folder)) or "ours")
+        yield
