@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from chameleon_jax.config.reading import config, require
 
 DType = Literal["float32", "bfloat16"]
+
+
+def _require_sizes(config: Any, **largest: int) -> None:
+    """Sizes of a network are at least 1. The limits above leave room for any model of this decade, and none for numbers
+    that would take the memory of a machine before anyone has looked whether there are weights of such a size."""
+    for name, most in largest.items():
+        value = getattr(config, name)
+        require(value > 0, name, value, "must be at least 1")
+        require(value <= most, name, value, f"must be at most {most}")
 
 
 @config
@@ -21,7 +30,7 @@ class LoRAConfig:
     """Which matrices of each layer have one."""
 
     def __post_init__(self):
-        require(self.rank >= 0, "rank", self.rank, "must be 0 or more")
+        require(0 <= self.rank <= 2**16, "rank", self.rank, f"must be from 0 to {2**16}")
         require(self.alpha > 0, "alpha", self.alpha, "must be positive")
         require(len(set(self.targets)) == len(self.targets) > 0, "targets", self.targets, "must name each matrix once")
 
@@ -72,9 +81,10 @@ class TransformerConfig:
     in one, small models train 3 to 5 % faster on a CPU."""
 
     def __post_init__(self):
-        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "unroll")
-        for name in sizes:
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        _require_sizes(
+            self, vocab_size=2**24, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12,
+            head_dim=2**12, mlp_dim=2**22, unroll=2**31,
+        )  # fmt: skip
         require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
@@ -146,8 +156,10 @@ class ImageTokenizerConfig:
         return self.grid**2
 
     def __post_init__(self):
-        for name in ("resolution", "space_to_depth", "channels", "num_res_blocks", "latent_channels", "code_dim"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        _require_sizes(
+            self, resolution=2**13, space_to_depth=2**6, channels=2**12, num_res_blocks=2**3, latent_channels=2**13,
+            code_dim=2**13, num_codes=2**22,
+        )  # fmt: skip
         require(self.num_codes > 1, "num_codes", self.num_codes, "must be at least 2")
         require(
             len(self.channel_multipliers) > 0 and min(self.channel_multipliers) > 0,
@@ -156,11 +168,21 @@ class ImageTokenizerConfig:
             "must be a list of positive whole numbers",
         )
         require(
+            len(self.channel_multipliers) <= 10 and max(self.channel_multipliers) * self.channels <= 2**15,
+            "channel_multipliers",
+            list(self.channel_multipliers),
+            f"must be at most 10, and none above {2**15 // self.channels} (2^15 / channels)",
+        )
+        require(
             self.resolution % self.downsampling == 0,
             "resolution",
             self.resolution,
             f"must be a multiple of space_to_depth x 2^(levels - 1) = {self.downsampling}",
         )
+        require(
+            self.codes_per_image <= 2**16, "resolution", self.resolution,
+            f"must give at most {2**16} codes a picture, not {self.codes_per_image}",
+        )  # fmt: skip
         require(
             self.norm_groups > 0 and self.channels % self.norm_groups == 0,
             "norm_groups",

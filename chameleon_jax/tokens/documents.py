@@ -231,7 +231,8 @@ class DocumentTokenizer:
         check_version(values, folder / "vocabulary.json")
         del values["format_version"]
         missing, codes_per_image = values.pop("missing", {}), values.pop("codes_per_image", None)
-        if not isinstance(missing, dict) or not isinstance(codes_per_image, int | None):
+        known = isinstance(missing, dict) and all(isinstance(why, str) for why in missing.values())
+        if not known or not isinstance(codes_per_image, int | None):
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: missing or codes_per_image")
         text = image = None
         if "text" not in missing:
@@ -292,7 +293,7 @@ def read_image_config(folder: str | Path) -> tuple[ImageTokenizerConfig, Preproc
 
 def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = True) -> Any:
     """Shapes of the image tokenizer's parameters."""
-    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
+    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
     abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
     return {name: part for name, part in abstract.items() if with_decoder or name != "decoder"}
 

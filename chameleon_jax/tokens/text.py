@@ -15,6 +15,7 @@ import numpy as np
 from chameleon_jax.config import TextTokenizerConfig
 from chameleon_jax.errors import FileError
 from chameleon_jax.reading import read_bytes
+from chameleon_jax.tokens.sentencepiece_checks import check_model
 
 LARGEST_MODEL = 16 << 20
 """Bytes of a SentencePiece model; one of 256,000 pieces has 5 MB."""
@@ -88,12 +89,13 @@ class SentencePieceTokenizer(TextTokenizer):
         model: a serialized SentencePiece model.
 
         Raises:
-          ValueError: if it is empty or has no byte fallback.
+          ValueError: if it is empty, damaged, larger than any that text needs, or has no byte fallback.
         """
         import sentencepiece
 
         if not model:
             raise ValueError("the SentencePiece model is empty")
+        check_model(model)
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError, printable
 from chameleon_jax.reading import parse_json, read_bytes
+from chameleon_jax.tokens.json_checks import check_tokenizer
 from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, check_ids, text_names
 
@@ -52,6 +54,7 @@ class JSONTokenizer(TextTokenizer):
         except ValueError as error:
             raise FileError(f"{where}: cannot be read as JSON: {error}") from None
         names, special = _token_names(self.json, where)
+        check_tokenizer(self.json, where)
         self.names = names
         self._pieces = text_names(names, special)
         self._text_ids = np.asarray([names[name] for name in self._pieces], np.int32)
@@ -94,13 +97,21 @@ class JSONTokenizer(TextTokenizer):
         added = [
             {**token, "special": token["content"] in self.other_names} for token in self.json.get("added_tokens") or []
         ]
-        content = {**self.json, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
-        try:
-            backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # the package raises nothing more particular
-            raise FileError(f"{self._where}: the package `tokenizers` cannot use it: {error}") from None
+        unused = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+        with self._explained("cannot use it"):
+            backend = tokenizers.Tokenizer.from_str(json.dumps({**self.json, "added_tokens": added, **unused}))
         backend.encode_special_tokens = True  # names typed as text are text
         return backend
+
+    @contextlib.contextmanager
+    def _explained(self, failure: str) -> Iterator[None]:
+        """Turns what `tokenizers` raises into a FileError. Its panics derive from no Exception."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise FileError(f"{self._where}: the package `tokenizers` {failure}: {printable(error)}") from None
 
     @functools.cached_property
     def _piece_of_id(self) -> np.ndarray:
@@ -112,7 +123,9 @@ class JSONTokenizer(TextTokenizer):
         lost = set(text.encode()) - self._single_bytes
         if lost:
             raise ValueError(f"the text tokenizer has no piece for the byte 0x{min(lost):02X}")
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        backend = self._backend
+        with self._explained("fails on a text"):
+            encoding = backend.encode(text, add_special_tokens=False)
         pieces = self._piece_of_id[np.asarray(encoding.ids, np.int64)]
         if (pieces < 0).any():
             place = int((pieces < 0).argmax())
@@ -192,9 +205,9 @@ def _space_marks(content: Mapping[str, Any]) -> dict[str, str]:
     marks = {}
     for step in _steps(content.get("decoder")):
         if step.get("type") == "Metaspace":
-            marks[step.get("replacement", "\u2581")] = " "
-        elif step.get("type") == "Replace" and "String" in step.get("pattern", {}):
-            marks[step["pattern"]["String"]] = step.get("content", "")
+            marks[step.get("replacement") or "\u2581"] = " "
+        elif step.get("type") == "Replace" and "String" in step["pattern"]:
+            marks[step["pattern"]["String"]] = step.get("content") or ""
     return marks
 
 

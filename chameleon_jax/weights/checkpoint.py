@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from chameleon_jax.config import (
     from_dict,
     to_dict,
 )
+from chameleon_jax.config.reading import shortened
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, read_json, write_json
 from chameleon_jax.models.transformer import Transformer
@@ -181,6 +181,15 @@ def without_image_tokenizer(missing: dict[str, str]) -> Iterator[None]:
         missing["image"] = f"{UNREADABLE}{error}"
 
 
+def check_layers(config: TransformerConfig, tensors: int, folder: Path) -> None:
+    """Raises `FileError` if a config has more layers than there are tensors, before all of them are listed."""
+    if config.num_layers > tensors:
+        raise FileError(
+            f"{folder}: its config has {config.num_layers} layers, but its files hold only {tensors} tensors; is the "
+            "download complete?"
+        )
+
+
 def read_note(folder: Path) -> dict[str, Any]:
     """`image_head_trained` and `preprocessing` of a Checkpoint, if one of our own conversions wrote them down."""
     path = folder / NOTE_FILE
@@ -207,25 +216,30 @@ def write_note(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 _KINDS = {
-    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    int: ("a whole number below 2^31", lambda value: type(value) is int and abs(value) < 2**31),
+    float: ("a number", lambda value: type(value) in (int, float) and abs(value) < 1e30),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     dict: ("a mapping", lambda value: isinstance(value, dict)),
     list: (
         "a list of whole numbers",
-        lambda value: isinstance(value, list) and all(type(item) is int for item in value),
+        lambda value: isinstance(value, list) and all(type(item) is int and abs(item) < 2**31 for item in value),
     ),
 }
 
 
 def require_kinds(values: Any, kinds: Mapping[str, type], where: str | Path) -> None:
-    """Raises `FileError` unless each value of a file is of its kind, or null, or not there."""
+    """Raises `FileError` unless each value of a file is of its kind, or null, or not there. Numbers are of a size that
+    can be reckoned with; what is too large for a model, its config says."""
     if not isinstance(values, dict):
-        raise FileError(f"{where}: must be a mapping, not {str(values)[:40]!r}")
+        raise FileError(f"{where}: must be a mapping, not {_start_of(values)!r}")
     for key, kind in kinds.items():
         words, fits = _KINDS[kind]
         if values.get(key) is not None and not fits(values[key]):
-            raise FileError(f"{where}: {key} = {str(values[key])[:40]!r}: must be {words}")
+            raise FileError(f"{where}: {key} = {_start_of(values[key])!r}: must be {words}")
+
+
+def _start_of(value: Any) -> str:
+    return value[:40] if isinstance(value, str) else shortened(value, 40)[:40]
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from chameleon_jax.errors import printable
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.layout import image_tokenizer_entries, leaf_shapes
 from chameleon_jax.weights.sources import Weights
@@ -46,9 +47,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         )
     heads = {True: "was trained on pictures", False: "was not trained on pictures (they were taken out of the weights)"}
     found["output_layer"] = heads.get(checkpoint.image_head_trained, "nothing says whether it learned to draw")
-    found["missing"] = [f"{part}: {why}" for part, why in checkpoint.missing.items()] or ["nothing"]
+    found["missing"] = [printable(f"{part}: {why}", 1000) for part, why in checkpoint.missing.items()] or ["nothing"]
     if checkpoint.ignored:
-        found["not_needed"] = f"{len(checkpoint.ignored)} tensors, such as {checkpoint.ignored[0]}"
+        found["not_needed"] = f"{len(checkpoint.ignored)} tensors, such as {printable(checkpoint.ignored[0])}"
     if checkpoint.warnings:
         found["warnings"] = checkpoint.warnings
     return found

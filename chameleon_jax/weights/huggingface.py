@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.reading import shortened
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
-from chameleon_jax.weights.checkpoint import Checkpoint, in_type_of, read_note, require_kinds, without_image_tokenizer
+from chameleon_jax.weights.checkpoint import (
+    Checkpoint,
+    check_layers,
+    in_type_of,
+    read_note,
+    require_kinds,
+    without_image_tokenizer,
+)
 from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import read_index, read_safetensors
 from chameleon_jax.weights.sources import FileWeights, match, refuse_unknown
@@ -57,11 +65,12 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
     where = folder / "config.json"
     require_kinds(header, _KINDS, where)
     if header.get("model_type") != "chameleon":
-        raise FileError(f"{where}: model_type is {header.get('model_type')!r}; expected 'chameleon'")
+        raise FileError(f"{where}: model_type is {shortened(header.get('model_type'))}; expected 'chameleon'")
     config = _transformer_config(header, where)
     layout = _detect(tensors, config, folder)
     shards = _row_count(tensors, config, layout, header.get("model_parallel_size") or 1)
     config = dataclasses.replace(config, qk_norm_groups=shards)
+    check_layers(config, len(tensors), folder)
     found, extra = match(transformer_entries(config, layout), [tensors], folder)
     weights = FileWeights(found)
     missing: dict[str, str] = {}
@@ -123,11 +132,15 @@ _UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings
 def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfig:
     for key, only in _UNSUPPORTED.items():
         if header.get(key, only) not in (only, None):
-            raise FileError(f"{where}: {key} = {header[key]!r}: only {only!r} can be read, as in the released models")
+            raise FileError(
+                f"{where}: {key} = {shortened(header[key])}: only {only!r} can be read, as in the released models"
+            )
     rope = header.get("rope_parameters") or header.get("rope_scaling") or {}
     require_kinds(rope, {"rope_theta": float}, f"{where}: rope_parameters")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise FileError(f"{where}: rope_parameters = {rope!r}: only plain RoPE can be read, as in the released models")
+        raise FileError(
+            f"{where}: rope_parameters = {shortened(rope)}: only plain RoPE can be read, as in the released models"
+        )
     values = {key: default if header.get(key) is None else header[key] for key, default in _DEFAULTS.items()}
     heads = values["num_attention_heads"]
     try:

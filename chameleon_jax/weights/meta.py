@@ -11,12 +11,14 @@ import numpy as np
 import yaml
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, read_yaml
+from chameleon_jax.errors import printable
 from chameleon_jax.files import FileError, read_json, write_json, write_text
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.weights.checkpoint import (
     Checkpoint,
     ConversionError,
+    check_layers,
     in_type_of,
     read_note,
     require_kinds,
@@ -64,6 +66,7 @@ def open_meta(folder: Path) -> Checkpoint:
         )
     config = _transformer_config(header, shards, folder)
     shards = [_split_fused(tensors, config, len(shards)) for tensors in shards]
+    check_layers(config, min(map(len, shards)), folder)
     found, extra = match(transformer_entries(config, "meta", len(shards)), shards, folder)
     refuse_unknown(extra, folder)
     weights = FileWeights(_once(found, warnings))
@@ -137,7 +140,7 @@ def _read_params(folder: Path) -> tuple[dict[str, Any], list[str]]:
     require_kinds(later, _KINDS, consolidated)
     merged = {**header, **model, **later}
     unknown = sorted(key for key in model if key not in _DEFAULTS)
-    return merged, [f"params.json: unknown keys of the model: {', '.join(unknown)}"] if unknown else []
+    return merged, [f"params.json: unknown keys of the model: {printable(', '.join(unknown))}"] if unknown else []
 
 
 def feed_forward_width(dim: int, multiplier: float | None, multiple_of: int) -> int:

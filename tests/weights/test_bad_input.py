@@ -569,6 +569,29 @@ CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("cannot be read as JSON",)),
     ("chameleon", "layers with a fraction", values("config.json", model__num_layers=2.5), "config.json",
      ("model.num_layers = 2.5", "a whole number")),
+    # Sizes that would fill the memory of a machine, or the time of its owner
+    ("huggingface", "a billion layers", values("config.json", num_hidden_layers=10**9), "config.json",
+     ("num_layers = 1000000000", "must be at most 1024")),
+    ("huggingface", "a thousand layers", values("config.json", num_hidden_layers=1000), "",
+     ("its config has 1000 layers", "its files hold only")),
+    ("huggingface", "ids by the trillion", values("config.json", vocab_size=10**12), "config.json",
+     ("vocab_size = '1000000000000'",)),
+    ("huggingface", "a width of thirty digits", values("config.json", hidden_size=10**30), "config.json",
+     ("hidden_size",)),
+    ("huggingface", "a width of five thousand digits",
+     lambda folder: (folder / "config.json").write_text('{"hidden_size": ' + "9" * 5000 + "}"), "config.json",
+     ("a whole number of 5,000 digits",)),
+    ("meta", "a billion layers", values("params.json", model__n_layers=10**9), "params.json",
+     ("num_layers = 1000000000",)),
+    ("meta", "a thousand layers", values("params.json", model__n_layers=1000), "", ("its config has 1000 layers",)),
+    ("meta", "feed-forward of nearly infinite width", values("params.json", model__ffn_dim_multiplier=1e300),
+     "params.json", ("ffn_dim_multiplier",)),
+    ("meta", "feed-forward rounded up to a billion", values("params.json", model__multiple_of=10**9), "params.json",
+     ("mlp_dim",)),
+    ("chameleon", "a billion layers", values("config.json", model__num_layers=10**9), "config.json",
+     ("model.num_layers = 1000000000", "must be at most 1024")),
+    ("chameleon", "ids by the trillion", values("config.json", model__vocab_size=10**12), "config.json",
+     ("model.vocab_size",)),
 ]  # fmt: skip
 
 # The same for an image tokenizer, without which the rest opens
@@ -646,6 +669,22 @@ IMAGE_CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      "tokenizer/vqgan.ckpt", ("quantize.embedding.weight has shape (16, 8)", "expects (32, 8)")),
     ("chameleon", "image tokenizer of another size",
      values("tokenizer/image/config.json", model__num_codes=32), "tokenizer/image/params", ("codebook", "(16, 8)")),
+    *(
+        (name, f"{key} = {value}", values(file, **{f"{place}__{theirs}": value}), file, (f"{key} = {value}",))
+        for key, value in (("resolution", 32768), ("num_res_blocks", 10**9), ("num_codes", 10**9))
+        for name, file, place, theirs in (
+            ("meta", "tokenizer/vqgan.yaml", "model__params" + ("" if key == "num_codes" else "__ddconfig"),
+             "n_embed" if key == "num_codes" else key),
+            ("chameleon", "tokenizer/image/config.json", "model", key),
+        )
+    ),
+    ("huggingface", "pictures of 2^60 pixels", values("config.json", vq_config__resolution=2**60), "config.json",
+     ("resolution", "must be a whole number")),
+    ("huggingface", "a billion blocks", values("config.json", vq_config__num_res_blocks=10**9), "config.json",
+     ("num_res_blocks = 1000000000", "must be at most 8")),
+    ("huggingface", "a million levels",
+     values("config.json", vq_config__channel_multiplier=[1] * 10**6, vq_config__ch_mult=[1] * 10**6), "config.json",
+     ("channel_multipliers = [1, 1",)),
 ]  # fmt: skip
 
 
