@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chameleon_jax.config import DType, GenerationConfig, PreprocessingConfig, TransformerConfig, require
+from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from chameleon_jax.document import Document
+
+
+TEXT_TOKENS = 256
+"""Tokens of text that are written unless a config says how many."""
+LOGITS_BYTES = 4 << 30
+"""Most bytes of logits that `Chameleon.logits` computes at a time: 16,384 ids of the released vocabulary."""
 
 
 class CannotDraw(ChameleonError):
@@ -76,15 +83,19 @@ class Chameleon:
         return self.tokenizer.need("image")
 
     def encode(self, document: Document) -> np.ndarray:
-        """Ids int32 `[n]` of a document, without begin and end of sequence.
+        """Ids int32 `[n]` of a document, without begin and end of sequence. A lone text or picture is a document too.
 
         Raises:
-          DocumentError: if a segment cannot be encoded, or the tokenizer it needs is missing.
+          DocumentError: for what is no document, if a segment cannot be encoded, or the tokenizer it needs is missing.
         """
         return self.tokenizer.encode(document)
 
     def decode(self, ids: np.ndarray) -> Document:
-        """The document that `ids` stand for."""
+        """The document that `ids` stand for.
+
+        Raises:
+          DocumentError: for ids outside the vocabulary, and pictures that are not whole.
+        """
         return self.tokenizer.decode(ids)
 
     def tokenize_images(self, images: Sequence[Image]) -> np.ndarray:
@@ -95,6 +106,7 @@ class Chameleon:
         """The pictures that codes `[n, codes_per_image]` stand for.
 
         Raises:
+          DocumentError: for a code outside the codebook, or another number of codes.
           NoImageDecoder: if the weights came without the image decoder.
         """
         return self.image_tokenizer.detokenize(codes)
@@ -104,13 +116,20 @@ class Chameleon:
         model was trained; nothing is masked.
 
         Raises:
-          ValueError: for ids outside the vocabulary.
+          DocumentError: for ids outside the vocabulary, and so many that their logits take more than `LOGITS_BYTES`.
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"ids of type {ids.dtype} and shape {ids.shape}: expected whole numbers [batch, length]")
+            raise DocumentError(
+                f"ids of type {ids.dtype} and shape {ids.shape}: expected whole numbers [batch, length]"
+            )
         if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
-            raise ValueError(f"ids from {ids.min()} to {ids.max()}: must be from 0 to {self.config.vocab_size - 1}")
+            raise DocumentError(f"ids from {ids.min()} to {ids.max()}: must be from 0 to {self.config.vocab_size - 1}")
+        if 4 * ids.size * self.config.vocab_size > LOGITS_BYTES:
+            raise DocumentError(
+                f"logits of {ids.size:,} ids and {self.config.vocab_size:,} columns take more than {LOGITS_BYTES:,} "
+                "bytes; give fewer or shorter rows at a time"
+            )
         return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
 
     @property
@@ -138,29 +157,49 @@ class Chameleon:
         return bool((columns == columns[:, :1]).all())
 
     def generate(self, document: Document, config: GenerationConfig | None = None) -> Document:
-        """What the model writes after `document`: its continuation, without the prompt."""
+        """What the model writes after `document`: its continuation, without the prompt.
+
+        Args:
+          document: a list of texts and pictures; a lone text or picture is one too.
+        """
         return self.generate_many([document], config)[0]
 
     def generate_many(self, documents: Sequence[Document], config: GenerationConfig | None = None) -> list[Document]:
         """`generate` for several documents at once. Row i is drawn with a seed made from `config.seed` and i.
 
+        Args:
+          documents: a list of them; `["one", "two"]` are two documents.
+
         Raises:
           ConfigError: if a picture is asked for that does not fit `max_new_tokens`.
+          DocumentError: if a prompt and what is to be written are longer than `context_length`.
         """
+        documents = as_documents(documents)
         if not documents:
             return []
-        config = self._with_mode(config or GenerationConfig())
+        given = config or GenerationConfig()
+        config = self._with_mode(given)
         tokenizer, vocabulary = self.tokenizer, self.vocabulary
+        new_tokens = config.max_new_tokens if given.max_new_tokens or config.mode == "image" else 1  # at least
+        for number, document in enumerate(documents):  # before any of them is computed
+            pictures = sum(not isinstance(segment, str) for segment in document)
+            if pictures:
+                _check_length(number, pictures * tokenizer.image_block, new_tokens, config.context_length)
         begin = [vocabulary.begin_image] if config.mode == "image" else []
         turn = [vocabulary.end_of_turn] if config.form == "chat" else []
         prompts = [
             np.concatenate([[vocabulary.bos], ids, turn, begin]).astype(np.int32)
             for ids in tokenizer.encode_many(documents)
         ]
+        for number, prompt in enumerate(prompts):
+            _check_length(number, len(prompt), new_tokens, config.context_length)
+        left = config.context_length - max(map(len, prompts))
+        config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, left))
         codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
-            dataclasses.replace(config, seed=0, form="completion"),  # in keys and prompts already: not to compile anew
+            # What is in keys and prompts already must not compile anew.
+            dataclasses.replace(config, seed=0, form="completion", context_length=GenerationConfig.context_length),
             self.params,
             ModalityRules.build(vocabulary, codes_per_image, self.config.vocab_size),
             make_prompts(prompts, vocabulary, config),
@@ -171,20 +210,24 @@ class Chameleon:
         return [self.decode(np.concatenate([begin, row]).astype(np.int32)) for row in np.asarray(tokens)]
 
     def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
-        """Decides 'auto', and refuses pictures that cannot be drawn or do not fit."""
-        if config.mode == "text":
-            return config
-        why_not = self.why_no_pictures
+        """Decides 'auto' and how many tokens to write, and refuses pictures that cannot be drawn or do not fit."""
+        why_not = None if config.mode == "text" else self.why_no_pictures
         if config.mode == "auto":
             config = dataclasses.replace(config, mode="text" if why_not else "interleaved")
-        if config.mode != "text" and why_not:
+        if config.mode == "text":
+            return dataclasses.replace(config, max_new_tokens=config.max_new_tokens or TEXT_TOKENS)
+        if why_not:
             raise CannotDraw(f"mode = {config.mode!r}: this model cannot draw: {why_not}")
+        block = self.tokenizer.image_block
+        room = config.max_new_tokens or (block - 1 if config.mode == "image" else TEXT_TOKENS + block)
         if config.mode == "image":
-            needed = self.tokenizer.image_block - 1
-            require(
-                config.max_new_tokens >= needed, "max_new_tokens", config.max_new_tokens, f"one picture needs {needed}"
+            require(room >= block - 1, "max_new_tokens", room, f"one picture needs {block - 1}")
+        elif room <= block:
+            warnings.warn(
+                f"max_new_tokens = {room}: only text is written, as a picture needs room for {block + 1} tokens",
+                stacklevel=3,
             )
-        return config
+        return dataclasses.replace(config, max_new_tokens=room)
 
     def save(
         self,
@@ -222,6 +265,15 @@ class Chameleon:
             image_head_trained=self.image_head_trained,
         )
         write_checkpoint(checkpoint, folder, format, dtype, shards, replace=True)
+
+
+def _check_length(number: int, tokens: int, new_tokens: int, context_length: int) -> None:
+    if tokens + new_tokens > context_length:
+        raise DocumentError(
+            f"document {number} has {tokens:,} tokens, and {new_tokens:,} are to be written: together more than "
+            f"context_length = {context_length:,}. Shorten the document, lower max_new_tokens, or raise context_length "
+            "for a model trained on longer rows"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config, require
-from chameleon_jax.errors import ChameleonError, Stopped
+from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, Stopped, printable
 
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
@@ -116,7 +118,8 @@ def _commands() -> dict[str, _Command]:
             (
                 "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or "
                 "hf://org/name",
-                "PROMPT         text; ⟨image⟩ or <image> marks where each picture goes",
+                "PROMPT         text; ⟨image⟩, <image> or <|image|> marks where each picture goes. Put -- before MODEL",
+                "               if it reads like an option",
                 "--image FILE   a picture for the prompt; repeat for more",
                 "--output DIR   where pictures are written (default: out/generated)",
                 "--adapters DIR low-rank adapters to add, such as `adapters` of a run with model.lora.rank",
@@ -194,15 +197,23 @@ def _command_help(name: str, command: _Command, path: str | None) -> None:
         )  # fmt: skip
 
 
+_OPTION = re.compile(r"--\w[\w.-]*(=|$)")
+
+
 def _split(arguments: list[str], own: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """Sorts arguments into positional ones, the values of the options in `own`, and config overrides."""
+    """Sorts arguments into positional ones, the values of the options in `own`, and config overrides.
+
+    What only begins with dashes, such as a prompt "--- a/file.py", is no option; after `--` nothing is.
+    """
     positional: list[str] = []
     options: dict[str, list[str]] = {name: [] for name in own}
     overrides: list[str] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--"):
+        if argument == "--":
+            return positional + rest, options, overrides
+        if not _OPTION.match(argument):
             positional.append(argument)
             continue
         name, separator, value = argument.partition("=")
@@ -239,11 +250,15 @@ def _print_figures(command: _Command, config: Any, figures: dict[str, Any]) -> N
         print(json.dumps(figures, indent=2))
         return
     for key, value in figures.items():
-        print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{value}")
+        print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{printable(value, LONGEST_MESSAGE)}")
     if figures and command.then:  # of several processes one speaks
         print("\nnext:")
         for line in command.then:
             print(f"  chameleon {line.format(output=shlex.quote(config.output))}")
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    print(f"warning: {printable(message, LONGEST_MESSAGE)}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -262,11 +277,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name not in commands:
             raise ConfigError(f"{name!r} is no command; there are {', '.join(commands)}")
-        if "-h" in rest or "--help" in rest:
+        before = rest[: rest.index("--")] if "--" in rest else rest
+        if "-h" in before or "--help" in before:
             files = [argument for argument in rest if argument.endswith((".yaml", ".yml"))]
             _command_help(name, commands[name], files[0] if files else None)
             return 0
-        _run(name, commands[name], rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(name, commands[name], rest)
         return 0
     except ConfigError as error:
         print(f"chameleon {name}: {error}", file=sys.stderr)

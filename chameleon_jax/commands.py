@@ -35,6 +35,7 @@ from chameleon_jax.config import (
 from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import Document, open_image, parse_prompt
+from chameleon_jax.errors import LONGEST_MESSAGE, printable
 from chameleon_jax.files import FileError, new_file
 from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.models.lora import merge
@@ -146,7 +147,7 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
         return DocumentTokenizer.load(command.tokenizer)
     checkpoint = open_checkpoint(command.tokenizer)
     for warning in checkpoint.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning, LONGEST_MESSAGE)}", file=sys.stderr)
     return checkpoint.load_tokenizer()
 
 
@@ -219,9 +220,14 @@ def _row_numbers(given: Sequence[str], count: int) -> list[int]:
     return numbers
 
 
+def _steers_nothing(text: str) -> str:
+    """Text of many lines with what would steer the terminal spelled out."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
 def _weighed(text: str, weight: float) -> str:
-    """Text with its weight in the loss made visible; what would steer the terminal is spelled out."""
-    text = "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    """Text with its weight in the loss made visible."""
+    text = _steers_nothing(text)
     if sys.stdout.isatty():
         return f"\x1b[{1 if weight == 1 else 2 if weight == 0 else 0}m{text}\x1b[0m"
     return text if weight == 0 else f"⟦{text}⟧" if weight == 1 else f"⟦{weight:.3g} x {text}⟧"
@@ -380,7 +386,7 @@ def generate(
     answer = load(model, adapters=adapters[-1] if adapters else None).generate(document, config)
     for segment in answer:
         if isinstance(segment, str):
-            print(segment)
+            print(_steers_nothing(segment) if sys.stdout.isatty() else segment)
             continue
         path = _free_name(folder)
         _write_picture(segment, path)
@@ -396,7 +402,7 @@ def convert(config: ConvertCommand, source: str, target: str) -> dict[str, Any]:
     """Writes a model in another format. Returns what was written."""
     checkpoint = open_checkpoint(source, config.image_tokenizer)
     for warning in checkpoint.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning, LONGEST_MESSAGE)}", file=sys.stderr)
     began = time.monotonic()
     size = bytes_to_write(checkpoint, config.dtype)
     with bytes_bar(f"convert {checkpoint.folder.name}", size) as progress:
@@ -414,7 +420,7 @@ def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
     for name, value in found.items():
         lines = value if isinstance(value, list) else [value]
         for place, line in enumerate(lines):
-            print(f"{name if place == 0 else '':<{width}}{line}")
+            print(f"{name if place == 0 else '':<{width}}{printable(line, LONGEST_MESSAGE)}")
     return {}
 
 

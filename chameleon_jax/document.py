@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from chameleon_jax.errors import ChameleonError, printable
+from chameleon_jax.errors import ChameleonError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,25 +49,34 @@ def as_document(value: Any) -> Document:
     if isinstance(value, str) or is_picture(value):
         return [value]
     if not isinstance(value, (list, tuple, Iterator)):
-        raise DocumentError(f"{_described(value)} is no document: a document is a list of {_SEGMENTS}")
+        raise DocumentError(f"a document is a list of {_SEGMENTS}, not {type(value).__name__}")
     document: Document = []
     for segment in value:
         if not (isinstance(segment, str) or is_picture(segment)):
-            raise DocumentError(f"segment {len(document)} of the document is {_described(segment)}, not {_SEGMENTS}")
+            raise DocumentError(
+                f"a document holds {_SEGMENTS}, not {type(segment).__name__} as at place {len(document)}"
+            )
         if len(document) == MOST_SEGMENTS:
             raise DocumentError(f"the document has more than {MOST_SEGMENTS:,} segments; cut it into several")
         document.append(segment)
     return document
 
 
+def as_documents(values: Any) -> list[Document]:
+    """Several documents, each as `as_document` takes it: `["one", "two"]` are two of one text each.
+
+    Raises:
+      DocumentError: for a lone text or picture, which is one document, and as `as_document`.
+    """
+    if isinstance(values, str) or is_picture(values):
+        kind = "text" if isinstance(values, str) else "picture"
+        raise DocumentError(f"a lone {kind} where a list of documents is expected; put it in a list: [{kind}]")
+    if not isinstance(values, (list, tuple, Iterator)):
+        raise DocumentError(f"a list of documents is expected, not {type(values).__name__}")
+    return [as_document(value) for value in values]
+
+
 _SEGMENTS = "texts (str) and pictures (PIL.Image.Image, as chameleon_jax.open_image gives them)"
-
-
-def _described(value: Any) -> str:
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"{printable(value, 60)} ({name})" if isinstance(value, (int, float)) else f"a value of type {name}"
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

@@ -136,6 +136,77 @@ def test_prompt_of_something_else_is_refused(model):
         model.generate(["what is", 3], CONFIG)
 
 
+def test_text_is_read_as_the_document_that_holds_it(model):
+    np.testing.assert_array_equal(model.encode("A handwritten seven."), model.encode(["A handwritten seven."]))
+    np.testing.assert_array_equal(model.encode(random_picture(1)), model.encode([random_picture(1)]))
+    config = dataclasses.replace(CONFIG, mode="text", text=SamplingConfig(temperature=0))
+    assert model.generate("Once", config) == model.generate(["Once"], config)
+    assert model.generate_many(["Once", "Twice"], config) == model.generate_many([["Once"], ["Twice"]], config)
+    with pytest.raises(DocumentError, match="put it in a list"):
+        model.generate_many("Once", config)
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**40), 2**63 - 1, 1 - 2**63])
+def test_any_whole_number_is_a_seed(model, seed):
+    model.generate(PROMPTS[0], dataclasses.replace(CONFIG, seed=seed))
+
+
+@pytest.mark.parametrize("seed", [2**63, -(10**30), 10**10_000], ids=["64 bits", "100 bits", "33,220 bits"])
+def test_seed_of_too_many_bits_is_refused_in_one_line(seed):
+    with pytest.raises(ConfigError, match=r"^seed = .*below 2\^63$"):
+        dataclasses.replace(CONFIG, seed=seed)
+
+
+def test_prompt_that_is_too_long_is_refused_before_any_work(model, monkeypatch):
+    """Of 17,500 tokens the scores of attention alone took 10 GB."""
+    monkeypatch.setattr(chameleon, "generate_ids", None)
+    text = dataclasses.replace(CONFIG, mode="text")
+    with pytest.raises(DocumentError, match=r"document 1 has .* tokens, and 24 .*context_length = 4,096. Shorten"):
+        model.generate_many(["short", "long " * 17_500], text)
+    monkeypatch.setattr(model.image_tokenizer, "tokenize", None)
+    with pytest.raises(DocumentError, match=r"document 0 has 6,000 tokens, .*context_length = 4,096"):
+        model.generate([random_picture(0)] * 1000, text)
+    with pytest.raises(DocumentError, match=r"8,000 are to be written: together more than context_length = 4,096"):
+        model.generate("short", dataclasses.replace(text, max_new_tokens=8000))
+
+
+def test_longer_context_can_be_asked_for(model):
+    config = dataclasses.replace(CONFIG, mode="text", max_new_tokens=2, context_length=8)
+    with pytest.raises(DocumentError, match="context_length = 8"):
+        model.generate("A handwritten seven", config)
+    assert model.generate("A handwritten seven", dataclasses.replace(config, context_length=64))
+
+
+@pytest.mark.parametrize(
+    ("mode", "context", "expected"),
+    [("text", 4096, 256), ("interleaved", 4096, 262), ("image", 4096, 5), ("text", 9, 8)],
+)
+def test_by_default_there_is_room_for_a_picture(model, monkeypatch, mode, context, expected):
+    """A picture of this model is 4 codes and two marks; the begin mark of mode 'image' stands in the prompt."""
+    asked = []
+    ids = {"image": [model.vocabulary.image_ids[0]] * 4 + [model.vocabulary.end_image]}.get(mode, [])
+    monkeypatch.setattr(
+        chameleon, "generate_ids", lambda _, config, *rest, **more: asked.append(config) or np.array([ids])
+    )
+    model.generate([], GenerationConfig(mode=mode, context_length=context))
+    assert asked[0].max_new_tokens == expected
+
+
+def test_lack_of_room_for_a_picture_is_said(model):
+    with pytest.warns(
+        UserWarning, match="max_new_tokens = 6: only text is written, as a picture needs room for 7 tokens"
+    ):
+        answer = model.generate("Once", dataclasses.replace(CONFIG, max_new_tokens=6))
+    assert all(isinstance(part, str) for part in answer)
+
+
+def test_logits_of_too_many_ids_are_refused(model, monkeypatch):
+    monkeypatch.setattr(chameleon, "LOGITS_BYTES", 4 * 10 * model.config.vocab_size)
+    assert model.logits(np.zeros((1, 10), np.int32)).shape[1] == 10
+    with pytest.raises(DocumentError, match=r"logits of 11 ids and .* columns take more than"):
+        model.logits(np.zeros((1, 11), np.int32))
+
+
 def test_folder_of_a_run_opens_its_model(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run" / "model")
     assert load(tmp_path / "run").config == load(saved).config

@@ -188,3 +188,51 @@ def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_p
     assert main(["train-image-tokenizer", str(find_configs() / "demo" / "image_tokenizer.yaml"), *arguments]) == 130
     assert capsys.readouterr().err.endswith("chameleon train-image-tokenizer: stopped\n")
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--- a/file.py"],
+        ["-- a comment of SQL"],
+        ["- a bullet"],
+        ["--seed", "7", "--", "--prompt"],
+        ["--", "--help"],
+        ["--"],
+    ],
+)
+def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
+    from chameleon_jax import commands
+
+    received = []
+    monkeypatch.setattr(commands, "generate", lambda config, *positional: received.append(positional) or {})
+    if arguments[-2:-1] == ["--"] or arguments == ["--"]:
+        at = arguments.index("--") + 1
+        arguments = [*arguments[:at], "out/model", *arguments[at:]]
+    else:
+        arguments = ["out/model", *arguments]
+    assert main(["generate", *arguments]) == 0
+    assert received == [("out/model",) if arguments[-1] == "out/model" else ("out/model", arguments[-1])]
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    import warnings
+
+    from chameleon_jax import commands
+
+    monkeypatch.setattr(commands, "generate", lambda *given: warnings.warn("no room\x1b[31m", stacklevel=2) or {})
+    assert main(["generate", "out/model", "Once"]) == 0
+    assert capsys.readouterr().err == "warning: no room\\x1b[31m\n"
+
+
+def test_what_a_model_writes_steers_no_terminal(monkeypatch, capsys):
+    from chameleon_jax import commands
+
+    class Model:
+        def generate(self, document, config):
+            return ["\x1b]0;owned\x07 and\n\tmore"]
+
+    monkeypatch.setattr(commands, "load", lambda path, **options: Model())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["generate", "out/model", "Once"]) == 0
+    assert capsys.readouterr().out == "\\x1b]0;owned\\x07 and\n\tmore\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import struct
 import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 from tiny_models import random_picture
 
 from chameleon_jax import document as documents
-from chameleon_jax.document import DocumentError, open_image, parse_prompt, to_rgb
+from chameleon_jax.document import DocumentError, as_document, as_documents, open_image, parse_prompt, to_rgb
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -343,6 +345,7 @@ A, B = random_picture(6), random_picture(7)
         ("<image> and ⟨image⟩", [A, B], [A, " and ", B]),
         ("<image><image>", [A, B], [A, B]),
         ("  <image>\n", [B], ["  ", B, "\n"]),
+        ("<|image|>which?", [A], [A, "which?"]),
     ],
 )
 def test_prompts(text, images, expected):
@@ -358,3 +361,36 @@ def test_prompts(text, images, expected):
 def test_marks_and_pictures_must_agree(text, images, marks):
     with pytest.raises(DocumentError, match=rf"{marks} ⟨image⟩ marks but {len(images)} pictures"):
         parse_prompt(text, images)
+
+
+@pytest.mark.parametrize("value", ["Counting up", A], ids=["text", "picture"])
+def test_lone_text_or_picture_is_a_document_of_one(value):
+    assert as_document(value) == [value]
+
+
+@pytest.mark.parametrize("make", [list, tuple, iter, lambda parts: (part for part in parts)])
+def test_sequences_of_segments_are_documents(make):
+    assert as_document(make(["one ", A, " two"])) == ["one ", A, " two"]
+
+
+@pytest.mark.parametrize(
+    "value", [{"prompt": "a"}, None, 3, b"bytes", {"a", "b"}, np.zeros((4, 4, 3), np.uint8), Path("kite.png"), [b"a"]]
+)
+def test_what_is_no_document_is_refused_in_one_line(value):
+    with pytest.raises(DocumentError, match=r"(a document (is|holds)|segments).* not \w+") as caught:
+        as_document(value)
+    assert "\n" not in str(caught.value)
+
+
+def test_endless_document_is_refused():
+    with pytest.raises(DocumentError, match="more than 100,000 segments"):
+        as_document(itertools.repeat("a"))
+
+
+def test_texts_in_a_list_of_documents_are_documents():
+    assert as_documents(["one", A, ["two", A]]) == [["one"], [A], ["two", A]]
+    for lone in ("one", A):
+        with pytest.raises(DocumentError, match="put it in a list"):
+            as_documents(lone)
+    with pytest.raises(DocumentError, match="a list of documents is expected, not dict"):
+        as_documents({"a": ["b"]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chameleon_jax.config.models import TransformerConfig
-from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import MeshConfig, OptimizerConfig
 
 
@@ -34,6 +34,7 @@ class BenchTrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_seed(self.seed)
         for name in ("batch_size", "length", "documents", "accumulation", "warmup", "steps", "repeats"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "must be 0 or more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import ImageTokenizerTrainConfig, TextTokenizerConfig
 
 
@@ -51,6 +51,7 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_seed(self.seed)
         if not self.name:
             object.__setattr__(self, "name", self.kind)
         require(self.count >= 0, "count", self.count, "must be 0 or more")

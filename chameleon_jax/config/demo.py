@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chameleon_jax.config.generation import GenerationConfig
-from chameleon_jax.config.reading import config
+from chameleon_jax.config.reading import config, require_seed
 
 
 @config
@@ -20,6 +20,9 @@ class EvaluationConfig:
     drawing: GenerationConfig = GenerationConfig(mode="image")
     """How the judged digits are drawn."""
     seed: int = 0
+
+    def __post_init__(self):
+        require_seed(self.seed)
 
 
 @config

@@ -87,6 +87,11 @@ def config(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True)(cls)
 
 
+def require_seed(seed: int, bits: int = 63) -> None:
+    """Raises `ConfigError` unless random numbers can be drawn from `seed`."""
+    require(0 <= seed < 2**bits, "seed", seed, f"must be from 0 to 2^{bits} - 1")
+
+
 def _require_finite(value: Any, key: str) -> None:
     if isinstance(value, float):
         require(math.isfinite(value), key, value, "must be a finite number")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from chameleon_jax.config.generation import GenerationConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
-from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.reading import config, require, require_seed
 
 
 @config
@@ -24,6 +24,7 @@ class TextTokenizerConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_seed(self.seed, bits=32)
         require(
             self.vocab_size > 300, "vocab_size", self.vocab_size, "must be above 300: 256 bytes and some characters"
         )
@@ -55,6 +56,7 @@ class ImageTokenizerTrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_seed(self.seed)
         for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         require(
@@ -333,6 +335,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_seed(self.seed)
         for name in ("steps", "batch_size", "log_every", "accumulation"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(

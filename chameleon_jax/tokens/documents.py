@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
-from chameleon_jax.document import DocumentError
+from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.files import (
     FORMAT_VERSION,
     FileError,
@@ -128,19 +129,20 @@ class DocumentTokenizer:
     def encode(self, document: Document) -> np.ndarray:
         """Ids int32 `[n]` of a document, without begin and end of sequence. Each piece of text is encoded by itself.
 
+        Args:
+          document: texts and pictures in a list, tuple or iterator. A lone text or picture is a document of its own.
+
         Raises:
-          DocumentError: for a segment that is neither text nor a picture, cannot be encoded, or needs a tokenizer that
-            is missing.
+          DocumentError: for what is no document, and for a segment that is neither text nor a picture, cannot be
+            encoded, or needs a tokenizer that is missing.
         """
         return self.encode_many([document])[0]
 
     def encode_many(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """`encode` for several documents, with their pictures computed in batches."""
         vocabulary = self.need("vocabulary")
+        documents = as_documents(documents)
         images = [segment for document in documents for segment in document if not isinstance(segment, str)]
-        for image in images:
-            if not hasattr(image, "convert"):
-                raise DocumentError(f"a document holds text (str) and pictures (PIL.Image), not {type(image).__name__}")
         codes = iter(vocabulary.image_ids[self.need("image").tokenize(images)] if images else [])
         encoded = []
         for document in documents:
@@ -172,7 +174,7 @@ class DocumentTokenizer:
         vocabulary = self.need("vocabulary")
         segments: list = []  # text as lists of pieces, pictures as arrays of codes
         codes: list[int] | None = None
-        for place, token in enumerate(np.asarray(list(ids), np.int64)):
+        for place, token in enumerate(_whole_numbers(ids)):
             kind = vocabulary.modality[token] if 0 <= token < vocabulary.size else None
             if kind is None:
                 raise DocumentError(f"id {token} at place {place} is outside the vocabulary of {vocabulary.size}")
@@ -255,6 +257,13 @@ def _is_sentencepiece(path: Path) -> bool:
     except FileError:
         return False
     return True
+
+
+def _whole_numbers(ids: Iterable[int]) -> list[int]:
+    try:
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise DocumentError("ids must be whole numbers in one row, such as int32 [n]") from None
 
 
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:

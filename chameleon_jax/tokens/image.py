@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
-from chameleon_jax.document import to_rgb
+from chameleon_jax.document import DocumentError, to_rgb
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.resize import resize_part
@@ -139,12 +139,15 @@ class ImageTokenizer:
         attended = max(config.attn_resolutions, default=config.grid)
         return max(1, min(64, 2**29 // (4 * max(largest, attended**4))))
 
-    def _in_batches(self, method: str, values: np.ndarray) -> np.ndarray:
+    def _in_batches(
+        self, method: str, values: Sequence[Any], prepare: Callable[[Any], np.ndarray] = np.asarray
+    ) -> np.ndarray:
+        """What `method` gives for `prepare(part)` of all parts of `values`, so that one batch is there at a time."""
         size = self.batch if len(values) > 1 else 1
         pieces = []
         for start in range(0, len(values), size):
-            piece = values[start : start + size]
-            padding = [(0, size - len(piece))] + [(0, 0)] * (values.ndim - 1)
+            piece = prepare(values[start : start + size])
+            padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
             output = _apply(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
             pieces.append(np.asarray(output)[: len(piece)])
         return np.concatenate(pieces)
@@ -157,23 +160,43 @@ class ImageTokenizer:
         """Pictures float32 `[B, h, w, 3]`, about in [-1, 1], of codes.
 
         Raises:
+          DocumentError: for a code outside the codebook, or another number of codes a picture.
           NoImageDecoder: if the weights came without it.
         """
         if not self.can_decode:
             raise NoImageDecoder()
-        return self._in_batches("decode", np.asarray(codes, np.int32))
+        return self._in_batches("decode", self._checked(codes))
+
+    def _checked(self, codes: Any) -> np.ndarray:
+        codes, wanted = np.asarray(codes), self.config.codes_per_image
+        if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != wanted:
+            raise DocumentError(
+                f"codes of type {codes.dtype} and shape {list(codes.shape)}: pictures are whole numbers [n, {wanted}]"
+            )
+        wrong = np.argwhere((codes < 0) | (codes >= self.config.num_codes))
+        if len(wrong):
+            picture, place = wrong[0].tolist()
+            raise DocumentError(
+                f"code {codes[picture, place]} at place {place} of picture {picture}: must be from 0 to "
+                f"{self.config.num_codes - 1}"
+            )
+        return codes.astype(np.int32)
 
     def tokenize(self, images: Sequence[Image]) -> np.ndarray:
         """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode."""
         if not images:
             return np.zeros((0, self.config.codes_per_image), np.int32)
-        resolution, preprocessing = self.config.resolution, self.preprocessing
-        return self.encode_pixels(np.stack([to_pixels(image, resolution, preprocessing) for image in images]))
+
+        def pixels(batch: Sequence[Image]) -> np.ndarray:
+            return np.stack([to_pixels(image, self.config.resolution, self.preprocessing) for image in batch])
+
+        return self._in_batches("encode", images, pixels).astype(np.int32)
 
     def detokenize(self, codes: np.ndarray) -> list[Image]:
         """The pictures that codes `[n, codes_per_image]` stand for.
 
         Raises:
+          DocumentError: as `decode_codes`.
           NoImageDecoder: if the weights came without the decoder and there is a picture to draw.
         """
         return [to_image(pixels) for pixels in self.decode_codes(codes)] if len(codes) else []

@@ -16,7 +16,7 @@ from chameleon_jax.errors import FileError, printable
 from chameleon_jax.reading import parse_json, read_bytes
 from chameleon_jax.tokens.json_checks import check_tokenizer
 from chameleon_jax.tokens.text import TextTokenizer
-from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, check_ids, text_names
+from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, bracketed, check_ids, text_names
 
 LARGEST_FILE = 32 << 20
 """Bytes of a file; the released one has 7 MB."""
@@ -144,8 +144,9 @@ def vocabulary_from_json(content: Mapping[str, Any], where: str) -> Vocabulary:
     return Vocabulary.from_names(names, where, special)
 
 
-def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str] | None]:
-    """Every token's id, and the names of special tokens; None where Meta's rule tells them.
+def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str]]:
+    """Every token's id, and the names of special tokens: those that the file marks so and, where text is byte-level,
+    those of Meta's rule too.
 
     Byte-level text never starts with `<`, as its punctuation stands alone. Files with byte fallback call their bytes
     `<0x41>`, so they have to mark their special tokens.
@@ -181,9 +182,8 @@ def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str] | N
                 f"{where}: {name!r} has id {names[name]} in model.vocab and id {token['id']} in added_tokens"
             )
     check_ids(names, where)
-    if _is_byte_level(content):
-        return names, None
-    return names, {token["content"] for token in added if token.get("special")}
+    special = {token["content"] for token in added if token.get("special")}
+    return names, special | bracketed(names) if _is_byte_level(content) else special
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:

@@ -65,13 +65,18 @@ def check_ids(names: Mapping[str, Any], where: str) -> None:
             raise VocabularyError(f"{where}: {name_of_id[int(token)]!r} and {name!r} both have id {token}")
 
 
+def bracketed(names: Iterable[str]) -> set[str]:
+    """Names that start with `<`, except `<` itself: special tokens in Meta's code."""
+    return {name for name in names if name.startswith("<") and name != "<"}
+
+
 def text_names(names: Mapping[str, int], special: Collection[str] | None = None) -> list[str]:
     """Names that are text, in order of their ids.
 
     Image codes are told by the start of their names. Special are the names in `special`; without it, as in Meta's code,
     all that start with `<` except `<` itself.
     """
-    special = {name for name in names if name.startswith("<") and name != "<"} if special is None else set(special)
+    special = bracketed(names) if special is None else set(special)
     special |= set(SPECIAL_NAMES.values())
     text = [name for name in names if name not in special and not name.startswith(IMAGE_PREFIX)]
     return sorted(text, key=names.__getitem__)

@@ -23,7 +23,7 @@ from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError, open_image
 from data_pipeline.sources.jsonl import check_text, parse_document, read_lines
 
-_MARK = re.compile("|".join(map(re.escape, (*IMAGE_MARKS, "<|image|>"))))
+_MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
 
 

@@ -118,6 +118,12 @@ def test_ids_that_are_no_document_are_refused(ids, message):
         TOKENIZER.decode(ids)
 
 
+@pytest.mark.parametrize("ids", [[-1], [10**9], [10**30], [1.5], ["a"], [[1, 2]], 7, None])
+def test_ids_that_are_none_are_refused(ids):
+    with pytest.raises(DocumentError, match=r"outside the vocabulary|must be whole numbers"):
+        TOKENIZER.decode(ids)
+
+
 @pytest.mark.parametrize("segment", [3, None, b"bytes", ["nested"], np.zeros((2, 2, 3))])
 def test_segment_of_another_kind_is_named(segment):
     with pytest.raises(DocumentError, match=type(segment).__name__):

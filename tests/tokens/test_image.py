@@ -267,6 +267,23 @@ def test_pictures_of_a_batch_are_those_one_by_one():
     assert [picture.size for picture in tokenizer.detokenize(codes)] == [(16, 16)] * 5
 
 
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0, 1, 2, 3], [0, 16, 1, 2]], "code 16 at place 1 of picture 1: must be from 0 to 15"),
+        ([[0, 1, 2, -1]], "code -1 at place 3 of picture 0: must be from 0 to 15"),
+        ([[0, 1, 2, 2**40]], "code 1099511627776 at place 3 of picture 0"),
+        ([[0, 1, 2]], r"shape \[1, 3\]: pictures are whole numbers \[n, 4\]"),
+        ([0, 1, 2, 3], r"shape \[4\]: pictures are whole numbers"),
+        ([[0.0, 1.0, 2.0, 3.0]], "codes of type float64"),
+    ],
+)
+def test_codes_that_stand_for_no_picture_are_refused(codes, message):
+    for decode in (image_tokenizer().detokenize, image_tokenizer().decode_codes):
+        with pytest.raises(DocumentError, match=message):
+            decode(np.array(codes))
+
+
 def test_no_pictures_give_no_codes():
     tokenizer = image_tokenizer()
     assert tokenizer.tokenize([]).shape == (0, IMAGE_TOKENIZER.codes_per_image)

@@ -98,6 +98,20 @@ def test_name_of_a_special_token_typed_as_text_stays_text(name, text):
     assert len(pieces) > 1
 
 
+@pytest.mark.parametrize("name", ["[PAD]", "[/INST]", "<|im_end|>", "###"])
+def test_names_that_the_file_marks_special_are_no_text_whatever_they_look_like(name):
+    pytest.importorskip("tokenizers")
+    content = released_json()
+    token = 1 + max(content["model"]["vocab"].values())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": token, "content": name, **flags})
+    marked, vocabulary = JSONTokenizer(content), vocabulary_from_json(content, "")
+    assert marked.decode(marked.encode(f"a{name}b")) == f"a{name}b"
+    assert token not in vocabulary.text_ids[marked.encode(f"a{name}b")]
+    assert token not in vocabulary.text_ids  # so it is never written as text either
+    assert marked.other_names[name] == token
+
+
 def test_added_token_without_the_special_flag_is_no_text_either():
     pytest.importorskip("tokenizers")
     content = released_json()
