@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -246,6 +247,10 @@ class DocumentTokenizer:
             image = load_image_tokenizer(folder / "image")
         try:
             vocabulary = None if "vocabulary" in missing else Vocabulary.from_dict(values)
+            if vocabulary and isinstance(text, JSONTokenizer) and text.num_pieces < len(vocabulary.text_ids):
+                # Older versions took names that the file marks as special for text, unless they began with `<`.
+                is_text = ~np.isin(vocabulary.text_ids, list(text.other_names.values()))
+                vocabulary = dataclasses.replace(vocabulary, text_ids=vocabulary.text_ids[is_text])
             return cls(text, image, vocabulary, codes_per_image=codes_per_image, missing=missing)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: {error}") from None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import (
     image_tokenizer,
     random_picture,
+    released_json,
     scrambled_json,
     scrambled_tokenizer,
     scrambled_vocabulary,
@@ -317,3 +318,17 @@ def test_vocabulary_for_other_tokenizers_is_refused():
         DocumentTokenizer(TOKENIZER.text, TOKENIZER.image, Vocabulary.in_released_order(100, 16))
     with pytest.raises(VocabularyError, match="has 8 image codes but the image tokenizer 16"):
         DocumentTokenizer(TOKENIZER.text, TOKENIZER.image, scrambled_vocabulary(360, 8))
+
+
+def test_tokenizer_saved_when_marked_names_were_text_still_opens(tmp_path):
+    pytest.importorskip("tokenizers")
+    content = released_json()
+    token = 1 + max(content["model"]["vocab"].values())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": token, "content": "[PAD]", **flags})
+    vocabulary = vocabulary_from_json(content, "")
+    DocumentTokenizer(JSONTokenizer(content), None, vocabulary).save(tmp_path)
+    header = json.loads((tmp_path / "vocabulary.json").read_text())
+    header["text_ids"].append(token)
+    (tmp_path / "vocabulary.json").write_text(json.dumps(header))
+    np.testing.assert_array_equal(DocumentTokenizer.load(tmp_path).vocabulary.text_ids, vocabulary.text_ids)
