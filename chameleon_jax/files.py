@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.array_folders import check_claims, check_folder
 from chameleon_jax.errors import FileError
 from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
@@ -183,6 +184,7 @@ def check_arrays(path: str | Path, abstract: Any) -> None:
     path = Path(path)
     if not path.is_dir():
         raise FileError(f"{path}: no such folder of arrays")
+    size = check_folder(path)
     try:
         stored = ocp.metadata(path.absolute()).metadata
         wanted, found = _shapes(abstract), _shapes(stored)
@@ -194,6 +196,7 @@ def check_arrays(path: str | Path, abstract: Any) -> None:
                 f"{path}: {name} has shape {found.get(name, 'none (missing)')}, "
                 f"the config expects {wanted.get(name, 'no such array')}"
             )
+    check_claims(path, stored, size)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -20,8 +20,9 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # is inside it.
 LAYERS = (
     (
-        "accelerators", "compiler_options", "errors", "array_types", "config", "distributed", "document", "batch",
-        "files", "host_memory", "locks", "progress", "reading", "replacing", "terminal", "versions",
+        "accelerators", "array_folders", "compiler_options", "errors", "array_types", "config", "distributed",
+        "document", "batch", "files", "host_memory", "locks", "progress", "reading", "replacing", "terminal",
+        "versions",
     ),
     ("models",),
     ("tokens",),

@@ -1,0 +1,83 @@
+"""Looks at a folder of arrays before Orbax and TensorStore open it, and at what it says of them before it is read.
+
+Both believe what they are told: they wait for a pipe that lies in the place of a file, and a kilobyte that claims to be
+a matrix of a terabyte, in chunks of one number, keeps them busy for days.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.errors import FileError
+from chameleon_jax.reading import LARGEST_JSON
+
+MOST_FILES = 100_000
+MOST_CHUNKS = 100_000
+"""Chunks of an array; ours have up to 1 GiB each."""
+LARGEST_CHUNK = 4 << 30
+LARGEST_GROWTH = 64
+"""Bytes of arrays for each byte of the folder: early versions compressed them, which gains little with weights."""
+_SMALL = 64 << 20  # bytes that need no such proof
+
+
+def check_folder(path: Path) -> int:
+    """The bytes of all files in a folder of arrays.
+
+    Raises:
+      FileError: for anything but files, links to files, and folders, and for metadata larger than any needs to be.
+    """
+    total = count = 0
+    for root, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            count += 1
+            entry = Path(root, name)
+            try:
+                found = entry.stat()
+            except OSError as error:
+                raise FileError(f"{entry}: cannot be read: {error.strerror or error}") from None
+            if name in folders and entry.is_symlink():
+                raise FileError(f"{entry}: is a link to a folder; a folder of arrays holds its own")
+            if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                raise FileError(f"{entry}: is a pipe, a socket or a device, not a file")
+            if name.startswith("_") and found.st_size > LARGEST_JSON:
+                raise FileError(f"{entry}: has more than {LARGEST_JSON:,} bytes, which no such file needs")
+            total += found.st_size if name in names else 0
+        if count > MOST_FILES:
+            raise FileError(f"{path}: holds more than {MOST_FILES:,} files; is it a folder of arrays?")
+    return total
+
+
+def check_claims(path: Path, stored: Any, size: int) -> None:
+    """Refuses arrays that are no numbers, in too many chunks, or have far more bytes than the folder.
+
+    Args:
+      stored: what Orbax says of the arrays, as a tree.
+      size: bytes of the folder, as `check_folder` gives them.
+
+    Raises:
+      FileError: naming the array.
+    """
+    left = LARGEST_GROWTH * size + _SMALL
+    for place, leaf in jax.tree_util.tree_leaves_with_path(stored):
+        name = jax.tree_util.keystr(place, simple=True, separator="/")
+        if not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)):
+            raise FileError(f"{path}: {name} is of type {leaf.dtype}; expected numbers")
+        left -= math.prod(leaf.shape) * leaf.dtype.itemsize
+        if left < 0:
+            raise FileError(
+                f"{path}: its arrays, up to {name}, have more than {LARGEST_GROWTH} times the bytes that lie there; "
+                "fetch or write it again"
+            )
+        chunk = getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None) or leaf.shape
+        pieces = math.prod(-(-axis // max(1, step)) for axis, step in zip(leaf.shape, chunk, strict=True))
+        if pieces > MOST_CHUNKS or math.prod(chunk) * leaf.dtype.itemsize > LARGEST_CHUNK:
+            raise FileError(
+                f"{path}: {name} lies in {pieces:,} chunks of shape {chunk}; expected fewer, or smaller ones"
+            )
