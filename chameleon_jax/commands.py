@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ import jax
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon, load
-from chameleon_jax.compiler_options import gpu_flags
 from chameleon_jax.config import (
     ConfigError,
     ConvertCommand,
@@ -242,7 +240,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_run(config.output)
     check_folder(Path(config.output) / "model", MODEL)
     check_folder(Path(config.output) / "adapters", ADAPTERS)
-    _settle_platform()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     data = PreparedData(config.data)
     require(
         config.sequence_length in (None, data.sequence_length),
@@ -333,16 +332,6 @@ def _last_held_out_losses(output: Path) -> dict[str, float]:
 def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
     data.rows("held_out", name)  # files that are missing are an error now rather than at the first evaluation
     return lambda rows: data.held_out_batches(name, config.batch_size, config.evaluation_batches, rows)
-
-
-def _settle_platform() -> None:
-    """What must be said or set before a long run on this kind of device."""
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
-    elif jax.default_backend() == "gpu" and jax.device_count() > 1 and is_first():
-        missing = [flag for flag in gpu_flags().split() if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
-        if missing:
-            console.print(f"On several GPUs these hide communication behind work: XLA_FLAGS='{' '.join(missing)}'")
 
 
 def _open_initial(config: TrainConfig, vocabulary: Vocabulary) -> tuple[Callable[[Any], Any] | None, bool | None]:

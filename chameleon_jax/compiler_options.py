@@ -1,71 +1,130 @@
-"""Options of XLA that a train step is compiled with, by platform, each with its reason.
+"""Options of XLA that train and evaluation steps are compiled with: one table, each entry with its reason.
 
-Those of TPUs go to `jax.jit(compiler_options=…)`, so that they are part of the program and need no
-environment; libtpu 0.0.42 takes every name for TPUs. Those of GPUs must be in the environment before JAX starts.
+They go to `jax.jit(compiler_options=…)`, so that they are part of the program and need no environment. The config key
+`compiler_options: none` leaves them out; XLA_FLAGS and LIBTPU_INIT_ARGS still say what they do not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Literal, NamedTuple
 
-_OVERLAP = {
-    # Gathers of the next weights run beside the products with the present ones: what fully sharded training lives from.
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    # One gather may stretch over several products; a layer's weights take longer than any one of them.
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-    "xla_enable_async_all_gather": "true",
-}
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
 
-_GRADIENTS = {
-    # Sums of gradients over copies of the model (the data axis) overlap the backward pass, whatever their sizes.
-    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
-    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
-}
-
-_BY_KIND = {
-    # MaxText's settings: more of the on-chip memory for one fusion, so that large tiles reach the peak.
-    "tpu v5": {**_OVERLAP, **_GRADIENTS, "xla_tpu_scoped_vmem_limit_kib": "65536"},
-    "tpu v5 lite": {**_OVERLAP, **_GRADIENTS},
-    "tpu v6 lite": {
-        **_OVERLAP,
-        **_GRADIENTS,
-        "xla_tpu_scoped_vmem_limit_kib": "98304",
-        # Products that are cut into a ring of permutes to overlap are slower here than one gather beside them.
-        "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-    },
-}
+from chameleon_jax.progress import console
 
 
-def train_step_options(device: Any) -> dict[str, str] | None:
-    """What `jax.jit(compiler_options=…)` of a train step takes on such a device; None: XLA's own choice.
+class Option(NamedTuple):
+    name: str
+    value: bool | int | str
+    devices: tuple[str, ...]
+    """Platforms and kinds of devices, in lower case."""
+    reason: str
 
-    Processors get none. oneDNN's matrix products (`xla_cpu_use_onednn`) are 10 to 15 % faster where they run, but with
-    the oneDNN in jaxlib 0.10.2 the demo's train step hung or ended with a segmentation fault on a processor with AVX2.
+
+_TPU = ("tpu v5", "tpu v5 lite", "tpu v6 lite")  # v5p, v5e, v6e
+
+OPTIONS = (
+    Option(
+        "xla_tpu_enable_async_collective_fusion", True, _TPU,
+        "Gathers of the next weights run beside the products with the present ones: what fully sharded training needs.",
+    ),
+    Option("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True, _TPU, "The same for all-gathers."),
+    Option(
+        "xla_tpu_enable_async_collective_fusion_multiple_steps", True, _TPU,
+        "One gather may stretch over several products; a layer's weights take longer than any one of them.",
+    ),
+    Option("xla_tpu_overlap_compute_collective_tc", True, _TPU, "Collectives of the TensorCore overlap its products."),
+    Option("xla_enable_async_all_gather", True, _TPU, "All-gathers have a start and an end, with work between."),
+    Option(
+        "xla_tpu_enable_data_parallel_all_reduce_opt", True, _TPU,
+        "Sums of gradients over copies of the model (the data axis) overlap the backward pass.",
+    ),
+    Option("xla_tpu_data_parallel_opt_different_sized_ops", True, _TPU, "The same, whatever their sizes."),
+    Option(
+        "xla_tpu_scoped_vmem_limit_kib", 65536, ("tpu v5",),
+        "More of the on-chip memory for one fusion, so that large tiles reach the peak (MaxText's setting).",
+    ),
+    Option("xla_tpu_scoped_vmem_limit_kib", 98304, ("tpu v6 lite",), "The same; this chip has more of it."),
+    Option(
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib", 1_000_000, ("tpu v6 lite",),
+        "Products that are cut into a ring of permutes to overlap are slower here than one gather beside them.",
+    ),
+    Option(
+        "xla_gpu_enable_latency_hiding_scheduler", True, ("gpu",),
+        "Orders operations so that collectives run beside products.",
+    ),
+    Option(
+        "xla_gpu_enable_while_loop_double_buffering", True, ("gpu",),
+        "Two layers of the scan at a time in the loop's body: gathers of one overlap products of the other.",
+    ),
+    Option(
+        "xla_gpu_enable_pipelined_all_gather", True, ("gpu",),
+        "Collectives of one loop turn may start in the turn before.",
+    ),
+    Option("xla_gpu_enable_pipelined_reduce_scatter", True, ("gpu",), "The same for reduce-scatters."),
+    Option("xla_gpu_enable_pipelined_all_reduce", True, ("gpu",), "The same for all-reduces."),
+    Option(
+        "xla_gpu_all_gather_combine_threshold_bytes", 1 << 30, ("gpu",),
+        "Weights of a whole layer in one gather: few large ones fill the links.",
+    ),
+    Option("xla_gpu_reduce_scatter_combine_threshold_bytes", 1 << 30, ("gpu",), "Gradients of a layer in one scatter."),
+    Option("xla_gpu_all_reduce_combine_threshold_bytes", 1 << 30, ("gpu",), "Gradients of a layer in one sum."),
+    Option(
+        "xla_disable_hlo_passes", "cse_barrier_expander", ("cpu",),
+        "This pass takes away the barriers of `jax.checkpoint` before common subexpressions are merged, which then "
+        "keeps all that remat is to compute again. oneDNN's products (xla_cpu_use_onednn) are left out: 10 to 15 % "
+        "faster where they run, but the train step of the demo hung or crashed with them (jaxlib 0.10.2, AVX2).",
+    ),
+)  # fmt: skip
+
+
+def compiler_options(mesh: Mesh, choice: Literal["auto", "none"] = "auto") -> dict[str, bool | int | str]:
+    """What `jax.jit(compiler_options=…)` of a step on `mesh` takes; of `OPTIONS`, those that this compiler knows.
+
+    The options of GPUs hide communication, so a single one has none.
     """
-    return _BY_KIND.get(device.device_kind.lower()) if device.platform == "tpu" else None
+    device = _own_device(mesh)
+    if choice == "none" or (device.platform == "gpu" and mesh.size == 1):
+        return {}
+    return dict(_known(device))
 
 
-_GPU = {
-    # Orders operations so that collectives run beside products.
-    "xla_gpu_enable_latency_hiding_scheduler": "true",
-    # Two layers of the scan at a time in the loop's body: gathers of one overlap products of the other.
-    "xla_gpu_enable_while_loop_double_buffering": "true",
-    # Collectives of one loop turn may start in the turn before.
-    "xla_gpu_enable_pipelined_all_gather": "true",
-    "xla_gpu_enable_pipelined_reduce_scatter": "true",
-    "xla_gpu_enable_pipelined_all_reduce": "true",
-    # Weights of a whole layer in one gather, gradients in one scatter: few large ones fill the links.
-    "xla_gpu_all_gather_combine_threshold_bytes": str(1 << 30),
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": str(1 << 30),
-    "xla_gpu_all_reduce_combine_threshold_bytes": str(1 << 30),
-}
+def _own_device(mesh: Mesh) -> Any:
+    """A device of the mesh that this process can compile for."""
+    devices = list(mesh.devices.flat)
+    return next((device for device in devices if device.process_index == jax.process_index()), devices[0])
 
 
-def gpu_flags() -> str:
-    """The value for XLA_FLAGS with which a train step on several GPUs overlaps its collectives.
+@functools.cache
+def _known(device: Any) -> tuple[tuple[str, bool | int | str], ...]:
+    """Names and values for such a device, without those that its compiler refuses: names come and go."""
+    kinds = (device.platform, device.device_kind.lower())
+    options = {each.name: each.value for each in OPTIONS if set(kinds) & set(each.devices)}
+    if device.platform == "tpu":  # libtpu reads texts
+        options = {name: str(value).lower() for name, value in options.items()}
+    if _refusal(device, options) is None:
+        return tuple(options.items())
+    known = {}
+    for name, value in options.items():
+        reason = _refusal(device, {name: value})
+        if reason is None:
+            known[name] = value
+        else:
+            console.print(f"compiler option {name} is left out: {reason}", markup=False)
+    return tuple(known.items())
 
-    Set it before Python starts, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
-    """
-    return " ".join(f"--{name}={value}" for name, value in _GPU.items())
+
+def _refusal(device: Any, options: dict[str, bool | int | str]) -> str | None:
+    """Why a small program cannot be compiled with these options; None if it can."""
+    place = SingleDeviceSharding(device)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+    platform = "cuda" if device.platform == "gpu" else device.platform
+    lowered = jax.jit(jnp.negative, out_shardings=place).trace(number).lower(lowering_platforms=(platform,))
+    try:
+        lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        return str(error).splitlines()[0][:200]
+    return None

@@ -21,7 +21,7 @@ from chameleon_jax.accelerators import find_accelerator
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.bench.environment import environment
-from chameleon_jax.compiler_options import train_step_options
+from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.host_memory import keep_freed_memory
@@ -38,7 +38,7 @@ def train_config(config: BenchTrainConfig) -> TrainConfig:
         data="", output="", model=config.model, batch_size=config.batch_size,
         steps=max(steps, config.optimizer.warmup_steps), stages=(StageConfig(1.0, {"random": 1.0}),),
         optimizer=config.optimizer, accumulation=config.accumulation, loss_chunk=config.loss_chunk,
-        mesh=config.mesh, seed=config.seed,
+        mesh=config.mesh, compiler_options=config.compiler_options, seed=config.seed,
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dic
         "first_step_seconds": round(first_step, 3),
         "loss": losses,
         "memory": memory,
-        "compiler_options": train_step_options(mesh.devices.flat[0]),
+        "compiler_options": compiler_options(mesh, config.compiler_options),
         "config": to_dict(config),
         **environment(),
     }

@@ -27,21 +27,27 @@ def bytes_per_device(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def memory_report(compiled: Any, params: Any, opt_state: Any, batch: Any, capacity: float | None) -> dict[str, Any]:
+def memory_report(
+    compiled: Any, trees: dict[str, Any], capacity: float | None, *, beside: str | None = None
+) -> dict[str, Any]:
     """Bytes on each device by kind, and whether they fit into `capacity` (None if that is not known).
 
     `padding` is what arguments take beyond their bytes, in tiles that they do not fill.
+
+    Args:
+      trees: what is in memory meanwhile, by name: the arguments of `compiled`, and `beside`.
+      beside: the one of them that is no argument.
     """
     stats = compiled.memory_analysis()
-    parts = {"parameters": params, "optimizer_state": opt_state, "batch": batch}
-    report: dict[str, Any] = {name: bytes_per_device(tree) for name, tree in parts.items()}
-    report["padding"] = max(stats.argument_size_in_bytes - sum(report.values()), 0)
+    report: dict[str, Any] = {name: bytes_per_device(tree) for name, tree in trees.items()}
+    more = report[beside] if beside else 0
+    report["padding"] = max(stats.argument_size_in_bytes - sum(report.values()) + more, 0)
     report["temporaries"] = stats.temp_size_in_bytes
     report["program"] = stats.generated_code_size_in_bytes
     fresh_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the rest takes the place of arguments
-    held = stats.argument_size_in_bytes + fresh_outputs
+    held = stats.argument_size_in_bytes + fresh_outputs + more
     # Temporaries are at their height while the state is there. XLA's own figure on a CPU leaves them out.
-    report["peak"] = max(stats.peak_memory_in_bytes, held + report["temporaries"]) + report["program"]
+    report["peak"] = max(stats.peak_memory_in_bytes + more, held + report["temporaries"]) + report["program"]
     report["capacity"] = capacity
     report["share"] = report["peak"] / capacity if capacity else None
     report["fits"] = fits(report["peak"], capacity)

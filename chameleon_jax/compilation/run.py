@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -26,7 +27,7 @@ from chameleon_jax.compilation.estimate import (
 )
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compilation.topologies import describe_topology
-from chameleon_jax.compiler_options import train_step_options
+from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import new_file
@@ -35,7 +36,7 @@ from chameleon_jax.replacing import Kind, check_file
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state
-from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.step import make_evaluation_step, make_train_step
 
 EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"PyTreeDef" in path.read_bytes())
 
@@ -67,15 +68,15 @@ def abstract_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.stages.Compiled, dict[str, Any]]:
-    """Compiles the train step of `config` for `devices`, which need not exist.
+    """Compiles the train step and the evaluation step of `config` for `devices`, which need not exist.
 
     Returns:
-      the executable, and what is known of it: see `docs/compiled_for_pods.md`. Bytes and seconds are of one device and
-      one step.
+      the executable of the train step, and what is known of both: see `docs/compiled_for_pods.md`. Bytes and seconds
+      are of one device and one step.
 
     Raises:
       ConfigError: if the config lacks `sequence_length` or does not fit the mesh.
-      ChameleonError: if XLA finds that it does not fit into the memory of a device.
+      ChameleonError: if XLA finds that a step does not fit into the memory of a device.
     """
     mesh = make_mesh(config.mesh, devices)
     batch = abstract_batch(config, mesh)
@@ -83,34 +84,43 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
     # Which ids are image codes the prepared data knows, and it is no matter of size; but without any, XLA would leave
     # out the gradient of an image head. These are the released model's.
     ids = np.arange(config.model.vocab_size)
-    step = make_train_step(config, (ids >= 4) & (ids < 8196), mesh)
+    is_image_id = (ids >= 4) & (ids < 8196)
     accelerator = find_accelerator(devices[0])
-    platform, options = devices[0].platform, train_step_options(devices[0])
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
     began = time.monotonic()
-    with jax.set_mesh(mesh):
-        lowered = step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
-        try:
-            compiled = lowered.compile(compiler_options=options)  # they come after the step's own, and win
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise _too_large(error, config, mesh, state) from error
-    seconds = time.monotonic() - began
-    report = _report(config, mesh, compiled, state, batch, accelerator)
+    try:
+        compiled = _compile(make_train_step(config, is_image_id, mesh), state, batch)
+        seconds = time.monotonic() - began
+        evaluation = _compile(make_evaluation_step(config, is_image_id, mesh), state.params, batch)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _too_large(error, config, mesh, state) from error
+    report = _report(config, mesh, compiled, evaluation, state, batch, accelerator)
+    options = compiler_options(mesh, config.compiler_options)
     return compiled, {**report, "compile_seconds": round(seconds, 1), "compiler_options": options}
+
+
+def _compile(step: Any, *arguments: Any) -> jax.stages.Compiled:
+    """The jitted `step` for the devices on which its arguments lie."""
+    platform = jax.tree.leaves(arguments)[0].sharding.mesh.devices.flat[0].platform
+    return step.trace(*arguments).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
 
 
 def _report(
     config: TrainConfig,
     mesh: jax.sharding.Mesh,
     compiled: jax.stages.Compiled,
+    evaluation: jax.stages.Compiled,
     state: TrainState,
     batch: Batch,
     accelerator: Accelerator | None,
 ) -> dict[str, Any]:
     length = config.sequence_length
-    memory = memory_report(compiled, state.params, state.opt_state, batch, accelerator and accelerator.memory)
+    capacity = accelerator and accelerator.memory
+    trees = {"parameters": state.params, "optimizer_state": state.opt_state, "batch": batch}
+    memory = memory_report(compiled, trees, capacity)
+    evaluation_memory = memory_report(evaluation, trees, capacity, beside="optimizer_state")
     moved = read_collectives(compiled.as_text(), mesh.size)
     flops = config.batch_size * length * flops_per_token(config, length)
     traffic = step_traffic_bound(config, state.params, bytes_per_device(state), mesh)
@@ -126,7 +136,8 @@ def _report(
         "accumulation": config.accumulation,
         "rows_per_device_and_part": rows,
         "memory": memory,
-        "advice": [*(advice(config, mesh, memory) if memory["fits"] is False else []), *width_advice(config, mesh)],
+        "evaluation_memory": evaluation_memory,
+        "advice": [*_what_to_try(config, mesh, memory, evaluation_memory), *width_advice(config, mesh)],
         "replicated": [array._asdict() for array in replicated_arrays(state, mesh)],
         "collectives": collectives_report(moved.collectives),
         "loops_of_unknown_length": moved.unknown_loops,
@@ -135,6 +146,18 @@ def _report(
         "memory_traffic_bound": traffic,
         "estimate": accelerator and roofline(config, length, mesh, accelerator, traffic, moved.collectives),
     }
+
+
+def _what_to_try(
+    config: TrainConfig, mesh: jax.sharding.Mesh, memory: dict[str, Any], evaluation_memory: dict[str, Any]
+) -> list[str]:
+    """Advice for the step that does not fit."""
+    if memory["fits"] is False:
+        return advice(config, mesh, memory)
+    if evaluation_memory["fits"] is False:  # it keeps nothing for a backward pass
+        model = dataclasses.replace(config.model, remat="full")
+        return advice(dataclasses.replace(config, model=model), mesh, evaluation_memory)
+    return []
 
 
 def _too_large(error: Exception, config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> ChameleonError:

@@ -43,11 +43,19 @@ def _memory(report: dict[str, Any], line) -> Iterator[str]:
     yield "\nmemory of a device"
     for name in ("parameters", "optimizer_state", "batch", "padding", "temporaries", "program", "peak"):
         yield line(f"  {name.replace('_', ' ')}", f"{_size(memory[name]):>12}")
+    yield from _verdict(memory, line)
+    evaluation = report["evaluation_memory"]
+    yield line("  temporaries of evaluation", f"{_size(evaluation['temporaries']):>12}")
+    yield line("  peak of evaluation", f"{_size(evaluation['peak']):>12}")
+    yield from _verdict(evaluation, line)
+    for index, text in enumerate(report["advice"]):
+        yield line("  try" if index == 0 else "  or", text)
+
+
+def _verdict(memory: dict[str, Any], line) -> Iterator[str]:
     if memory["capacity"]:
         verdict = "fits" if memory["fits"] else "does not fit"
         yield line("  of", f"{_size(memory['capacity']):>12}  {memory['share']:.0%}: {verdict}")
-    for index, text in enumerate(report["advice"]):
-        yield line("  try" if index == 0 else "  or", text)
 
 
 def _replicated(report: dict[str, Any], line) -> Iterator[str]:

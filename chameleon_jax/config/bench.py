@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from chameleon_jax.config.models import TransformerConfig
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import MeshConfig, OptimizerConfig
@@ -26,6 +28,9 @@ class BenchTrainConfig:
     """Parts that a batch is cut into, one after another."""
     loss_chunk: int = 0
     """Positions of each row whose logits are computed at a time; 0: all at once."""
+    compiler_options: Literal["auto", "none"] = "auto"
+    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/compiler_options.py` for the devices at hand,
+    'none' leaves all to XLA, its defaults and XLA_FLAGS."""
     warmup: int = 2
     """Steps before the clock starts; the first of them compiles."""
     steps: int = 10

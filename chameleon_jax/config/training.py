@@ -320,6 +320,9 @@ class TrainConfig:
     n / (n + 10)."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
+    compiler_options: Literal["auto", "none"] = "auto"
+    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/compiler_options.py` for the devices at hand,
+    'none' leaves all to XLA, its defaults and XLA_FLAGS."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     bad_steps: BadStepsConfig = BadStepsConfig()
     profile: ProfileConfig = ProfileConfig()

@@ -26,7 +26,7 @@ have moved; that it is the same data is checked by its fingerprint. `steps` has 
 
 CHANGES_ROUNDING = (
     "accumulation", "loss_chunk", "model.attention", "model.remat", "model.unroll", "model.param_dtype",
-    "model.compute_dtype", "optimizer.moment_dtype",
+    "model.compute_dtype", "optimizer.moment_dtype", "compiler_options",
 )  # fmt: skip
 """Keys that may change as well, so that a run can move to other hardware, but not without a word: the run is no longer
 the same bit for bit."""

@@ -13,7 +13,7 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
-from chameleon_jax.compiler_options import train_step_options
+from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
@@ -188,7 +188,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=train_step_options(mesh.devices.flat[0]),
+        compiler_options=compiler_options(mesh, config.compiler_options),
     )
 
 
@@ -232,4 +232,5 @@ def make_evaluation_step(
         evaluate,
         in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh, config.compiler_options),
     )

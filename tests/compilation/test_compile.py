@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,14 +19,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import chameleon_jax.compiler_options
 from chameleon_jax.accelerators import Accelerator
 from chameleon_jax.cli import main
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
 from chameleon_jax.compilation.table import lines
-from chameleon_jax.compiler_options import gpu_flags, train_step_options
-from chameleon_jax.config import TrainConfig, find_configs, from_dict
+from chameleon_jax.compiler_options import OPTIONS, Option, compiler_options
+from chameleon_jax.config import MeshConfig, TrainConfig, find_configs, from_dict
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.state import abstract_state
@@ -57,6 +59,13 @@ def test_the_report_of_the_command(tmp_path, capsys):
     assert found["memory"]["batch"] == LENGTH * 5 * 4
     assert found["memory"]["temporaries"] > 0
     assert found["memory"]["fits"] is None
+    # Evaluation has the optimizer state beside it, but keeps nothing for a backward pass.
+    evaluation = found["evaluation_memory"]
+    assert evaluation["optimizer_state"] == found["memory"]["optimizer_state"]
+    assert found["compiler_options"] == {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    assert 0 < evaluation["temporaries"] < found["memory"]["temporaries"]
+    held = sum(evaluation[name] for name in ("parameters", "optimizer_state", "batch", "temporaries", "program"))
+    assert evaluation["peak"] >= held
     assert found["collectives"]["all-gather"]["bytes"] > 4 * parameters
     assert found["collectives"]["all-gather"]["count"] > 2
     assert found["loops_of_unknown_length"] == 0
@@ -66,14 +75,16 @@ def test_the_report_of_the_command(tmp_path, capsys):
     assert found["estimate"] is None
     assert len(pickle.loads(program.read_bytes())) == 3
     said = "\n".join(lines(found))
-    for text in ("8 x cpu", "data 1  fsdp 8", "8 rows of 12 tokens", "all-gather", "not cut: none", "no estimate"):
+    for text in ("8 x cpu", "data 1  fsdp 8", "8 rows of 12 tokens", "all-gather", "not cut: none", "no estimate",
+                 "peak of evaluation"):  # fmt: skip
         assert text in said
 
 
 def test_a_chip_that_is_too_small(monkeypatch):
     monkeypatch.setattr("chameleon_jax.compilation.run.find_accelerator", lambda device: SMALL._replace(memory=2e4))
-    config = from_dict(TrainConfig, CONFIG)
+    config = from_dict(TrainConfig, {**CONFIG, "compiler_options": "none"})
     report = compile_train_step(config, jax.devices())[1]
+    assert report["compiler_options"] == {}
     assert report["memory"]["fits"] is False
     assert report["memory"]["share"] > 0.9
     assert any("--model.remat full" in text for text in report["advice"])
@@ -159,12 +170,57 @@ def test_arrays_that_are_not_cut_are_named():
     assert replicated_arrays(tree, mesh, threshold=1024) == []
 
 
-def test_gpu_flags_are_flags():
-    assert all(flag.startswith("--xla_gpu_") and "=" in flag for flag in gpu_flags().split())
+@dataclasses.dataclass(frozen=True)
+class Device:
+    platform: str
+    device_kind: str
+    process_index: int = 0
 
 
-def test_processors_get_no_options():
-    assert train_step_options(jax.devices()[0]) is None
+def mesh_of(*devices):
+    return types.SimpleNamespace(devices=np.asarray(devices, object), size=len(devices))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_this_compiler_takes_every_option_of_the_table(platform):
+    """The options of a GPU have their names and types in every jaxlib; those of TPUs are libtpu's."""
+    named = {each.name: each.value for each in OPTIONS if platform in each.devices}
+    assert named
+    jax.jit(jnp.negative, compiler_options=named)(1.0)
+
+
+def test_every_option_has_a_reason_and_one_value_for_a_device():
+    assert all(each.reason for each in OPTIONS)
+    pairs = [(each.name, device) for each in OPTIONS for device in each.devices]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_options_go_by_the_device(monkeypatch):
+    monkeypatch.setattr("chameleon_jax.compiler_options._refusal", lambda device, options: None)
+    v5p, gpu = Device("tpu", "TPU v5"), Device("gpu", "NVIDIA H100 80GB HBM3")
+    for_tpu = compiler_options(mesh_of(v5p))
+    assert for_tpu["xla_tpu_scoped_vmem_limit_kib"] == "65536"  # libtpu reads texts
+    assert for_tpu["xla_enable_async_all_gather"] == "true"
+    for_gpus = compiler_options(mesh_of(gpu, gpu))
+    assert for_gpus["xla_gpu_enable_latency_hiding_scheduler"] is True
+    assert for_gpus["xla_gpu_all_gather_combine_threshold_bytes"] == 1 << 30
+    assert compiler_options(mesh_of(gpu)) == {}  # nothing to overlap
+    assert compiler_options(mesh_of(Device("tpu", "TPU v4"))) == {}
+    assert compiler_options(mesh_of(v5p), "none") == {}
+
+
+def test_options_that_this_compiler_does_not_know_are_left_out_with_a_line(monkeypatch, capsys):
+    known = next(each for each in OPTIONS if "cpu" in each.devices)
+    unknown = Option("xla_cpu_no_such_option", True, ("cpu",), "to be refused")
+    monkeypatch.setattr("chameleon_jax.compiler_options.OPTIONS", (unknown, known))
+    chameleon_jax.compiler_options._known.cache_clear()
+    try:
+        for _ in range(2):
+            assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
+    finally:
+        chameleon_jax.compiler_options._known.cache_clear()
+    said = capsys.readouterr().err
+    assert said.count("compiler option xla_cpu_no_such_option is left out") == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
