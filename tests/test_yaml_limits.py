@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from chameleon_jax.config import ConfigError, TrainConfig, read_config, read_yaml, require
 from chameleon_jax.config.reading import shortened
@@ -69,13 +70,22 @@ def test_many_keys_are_looked_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("steps", 2**63), ("steps", 10**30), ("seed", -(10**30)), ("batch_size", 10**300)]
+    ("key", "value", "allowed"),
+    [
+        ("steps", 2**31, "must be below 2\\^31"),
+        ("steps", 10**30, "must be below 2\\^31"),
+        ("keep", 10**300, "must be below 2\\^31"),
+        ("seed", 2**63, "must be from 0 to 2\\^63 - 1"),
+        ("seed", -(10**30), "must be from 0 to"),
+    ],
 )
-def test_numbers_beyond_64_bits_are_refused_with_their_key(tmp_path, key, value):
+def test_numbers_beyond_a_device_are_refused_with_their_key(tmp_path, key, value, allowed):
+    stages = [{"share": 1, "weights": {"a": 1}}]
+    top = {"data": "x", "output": "y", "model": {}, "steps": 5000, "batch_size": 1, "stages": stages, "checkpoint": {}}
+    (top["checkpoint"] if key == "keep" else top)[key] = value
     path = tmp_path / "train.yaml"
-    path.write_text("data: x\noutput: y\nmodel: {}\nsteps: 1\nbatch_size: 1\nstages: []\n".replace(f"{key}: 1\n", ""))
-    path.write_text(path.read_text() + f"{key}: {value}\n")
-    with pytest.raises(ConfigError, match=rf"train\.yaml: {key} = .*must be below 2\^63"):
+    path.write_text(yaml.safe_dump(top))
+    with pytest.raises(ConfigError, match=rf"train\.yaml: .*{key} = .*{allowed}"):
         read_config(TrainConfig, path)
 
 

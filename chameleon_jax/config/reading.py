@@ -27,8 +27,8 @@ LARGEST_YAML = 256 << 10
 """Bytes of a YAML file; the longest recipe has 4 KB."""
 LARGEST_DOCUMENT = 1 << 20
 """Characters of what it says with every alias written out, and ten more for each value."""
-LARGEST_WHOLE_NUMBER = 2**63 - 1
-"""What any config can hold; most keys have limits of their own."""
+BEYOND_WHOLE_NUMBERS = 2**31
+"""Whole numbers are counted in 32 bits on a device, all but seeds (`require_seed`). Sizes have limits of their own."""
 
 _UNIONS = (types.UnionType, typing.Union)  # `int | None` is one, `Literal[…] | None` the other
 
@@ -161,7 +161,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise wrong()
-        require(abs(value) <= LARGEST_WHOLE_NUMBER, key, value, "must be below 2^63")
+        if key.rpartition(".")[2] != "seed":
+            require(abs(value) < BEYOND_WHOLE_NUMBERS, key, value, "must be below 2^31")
         return int(value)
     if not isinstance(value, hint):
         raise wrong()
