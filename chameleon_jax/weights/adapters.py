@@ -23,6 +23,7 @@ from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import TRANSFORMER
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import leaves_of, tree_of
+from chameleon_jax.weights.stored import FLOATS, all_finite
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTERS = Kind("adapters", lambda folder: "peft_type" in read_mark(folder / CONFIG), (CONFIG, TENSORS))
@@ -108,6 +109,8 @@ def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRACo
                     f"{path}: {key} {found}, adapters of rank {lora.rank} for this model need {shape}; they belong to "
                     "another model"
                 )
+            if tensor.dtype not in FLOATS or not all_finite(tensor.view()):
+                raise FileError(f"{path}: {key} holds infinite values or NaN, or is of type {tensor.dtype}")
             layers.append(tensor.view().astype(np.float32).T.reshape(leaf.shape[1:]))
         leaves[name] = np.stack(layers)
     if tensors:
@@ -126,7 +129,11 @@ def _read_config(path: Path) -> LoRAConfig:
     if type(rank) is not int or not 0 < rank <= 65536 or type(alpha) not in (int, float) or not alpha > 0:
         raise FileError(f"{path}: r = {str(rank)[:60]}, lora_alpha = {str(alpha)[:60]}: must be positive numbers")
     names = {module.rsplit(".")[-1]: name for name, module in _MODULES.items()}
-    if not isinstance(modules, list) or not modules or not all(module in names for module in modules):
+    if (
+        not isinstance(modules, list)
+        or not modules
+        or not all(isinstance(module, str) and module in names for module in modules)
+    ):
         raise FileError(f"{path}: target_modules = {str(modules)[:100]!r}: must be some of {', '.join(names)}")
     return LoRAConfig(rank, float(alpha), tuple(dict.fromkeys(names[module] for module in modules)))
 

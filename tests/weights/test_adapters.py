@@ -15,7 +15,7 @@ from chameleon_jax.files import FileError
 from chameleon_jax.models.lora import is_adapter, merge
 from chameleon_jax.weights.adapters import add_adapters, read_adapters, write_adapters
 from chameleon_jax.weights.layout import transformer_entries
-from chameleon_jax.weights.safetensors import read_safetensors
+from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import leaves_of, tree_of
 
 LORA = LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "o", "gate", "down"))
@@ -85,10 +85,11 @@ def test_another_model_is_refused_in_one_line(folder, model, message):
         ({"r": 4}, r"has shape \(3, 16\), adapters of rank 4 for this model need \(4, 16\)"),
         ({"r": 0}, "r = 0"),
         ({"r": "3"}, "r = 3"),
-        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = 'nan'"),
         ({"peft_type": "IA3"}, "peft_type LORA"),
         ({"use_dora": True}, "use_dora = 'True': only False"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"target_modules": [["q_proj"]]}, "must be some of q_proj"),
         ({"target_modules": "all-linear"}, "target_modules = 'all-linear': must be some of q_proj"),
         ({"target_modules": ["lm_head"]}, "target_modules"),
     ],
@@ -99,6 +100,22 @@ def test_what_is_not_known_of_peft_is_refused_in_one_line(folder, change, messag
     with pytest.raises(FileError, match=message) as error:
         read_adapters(folder, TRANSFORMER)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "holds infinite values or NaN"), (1, "is of type int32")])
+def test_adapters_of_no_finite_numbers_are_refused(folder, value, message):
+    path = folder / "adapter_model.safetensors"
+    values = {name: np.array(tensor.view()) for name, tensor in read_safetensors(path).items()}
+    name = next(iter(values))
+    values[name][0] = value
+    content = path.read_bytes()
+    if value == 1:  # the same bytes under another type
+        path.write_bytes(content.replace(b'"F32"', b'"I32"', 1))
+    else:
+        specs = {name: (value.shape, value.dtype) for name, value in values.items()}
+        write_safetensors(path, specs, values.__getitem__)
+    with pytest.raises(FileError, match=message):
+        read_adapters(folder, TRANSFORMER)
 
 
 def test_a_folder_without_adapters_is_named(tmp_path):
