@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon, load
+from chameleon_jax.cloud import as_path, on_disk
 from chameleon_jax.config import (
     ConfigError,
     ConvertCommand,
@@ -141,9 +142,10 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
     if not command.tokenizer:
         text, image = load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
         return DocumentTokenizer.join(text, image)
-    if (Path(command.tokenizer) / "vocabulary.json").is_file():
-        return DocumentTokenizer.load(command.tokenizer)
-    checkpoint = open_checkpoint(command.tokenizer)
+    folder = on_disk(command.tokenizer)
+    if (Path(folder) / "vocabulary.json").is_file():
+        return DocumentTokenizer.load(folder)
+    checkpoint = open_checkpoint(folder)
     for warning in checkpoint.warnings:
         print(f"warning: {printable(warning, LONGEST_MESSAGE)}", file=sys.stderr)
     return checkpoint.load_tokenizer()
@@ -186,7 +188,7 @@ def show(config: ShowCommand, data: str, *, rows: Sequence[str] = ()) -> dict[st
             f"\n{name}, row {number}: {len(documents)} documents, {np.count_nonzero(row['segment_ids'])} of "
             f"{prepared.sequence_length} tokens, {np.count_nonzero(row['loss_weights'])} of them learnt from"
         )
-        files = (Path(config.output) / f"{part}-{name}-{number}-{place}.png" for place in itertools.count(1))
+        files = (as_path(config.output) / f"{part}-{name}-{number}-{nth}.png" for nth in itertools.count(1))
         for spans in documents:
             texts = (
                 (_as_text(span.content, tokenizer, files if config.output else None), span.weight) for span in spans
@@ -238,8 +240,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     start_processes(config.distributed)
     check_run(config.output)
-    check_folder(Path(config.output) / "model", MODEL)
-    check_folder(Path(config.output) / "adapters", ADAPTERS)
+    check_folder(as_path(config.output) / "model", MODEL)
+    check_folder(as_path(config.output) / "adapters", ADAPTERS)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     data = PreparedData(config.data)
@@ -277,16 +279,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
     params = model_params(config, state)
     if config.model.lora.rank:
-        write_adapters(Path(config.output) / "adapters", config.model, params, config.initial)
-    write_trained(Path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew)
+        write_adapters(as_path(config.output) / "adapters", config.model, params, config.initial)
+    write_trained(as_path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew)
     if not is_first():
         return {}
     return {
         "minutes": round((time.monotonic() - began) / 60, 2),
         "model_of_step" if config.checkpoint.best else "steps": int(state.step),
-        **_last_held_out_losses(Path(config.output)),
-        "model": str(Path(config.output) / "model"),
-        **({"adapters": str(Path(config.output) / "adapters")} if config.model.lora.rank else {}),
+        **_last_held_out_losses(as_path(config.output)),
+        "model": str(as_path(config.output) / "model"),
+        **({"adapters": str(as_path(config.output) / "adapters")} if config.model.lora.rank else {}),
     }
 
 
@@ -370,7 +372,7 @@ def generate(
 ) -> dict[str, Any]:
     """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
     document = parse_prompt(prompt, [open_image(file) for file in image])
-    folder = Path(output[-1] if output else "out/generated")
+    folder = as_path(output[-1] if output else "out/generated")
     check_writable(folder)
     answer = load(model, adapters=adapters[-1] if adapters else None).generate(document, config)
     for segment in answer:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.array_folders import check_claims, check_folder
+from chameleon_jax.cloud import append, as_path, is_cloud, local_copy
 from chameleon_jax.errors import FileError
 from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
@@ -56,8 +57,13 @@ _SYSTEM_ERRORS = (
 def new_file(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise.
 
-    A link is followed. What killed processes left beside it goes.
+    A link is followed. What killed processes left beside it goes. For a path in a bucket, the file is uploaded at the
+    end instead.
     """
+    if is_cloud(path):
+        with local_copy(as_path(path)) as aside:
+            yield aside
+        return
     path = Path(path)
     with explain_disk_errors(path):
         real = Path(os.path.realpath(path))
@@ -97,6 +103,20 @@ def flush_to_disk(path: Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     with new_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def absolute(path: str | Path) -> Path:
+    """The path from the root of this machine, or of its bucket, as Orbax wants it."""
+    return as_path(path) if is_cloud(path) else Path(path).absolute()
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Adds text to a file, or begins it."""
+    if is_cloud(path):
+        append(path, text)
+        return
+    with explain_disk_errors(path), Path(path).open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -148,7 +168,7 @@ def save_arrays(path: str | Path, tree: Any) -> None:
     from orbax.checkpoint import v1 as ocp
 
     with _orbax():
-        ocp.save(Path(path).absolute(), tree)
+        ocp.save(absolute(path), tree)
 
 
 def load_arrays(path: str | Path, abstract: Any) -> Any:

@@ -20,18 +20,19 @@ _NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.E
 
 
 @contextlib.contextmanager
-def only_writer(lock: Path, what: str | Path) -> Iterator[None]:
+def only_writer(lock: Path, what: str | Path, wait: bool = False) -> Iterator[None]:
     """Holds the file `lock` for this process alone, and removes it at the end.
 
     Where the file system keeps no locks, it says so and goes on without.
 
     Args:
       what: what is written, for messages.
+      wait: until another process that holds it is done, instead of refusing.
 
     Raises:
       FileError: if a living process holds it, on this host or another that shares the file system; it is named.
     """
-    descriptor = _hold(lock, what)
+    descriptor = _hold(lock, what, wait)
     try:
         os.truncate(descriptor, 0)
         holder = {"process": os.getpid(), "host": platform.node(), "since": time.time()}
@@ -65,12 +66,12 @@ def is_unused(path: Path) -> bool:
         return False
 
 
-def _hold(lock: Path, what: str | Path) -> int:
+def _hold(lock: Path, what: str | Path, wait: bool) -> int:
     """An open file descriptor of the lock."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = os.pread(descriptor, 1000, 0)
             os.close(descriptor)

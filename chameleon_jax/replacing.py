@@ -7,9 +7,11 @@ import ctypes
 import dataclasses
 import fnmatch
 import itertools
+import json
 import os
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import jax
 
+from chameleon_jax.cloud import as_path, download, finish, is_cloud, new_aside, objects_in, put_in_place, remove, upload
 from chameleon_jax.distributed import from_first, wait_for_all
 from chameleon_jax.errors import FileError
 from chameleon_jax.files import explain_disk_errors, flush_to_disk, leftovers, read_json
@@ -51,6 +54,8 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
     Raises:
       FileError: if something else is there, or nothing can be written there.
     """
+    if is_cloud(path):
+        return _check_cloud_folder(as_path(path), kind)
     path, real = Path(path), _without_links(path)
     if real.is_dir():
         if real == (here := Path.cwd()) or real in here.parents:
@@ -59,8 +64,7 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
             raise FileError(f"{path}: is a mount point and cannot be replaced; give a new folder inside it")
         stranger = _stranger(real, kind)
         if stranger is not None:
-            more = f", or one that holds {kind.name} and nothing else" if kind else ""
-            raise FileError(f"{path}: {_THERE} (it holds {stranger!r}; only an empty folder is replaced{more})")
+            raise FileError(_taken(path, stranger, kind))
     elif os.path.lexists(real):
         raise FileError(f"{path}: {_THERE} (it is a file)")
     _check_parent(path, real)
@@ -69,8 +73,12 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
 
 def check_file(path: str | Path, kind: Kind) -> None:
     """`check_folder` for a file: what may be there is an empty file or an older one of the same kind."""
-    path, real = Path(path), _without_links(path)
-    if real.is_dir():
+    if is_cloud(path):
+        path = as_path(path)
+        real = download(path) if path.is_file() else Path("absent")
+    else:
+        path, real = Path(path), _without_links(path)
+    if path.is_dir():
         raise FileError(f"{path}: is a folder; expected the name of a file")
     if os.path.lexists(real):
         plain = stat.S_ISREG(real.stat().st_mode)
@@ -78,11 +86,15 @@ def check_file(path: str | Path, kind: Kind) -> None:
             raise FileError(
                 f"{path}: is there already; choose another name or remove it first (only {kind.name} is replaced)"
             )
-    _check_parent(path, real)
+    if not is_cloud(path):
+        _check_parent(path, real)
 
 
 def check_writable(folder: str | Path) -> None:
     """Raises `FileError` unless files may be added to a folder, or the folder be made."""
+    if is_cloud(folder):
+        objects_in(folder)
+        return
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise FileError(f"{folder}: is a file; expected a folder")
@@ -112,8 +124,13 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
       FileError: if `path` is something else or cannot be written, or another process writes it. What was finished
         when it could not be put in place is kept, and the message says where.
     """
-    path = Path(path)
     recover(path)
+    if is_cloud(path):
+        with _new_cloud_folder(path, kind) as aside, tempfile.TemporaryDirectory(prefix="chameleon-") as local:
+            yield Path(local)
+            upload(Path(local), aside)
+        return
+    path = Path(path)
     real = check_folder(path, kind)
     with explain_disk_errors(path), _parents(real), only_writer(real.with_name(f".{real.name}.lock"), path):
         _sweep(real)
@@ -133,14 +150,18 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
-    """`new_folder` that all processes of a run enter together and write to, each its own files."""
+    """`new_folder` that all processes of a run enter together and write to, each its own files.
+
+    In a bucket, they write there straight away: what is yielded is then no path on this machine.
+    """
+    new = _new_cloud_folder if is_cloud(path) else new_folder
     if jax.process_count() == 1:
-        with new_folder(path, kind) as aside:
+        with new(path, kind) as aside:
             yield aside
         return
     with contextlib.ExitStack() as first:
-        aside = from_first(lambda: str(first.enter_context(new_folder(path, kind))))
-        yield Path(aside)
+        aside = from_first(lambda: str(first.enter_context(new(path, kind))))
+        yield as_path(aside)
         wait_for_all("folder is complete")
         from_first(lambda: first.close() or "in place")
 
@@ -148,8 +169,8 @@ def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Pa
 def read_mark(path: Path) -> dict[str, Any]:
     """The JSON object in a file by which a folder is known; empty if there is none, or it is damaged."""
     try:
-        mark = read_json(path)
-    except FileError:
+        mark = read_json(path) if not is_cloud(path) else json.loads(as_path(path).read_bytes())
+    except (FileError, OSError, ValueError):
         return {}
     return mark if isinstance(mark, dict) else {}
 
@@ -167,12 +188,51 @@ def recover(path: str | Path) -> None:
     Where the system cannot swap two folders in one step, there is a moment with neither the old nor the new one in
     place. Does nothing else, and nothing where it may not write.
     """
+    if is_cloud(path):
+        finish(path)
+        return
     real = _without_links(Path(path))
     if os.path.lexists(real) or not leftovers(real, COMPLETE, REPLACED):
         return
     with contextlib.suppress(OSError), only_writer(real.with_name(f".{real.name}.lock"), path):
         if not os.path.lexists(real):
             os.rename(leftovers(real, COMPLETE, REPLACED)[0], real)
+
+
+def _check_cloud_folder(path: Path, kind: Kind | None) -> Path:
+    names = sorted(objects_in(path))
+    ours = bool(names) and kind is not None and kind.is_one(path)
+    stranger = next((name for name in names if not (ours and _belongs(name, kind))), None)
+    if stranger is not None:
+        raise FileError(_taken(path, stranger, kind))
+    return path
+
+
+@contextlib.contextmanager
+def _new_cloud_folder(path: str | Path, kind: Kind | None) -> Iterator[Path]:
+    """`new_folder` in a bucket."""
+    path = check_folder(path, kind)
+    aside = new_aside(path)
+    try:
+        yield aside
+    except BaseException:
+        with contextlib.suppress(FileError):
+            remove(aside)
+        raise
+    try:
+        check_folder(path, kind)
+    except FileError as error:
+        raise FileError(f"{error}. What is finished now was kept as {aside}") from None
+    put_in_place(aside, path)
+
+
+def _taken(path: Path, stranger: str, kind: Kind | None) -> str:
+    more = f", or one that holds {kind.name} and nothing else" if kind else ""
+    return f"{path}: {_THERE} (it holds {stranger!r}; only an empty folder is replaced{more})"
+
+
+def _belongs(name: str, kind: Kind) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in kind.contents)
 
 
 def _without_links(path: str | Path) -> Path:
@@ -187,11 +247,11 @@ def _stranger(folder: Path, kind: Kind | None) -> str | None:
     entries = sorted(os.listdir(folder))
     if not entries or kind is None or not kind.is_one(folder):
         return entries[0] if entries else None
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+    for where, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         for name in sorted([*files, *links]):
-            inside = os.path.relpath(os.path.join(place, name), folder)
-            if not any(fnmatch.fnmatchcase(inside, pattern) for pattern in kind.contents):
+            inside = os.path.relpath(os.path.join(where, name), folder)
+            if not _belongs(inside, kind):
                 return inside
     return None
 

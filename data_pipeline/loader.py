@@ -9,8 +9,10 @@ import grain
 import numpy as np
 
 from chameleon_jax.batch import Batch, from_rows, row_dtype
+from chameleon_jax.cloud import is_cloud, on_disk
 from chameleon_jax.config import ConfigError, TrainConfig
 from chameleon_jax.files import FileError, check_version, read_json
+from chameleon_jax.progress import console
 from chameleon_jax.replacing import recover
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
@@ -51,6 +53,15 @@ def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise FileError(str(error).splitlines()[0]) from None
 
 
+def _on_disk(folder: str | Path) -> str | Path:
+    if is_cloud(folder):
+        console.print(
+            f"{folder}: rows (ArrayRecord) cannot be read from a bucket; every host reads a copy on its own disk. "
+            "Where there is no room, mount the bucket (gcsfuse) and give that path."
+        )
+    return on_disk(folder)
+
+
 class PreparedData:
     """A folder that `chameleon prepare` wrote.
 
@@ -60,7 +71,7 @@ class PreparedData:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(_on_disk(folder))
         recover(self.folder)
         if not (self.folder / "dataset.json").is_file():
             raise FileError(f"{self.folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")

@@ -17,6 +17,7 @@ if not IS_WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="chameleon-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402 - JAX must find the environment ready
 
 # Before anything of ours is imported: every annotated array shape is now checked at each call.
@@ -29,6 +30,25 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """An emulator of Google Cloud Storage."""
+    from bucket import emulated_bucket
+
+    with emulated_bucket():
+        yield
+
+
+@pytest.fixture
+def bucket(emulator, tmp_path, monkeypatch):
+    """gs://bucket, an own cache for what is copied from there, and a current folder in which nothing may appear."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
+    assert not list((tmp_path / "here").iterdir()), "a folder named like a bucket"
 
 
 def pytest_configure():

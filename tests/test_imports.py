@@ -20,9 +20,9 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # is inside it.
 LAYERS = (
     (
-        "accelerators", "array_folders", "compiler_options", "errors", "array_types", "config", "distributed",
-        "document", "batch", "files", "host_memory", "locks", "progress", "reading", "replacing", "terminal",
-        "versions",
+        "accelerators", "array_folders", "cloud", "compiler_options", "errors", "array_types", "config",
+        "distributed", "document", "batch", "files", "host_memory", "locks", "progress", "reading", "replacing",
+        "terminal", "versions",
     ),
     ("models",),
     ("tokens",),
@@ -34,7 +34,7 @@ LAYERS = (
     ("commands", "compilation", "bench", "demo", "cli"),
 )  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {
-    "document", "batch", "tokens", "config", "files", "replacing", "progress", "array_types", "errors",
+    "document", "batch", "cloud", "tokens", "config", "files", "replacing", "progress", "array_types", "errors",
 }  # fmt: skip
 OPEN_TO_MODELS = {"config", "array_types", "models"}
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from chameleon_jax import commands
 from chameleon_jax.chameleon import load
+from chameleon_jax.cloud import is_cloud
 from chameleon_jax.config import (
     ConfigError,
     DemoCommand,
@@ -126,6 +127,8 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     Returns:
       the contents of metrics.json.
     """
+    if is_cloud(command.output):
+        raise ConfigError(f"output = {command.output!r}: the demo needs a folder on this machine")
     output = Path(command.output)
     recipes = Path(command.recipes) if command.recipes else find_configs() / "demo"
     paths = {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.cloud import on_disk
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.files import (
@@ -277,6 +278,7 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     Raises:
       FileError: if the file is missing or cannot be used.
     """
+    path = on_disk(path)
     return (JSONTokenizer if Path(path).suffix == ".json" else SentencePieceTokenizer).load(path)
 
 
@@ -315,6 +317,7 @@ def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = Tru
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
     """Reads what `save_image_tokenizer` wrote."""
     recover(folder)
+    folder = on_disk(folder)
     config, preprocessing, with_decoder = read_image_config(folder)
     params = load_arrays(Path(folder) / "params", abstract_image_params(config, with_decoder))
     return ImageTokenizer(config, params, preprocessing)

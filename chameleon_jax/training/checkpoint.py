@@ -11,7 +11,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, stage_ends, to_dict
-from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, explain_disk_errors
+from chameleon_jax.files import FORMAT_VERSION, FileError, absolute, check_version, explain_disk_errors
 from chameleon_jax.progress import console
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
@@ -36,7 +36,7 @@ class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving waits for what is still being written."""
 
     def __init__(self, folder: str | Path, config: CheckpointConfig):
-        self.folder = Path(folder).absolute()
+        self.folder = absolute(folder)
         self._best = _Best()
         with explain_disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -7,16 +7,16 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chameleon_jax.cloud import as_path
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.distributed import is_first
 from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.files import explain_disk_errors
+from chameleon_jax.files import append_text, explain_disk_errors
 from chameleon_jax.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
 from chameleon_jax.training.metrics import MetricsFile, per_modality, read_metrics
@@ -37,7 +37,7 @@ class Log:
 
     def __init__(self, config: TrainConfig, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
         self.config, self.rows_of = config, rows_of
-        self.folder = Path(config.output)
+        self.folder = as_path(config.output)
         self.unlogged: list[dict[str, Any]] = list(unlogged)
         self._step = start
         self.clock = Clock()
@@ -54,8 +54,7 @@ class Log:
         path = self.folder / "sessions.jsonl"
         with explain_disk_errors(path):
             sessions = read_metrics(path) if path.exists() else []
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": time.time(), "step": start}) + "\n")
+            append_text(path, json.dumps({"time": time.time(), "step": start}) + "\n")
         return min([time.time(), *(session["time"] for session in sessions)])
 
     def add(self, metrics: dict[str, Any], timed: bool) -> None:
@@ -148,8 +147,7 @@ class Log:
             }
             path = self.folder / "bad_steps.jsonl"
             if is_first():
-                with explain_disk_errors(path), path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                append_text(path, json.dumps(record) + "\n")
             what = f"step {step}: loss {each['total_loss']:.4g}, gradient norm {each['gradient_norm']:.4g}"
             bad = self.config.bad_steps
             if bad.action == "stop":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.batch import Batch
+from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.config import TrainConfig, to_dict
 from chameleon_jax.distributed import check_same, check_shared, explain_lost_processes, is_first
 from chameleon_jax.errors import TrainingError
@@ -84,9 +86,9 @@ def train(
         mesh = make_mesh(config.mesh)
         target = _check(config, mesh, data_fingerprint)
         with (
-            only_trainer(Path(config.output)),
+            only_trainer(as_path(config.output)),
             jax.set_mesh(mesh),
-            Checkpoints(Path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
+            Checkpoints(as_path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
             explain_lost_processes(),
         ):
             found = checkpoints.restore(target, config, data_fingerprint)
@@ -113,7 +115,7 @@ def train(
 
 
 def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> Best:
-    path = Path(config.output) / "metrics.jsonl"
+    path = as_path(config.output) / "metrics.jsonl"
     lines = read_metrics(path) if path.exists() else []
     return Best(config.checkpoint, held_out, [line for line in lines if line["step"] <= start])
 
@@ -138,7 +140,7 @@ def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) 
         console.print(
             f"[yellow]{array.name}[/] ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it."
         )
-    _check_folder(Path(config.output), target)
+    _check_folder(as_path(config.output), target)
     return target
 
 
@@ -286,11 +288,12 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
 def _check_folder(folder: Path, target: TrainState) -> None:
     """Says before the first step compiles that a folder cannot be written, or has no room for a checkpoint."""
     with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_cloud(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{jax.process_index()}"
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
-        free = shutil.disk_usage(folder).free
+        free = math.inf if is_cloud(folder) else shutil.disk_usage(folder).free
     check_shared(folder)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
     if is_first() and free < size:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.files import explain_disk_errors, write_text
+from chameleon_jax.cloud import as_path
+from chameleon_jax.files import append_text, write_text
 
 
 def per_modality(sums: dict[str, Any]) -> dict[str, float]:
@@ -26,19 +27,18 @@ class MetricsFile:
     """
 
     def __init__(self, path: str | Path, at_step: int):
-        self.path = Path(path)
+        self.path = as_path(path)
         kept = [line for line in read_metrics(self.path) if line["step"] <= at_step] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, **values: Any) -> None:
-        with explain_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_text(self.path, json.dumps({"step": step, **values}) + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Lines of a metrics file; a last line cut short by a crash is left out."""
     lines = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in as_path(path).read_bytes().decode("utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.distributed import from_first
 from chameleon_jax.errors import FileError
 from chameleon_jax.files import explain_disk_errors
 from chameleon_jax.locks import only_writer
+from chameleon_jax.progress import console
 from chameleon_jax.replacing import Kind, check_writable
 
 RUN = Kind(
@@ -17,7 +19,7 @@ RUN = Kind(
     lambda folder: (folder / "checkpoints").is_dir() or (folder / "sessions.jsonl").is_file(),
     (
         "checkpoints/*", "metrics.jsonl", "sessions.jsonl", "bad_steps.jsonl", "model/*", "adapters/*", "samples/*",
-        "profile/*", "tensorboard/*", "wandb/*", ".*",
+        "profile/*", "tensorboard/*", "wandb/*", "wandb_id", ".*",
     ),
 )  # fmt: skip
 
@@ -28,7 +30,7 @@ def check_run(folder: str | Path) -> None:
     Raises:
       FileError: naming one of them; or if nothing can be written there.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     check_writable(folder)
     if folder.is_dir() and not RUN.is_one(folder):
         names = {pattern.split("/")[0] for pattern in RUN.contents if not pattern.startswith(".")}
@@ -42,8 +44,12 @@ def only_trainer(folder: Path) -> Iterator[None]:
     """Keeps a second run out of a folder while this one lives; its processes enter together.
 
     Raises:
-      FileError: if another run, on whichever host, trains there.
+      FileError: if another run, on whichever host, trains there. Buckets have no locks, and it says so.
     """
+    if is_cloud(folder):
+        console.print(f"{folder}: a bucket has no locks; see to it that no second run writes there.")
+        yield
+        return
     with contextlib.ExitStack() as first:
         with explain_disk_errors(folder):
             from_first(lambda: first.enter_context(only_writer(folder / ".lock", folder)) or "ours")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from chameleon_jax.cloud import as_path, is_cloud, upload
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.progress import console
 
@@ -15,7 +18,7 @@ class StepTrace:
     """Traces the steps that the config asks for into `<output>/profile`; use as a context manager."""
 
     def __init__(self, config: TrainConfig, start: int):
-        self.folder = Path(config.output) / "profile"
+        self.folder = as_path(config.output) / "profile"
         self.first = start + config.profile.start + 1
         self.last = min(start + config.profile.start + config.profile.steps, config.steps)
         self.asked = config.profile.steps > 0
@@ -35,7 +38,8 @@ class StepTrace:
         self.seen = step
         if self.asked and step == self.first - 1 < self.last:
             jax.block_until_ready(metrics)
-            jax.profiler.start_trace(str(self.folder))
+            self.local = tempfile.mkdtemp(prefix="chameleon-") if is_cloud(self.folder) else str(self.folder)
+            jax.profiler.start_trace(self.local)
             self.running = True
         if step == self.last:
             jax.block_until_ready(metrics)
@@ -45,6 +49,9 @@ class StepTrace:
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
+            if is_cloud(self.folder):
+                upload(Path(self.local), self.folder)
+                shutil.rmtree(self.local)
             console.print(f"Traced steps {self.first:,} to {self.seen:,} into {self.folder}.")
 
     def __exit__(self, *exception) -> None:

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.config import TrainConfig, to_dict
 from chameleon_jax.document import Document
-from chameleon_jax.files import write_text
+from chameleon_jax.files import absolute, write_text
 
 
 class Tracker(Protocol):
@@ -45,7 +46,7 @@ class TensorBoard:
     def __init__(self, config: TrainConfig):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(Path(config.output) / "tensorboard"), max_queue=1000, flush_secs=30)
+        self._writer = SummaryWriter(str(as_path(config.output) / "tensorboard"), max_queue=1000, flush_secs=30)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -77,11 +78,11 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "chameleon_jax"),
-            id=_run_id(Path(config.output)),
-            name="/".join(Path(config.output).absolute().parts[-2:]),
+            id=_run_id(as_path(config.output)),
+            name="/".join(absolute(config.output).parts[-2:]),
             resume="allow",
             config=to_dict(config),
-            dir=config.output,
+            dir=None if is_cloud(config.output) else config.output,
         )
 
     def write(self, step: int, figures: dict[str, float]) -> None:

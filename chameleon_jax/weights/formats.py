@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chameleon_jax.cloud import as_path
 from chameleon_jax.config import DType
 from chameleon_jax.files import FileError
 from chameleon_jax.replacing import Kind, new_folder
@@ -116,7 +117,7 @@ def write_checkpoint(
       FileError: if there is something at `folder` already, or it cannot be written.
       ConversionError: if the format cannot hold the model.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not replace and folder.exists():
         raise FileError(f"{folder}: is there already; choose another folder or remove it first")
     if shards is not None and (format != "meta" or shards < 1):

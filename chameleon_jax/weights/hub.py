@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 
+from chameleon_jax.cloud import as_path, download, explain_cloud_errors, finish, is_cloud
 from chameleon_jax.distributed import gather_texts, is_first
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.progress import console
@@ -46,12 +47,27 @@ def is_remote(name: str | Path) -> bool:
     return str(name).startswith("hf:/")  # a Path has lost one of the two
 
 
+def _fetch_model(name: str | Path) -> Path:
+    """A copy of a model in a bucket, which may be that of a run."""
+    places = [as_path(name), as_path(name) / "model", as_path(name) / "run" / "model"]
+    with explain_cloud_errors(name):
+        marks = ("config.json", "params.json", f"tokenizer/{TEXT_FILE}", IMAGE_FILE)
+        found = [folder for folder in places if any((folder / mark).exists() for mark in marks)]
+    for folder in places:
+        finish(folder)
+    if not found:
+        raise FileError(f"{name}: holds no model")
+    return download(found[0])
+
+
 def require_folder(name: str | Path) -> Path:
     """The folder of this name on this machine.
 
     Raises:
       FileError: if there is none; with the way to the Hub if the name could be one of there.
     """
+    if is_cloud(name):
+        return _fetch_model(name)
     folder, text = Path(name), str(name)
     recover(folder)
     if folder.is_dir():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.cloud import copy_folder
 from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerConfig, from_dict, to_dict
 from chameleon_jax.distributed import is_first
 from chameleon_jax.files import (
@@ -153,7 +153,7 @@ def write_trained(
     with new_folder_of_all(folder, MODEL) as aside:
         save_arrays(aside / "params", params)
         if is_first():
-            shutil.copytree(tokenizer, aside / "tokenizer")
+            copy_folder(tokenizer, aside / "tokenizer")
             write_json(aside / "config.json", _header_of(config, image_head_trained))
 
 

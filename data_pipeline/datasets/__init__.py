@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chameleon_jax.cloud import is_cloud
 from chameleon_jax.config import ConfigError
 from chameleon_jax.files import explain_disk_errors
 
@@ -25,6 +26,8 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
       name: one of `NAMES`.
       split: "train", "test" or a slice such as "train[:90%]".
     """
+    if is_cloud(folder):
+        raise ConfigError(f"datasets = {str(folder)!r}: must be a folder on this machine; it is a cache")
     # tfds otherwise asks a cloud bucket, which only delays where there is no network.
     os.environ.setdefault("NO_GCE_CHECK", "true")
     import tensorflow_datasets as tfds

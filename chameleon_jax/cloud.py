@@ -1,0 +1,268 @@
+"""Google Cloud Storage: what is written goes there in whole objects, what is read comes to the local disk first."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.errors import FileError
+from chameleon_jax.locks import only_writer
+from chameleon_jax.progress import bytes_bar, console
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_OLD = datetime.timedelta(days=1)
+"""Time after which what an unfinished upload left is taken for that of a killed process: buckets have no locks."""
+
+
+def as_path(path: str | Path) -> Path:
+    """A path on this machine, or for `gs://bucket/…` one in a bucket, which works like those of pathlib.
+
+    Raises:
+      FileError: for other schemes, a name without a bucket, or if the package for buckets is missing.
+    """
+    found = _SCHEME.match(os.fspath(path))
+    if not found:
+        return Path(path)
+    scheme, name = found[1], found[2].rstrip("/")
+    if scheme != "gs":
+        raise FileError(
+            f"{path}: {scheme}:// is not served here; expected a path on this machine or gs://bucket/folder (Google "
+            "Cloud Storage)"
+        )
+    if "/" not in name:
+        raise FileError(f"{path}: expected a folder in a bucket, as in gs://bucket/folder")
+    if find_spec("gcsfs") is None:
+        raise FileError(f"{path}: needs gcsfs, which is not installed; pip install 'chameleon-jax[gcs]'")
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    import fsspec
+    from etils import epath
+
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # TensorStore writes there too
+    return epath.Path(f"gs://{name}")
+
+
+def is_cloud(path: str | Path) -> bool:
+    """Whether a path is in a bucket. Raises `FileError` as `as_path` does."""
+    return os.fspath(as_path(path)).startswith("gs://")
+
+
+@contextlib.contextmanager
+def explain_cloud_errors(path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong with a bucket into a `FileError` that names `path`."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("gcsfs", "google", "aiohttp")):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FileError(
+            f"{path}: the bucket cannot be used: {reason}. Does it exist, and may this account read and write it? "
+            "(gcloud auth application-default login)"
+        ) from error
+
+
+def objects_in(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Path below `folder` → size and the like, of all objects there."""
+    folder = as_path(folder)
+    with explain_cloud_errors(folder):
+        prefix = f"{_name(folder)}/"
+        found = _system().find(_name(folder), detail=True)
+        return {name.removeprefix(prefix): info for name, info in found.items() if name.startswith(prefix)}
+
+
+def upload(source: Path, target: str | Path) -> None:
+    """Writes a file, or all files of a folder, to a bucket."""
+    target = as_path(target)
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    with explain_cloud_errors(target), bytes_bar(f"upload {target}", size) as progress:
+        for path in files:
+            where = target if path == source else target / path.relative_to(source).as_posix()
+            _system().put_file(str(path), _name(where))
+            progress(path.stat().st_size)
+
+
+def copy_folder(source: Path, target: str | Path) -> None:
+    """Copies a folder of this machine to a place where there is none yet."""
+    if is_cloud(target):
+        upload(source, target)
+    else:
+        shutil.copytree(source, target)
+
+
+def append(path: str | Path, text: str) -> None:
+    """Adds text to an object, or begins it. The old content is joined with the new one where it lies."""
+    path = as_path(path)
+    with explain_cloud_errors(path):
+        if not path.exists():
+            path.write_text(text)
+            return
+        tail = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        tail.write_text(text)
+        _system().merge(_name(path), [_name(path), _name(tail)])
+        tail.unlink()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders that appear when they are whole
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def new_aside(folder: Path) -> Path:
+    """Where to write what `put_in_place` then makes `folder`; sweeps what was left there long ago."""
+    with explain_cloud_errors(folder):
+        beside = list(folder.parent.iterdir()) if folder.parent.exists() else []
+    for left in beside:
+        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]+\.part", left.name):
+            updated = [datetime.datetime.fromisoformat(info["updated"]) for info in objects_in(left).values()]
+            if updated and datetime.datetime.now(datetime.UTC) - max(updated) > _OLD:
+                remove(left)
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Makes the objects below `aside` those of `folder`. Once begun, it is finished even if this process is killed: by
+    the next that writes or reads the folder."""
+    with explain_cloud_errors(folder):
+        _journal(folder).write_text(aside.name)
+    finish(folder)
+
+
+def finish(folder: str | Path) -> None:
+    """Goes on with a `put_in_place` that was begun, if there is one."""
+    folder = as_path(folder)
+    with explain_cloud_errors(folder):
+        journal = _journal(folder)
+        if not journal.exists():
+            return
+        aside = folder.with_name(journal.read_text())
+        new, system = objects_in(aside), _system()
+        for name in new:
+            system.cp_file(_name(aside / name), _name(folder / name))
+        for name in objects_in(folder).keys() - new.keys():
+            (folder / name).unlink()
+        journal.unlink()
+        for name in new:
+            (aside / name).unlink()
+
+
+def remove(folder: str | Path) -> None:
+    """Deletes all objects below a folder."""
+    for name in objects_in(folder):
+        (as_path(folder) / name).unlink()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Copies on the local disk
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def on_disk(path: str | Path) -> str | Path:
+    """The copy of what is in a bucket (see `download`); any other path as it is."""
+    return download(path) if os.fspath(path).startswith("gs:/") else path
+
+
+def download(path: str | Path) -> Path:
+    """Copies a file or folder of a bucket to the local disk, or finds it there; only what has changed is copied.
+
+    Returns:
+      the copy, below `$XDG_CACHE_HOME/chameleon_jax` (default: ~/.cache).
+
+    Raises:
+      FileError: if there is no such object, or what came is not what the bucket holds.
+    """
+    path = as_path(path)
+    finish(path)
+    with explain_cloud_errors(path):
+        found = objects_in(path)
+        if not found and path.is_file():
+            found = {"": _system().info(_name(path))}
+    if not found:
+        raise FileError(f"{path}: there is no such file or folder in the bucket")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = cache / "chameleon_jax" / "gs" / _name(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(target.with_name(f".{target.name}.lock"), target, wait=True):
+        _copy(path, found, target)
+    return target
+
+
+def _copy(path: Path, found: dict[str, dict[str, Any]], target: Path) -> None:
+    """Brings the local copy up to date. Beside it is kept which version of each object was copied."""
+    record = target.with_name(f".{target.name}.copied")
+    try:
+        copied = json.loads(record.read_text())
+    except (OSError, ValueError):
+        copied = {}
+    version = {name: f"{info.get('generation')} {info['size']}" for name, info in found.items()}
+    here = lambda name: target / name if name else target  # noqa: E731
+    missing = [name for name in found if copied.get(name) != version[name] or not here(name).is_file()]
+    if missing:
+        size = sum(found[name]["size"] for name in missing)
+        if shutil.disk_usage(target.parent).free < size:
+            raise FileError(f"{path}: its copy takes {size / 2**30:.1f} GiB, more than are free at {target.parent}")
+        console.print(f"{path} is copied to {target} to be read there.")
+        with bytes_bar(f"copy {path.name}", size) as progress:
+            for name in missing:
+                _download(path / name if name else path, found[name], here(name))
+                progress(found[name]["size"])
+    if target.is_dir():
+        for file in [each for each in target.rglob("*") if each.is_file()]:
+            if file.relative_to(target).as_posix() not in found:
+                file.unlink()
+    record.write_text(json.dumps(version))
+
+
+def _download(source: Path, info: dict[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    with explain_cloud_errors(source):
+        _system().get_file(_name(source), str(part))
+    digest = hashlib.md5(usedforsecurity=False)
+    with part.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    expected = info.get("md5Hash")  # objects that were joined from others have none
+    if part.stat().st_size != info["size"] or (expected and base64.b64encode(digest.digest()).decode() != expected):
+        part.unlink()
+        raise FileError(f"{source}: what came is not what the bucket says it holds; run the command again")
+    os.replace(part, target)
+
+
+def _system() -> Any:
+    """The very file system that epath uses."""
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+def _name(path: Path) -> str:
+    return os.fspath(path).removeprefix("gs://")
+
+
+def _journal(folder: Path) -> Path:
+    """Says while a folder is put in place where its new objects lie."""
+    return folder.with_name(f".{folder.name}.complete")
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A path in a temporary folder to write to; what is there at the end is uploaded to `path`."""
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        local = Path(folder) / path.name
+        yield local
+        upload(local, path)
