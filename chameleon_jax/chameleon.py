@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ class Chameleon:
         self.tokenizer = tokenizer or DocumentTokenizer(None, None, None, missing=missing)
         self.missing = dict(missing or {})
         self.image_head_trained = image_head_trained
+        self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -152,9 +154,12 @@ class Chameleon:
         return None
 
     def _image_columns_are_alike(self) -> bool:
-        """Whether the output layer cannot tell one image code from another, as where its columns were set to zero."""
-        columns = self.params["output"][:, self.vocabulary.image_ids]
-        return bool((columns == columns[:, :1]).all())
+        """Whether the output layer cannot tell one image code from another, as where its columns were set to zero.
+        Looked at once for each output layer that `params` holds."""
+        output = self.params["output"]
+        if self._compared is None or self._compared[0]() is not output:
+            self._compared = weakref.ref(output), _are_alike(output, self.vocabulary.image_ids)
+        return self._compared[1]
 
     def generate(self, document: Document, config: GenerationConfig | None = None) -> Document:
         """What the model writes after `document`: its continuation, without the prompt.
@@ -276,6 +281,11 @@ def _check_length(number: int, tokens: int, new_tokens: int, context_length: int
         )
 
 
+def _are_alike(output: jax.Array, ids: np.ndarray) -> bool:
+    columns = output[:, ids]
+    return bool((columns == columns[:, :1]).all())
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config: TransformerConfig, params: Any, ids: jax.Array) -> jax.Array:
     return Transformer(config).apply({"params": params}, ids)
@@ -301,7 +311,8 @@ def load(
       dtype: 'float32' or 'bfloat16', for parameters and computation; by default the type of the files. The image
         tokenizer is always float32.
       image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release; also hf://….
-      preprocessing: how pictures are brought to size; by default as Meta's code does.
+      preprocessing: how pictures are brought to size; by default as the model remembers from its training (`fit` is
+        'pad' if its prompts were prepared so), or else as Meta's code does.
       adapters: folder of low-rank adapters in PEFT's layout, such as `adapters` of a run with `model.lora.rank`, to be
         added to the matrices.
 

@@ -52,11 +52,13 @@ from chameleon_jax.tokens.documents import (
 from chameleon_jax.tokens.image import resize_and_crop, scale
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
+from chameleon_jax.training.checkpoint import stored_config
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.loop import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
+from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_vocab_size
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
@@ -159,8 +161,8 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
     check_folder(command.output, PREPARED)
     sources = run(command, open_tokenizer(command))["sources"].values()
     always = ("documents", "pictures", "tokens", "image_tokens", "rows")
-    keys = (*always, "conversations_skipped", "turns_dropped")
-    totals = {key: sum(source[key] for source in sources) for key in keys}
+    keys = (*always, "conversations_skipped", "turns_dropped", "documents_cut", "pictures_cut_off")
+    totals = {key: sum(source.get(key, 0) for source in sources) for key in keys}
     return {key: total for key, total in totals.items() if total or key in always}
 
 
@@ -252,17 +254,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
     )
     vocabulary = data.tokenizer(with_image=False).vocabulary
-    require(
-        config.model.vocab_size >= vocabulary.size,
-        "model.vocab_size",
-        config.model.vocab_size,
-        f"the prepared data needs at least {vocabulary.size}",
-    )
+    config, initial, drew = _open_initial(config, vocabulary)
     is_image_id = np.zeros(config.model.vocab_size, bool)
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
-    initial, drew = _open_initial(config, vocabulary)
     held_out = {name: _held_out(data, name, config) for name in data.header["held_out"]}
-    sample = _sampler(config, data.tokenizer()) if config.samples.every else None
+    fit, disagreement = prompt_fit(data.header["sources"], config)
+    if disagreement:
+        console.print(disagreement)
+    sample = _sampler(config, data.tokenizer(), fit) if config.samples.every else None
     began = time.monotonic()
     state = run_training(
         config,
@@ -274,13 +273,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         rows_of_batch=data.rows_of_batch(config),
         sample=sample,
     )
-    sources = data.header["sources"].values()
     if not config.model.lora.rank:  # adapters leave the output layer as it is
-        drew = any(source.get("image_tokens_learnt", source["image_tokens"]) for source in sources) or drew
+        drew = learns_to_draw(data.header["sources"], config) or drew
     params = model_params(config, state)
     if config.model.lora.rank:
         write_adapters(as_path(config.output) / "adapters", config.model, params, config.initial)
-    write_trained(as_path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew)
+    write_trained(as_path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew, fit)
     if not is_first():
         return {}
     return {
@@ -292,8 +290,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer) -> Sampler:
-    """Gives what a model in training writes after the prompts of the config; refuses at once what it could not."""
+def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None) -> Sampler:
+    """Gives what a model in training writes after the prompts of the config, with their pictures prepared as those it
+    learns from; refuses at once what it could not."""
+    if fit and tokenizer.image:
+        tokenizer.image.preprocessing = dataclasses.replace(tokenizer.image.preprocessing, fit=fit)
     prompts, generation = config.samples.prompts, config.samples.generation
     require(jax.process_count() == 1, "samples.every", config.samples.every, "must be 0 where several processes train")
     documents = [parse_prompt(prompt.text, [open_image(file) for file in prompt.images]) for prompt in prompts]
@@ -336,29 +337,42 @@ def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
     return lambda rows: data.held_out_batches(name, config.batch_size, config.evaluation_batches, rows)
 
 
-def _open_initial(config: TrainConfig, vocabulary: Vocabulary) -> tuple[Callable[[Any], Any] | None, bool | None]:
-    """What gives a run its first parameters, and whether the model they are from learned to draw (None: unknown).
+def _open_initial(
+    config: TrainConfig, vocabulary: Vocabulary
+) -> tuple[TrainConfig, Callable[[Any], Any] | None, bool | None]:
+    """The config with the size of the vocabulary, what gives a run its first parameters, and whether the model they are
+    from learned to draw (None: unknown).
 
     A run that goes on from a checkpoint does not need that model any more: that it is gone is an error only when its
     parameters are asked for.
     """
-    if not config.initial:
-        return None, False
-    try:
-        checkpoint = open_checkpoint(config.initial)
-    except FileError as error:
-        gone = error
+    checkpoint = gone = None
+    if config.initial:
+        try:
+            checkpoint = open_checkpoint(config.initial)
+        except FileError as error:
+            gone = error
+    open_size = config.model.vocab_size is None
+    if open_size and (before := stored_config(as_path(config.output) / "checkpoints")):
+        known = before["model"]["vocab_size"]
+    else:
+        known = checkpoint.config.vocab_size if checkpoint else None
+    config = with_vocab_size(config, vocabulary.size, known)
+    if open_size:
+        console.print(
+            f"model.vocab_size is {config.model.vocab_size:,}; the prepared data uses {vocabulary.size:,} ids."
+        )
 
-        def fail(target: Any) -> Any:
-            raise gone
+    def fail(target: Any) -> Any:
+        raise gone
 
-        return fail, None
+    if checkpoint is None:
+        return config, fail if gone else None, None if gone else False
     load = initial_params(checkpoint, config, vocabulary)
     if config.initial_adapters:
-        return lambda target: add_adapters(load(target), config.model, config.initial_adapters), (
-            checkpoint.image_head_trained
-        )
-    return load, checkpoint.image_head_trained
+        plain = load
+        load = lambda target: add_adapters(plain(target), config.model, config.initial_adapters)  # noqa: E731
+    return config, load, checkpoint.image_head_trained
 
 
 def generate(

@@ -25,31 +25,105 @@ class Piece(NamedTuple):
     weights: np.ndarray  # float32 [n]: weight in the loss of predicting each token
 
 
-def cut(document: Piece, length: int, vocabulary: Vocabulary) -> list[Piece]:
-    """A document, end of sequence included, in pieces of at most `length` + 1 tokens (one row each).
+class _Group(NamedTuple):
+    """Pictures side by side and the text that belongs to them: from `begin` to `end`, the pictures from `first` to
+    `last`; with no text, or no picture, `begin` and `first` or `last` and `end` are one."""
 
-    Every piece begins with the begin-of-sequence token, which nothing predicts; only the last ends with end of
-    sequence. A picture that would not fit goes whole into the next piece.
+    begin: int
+    first: int
+    last: int
+    end: int
+
+
+def _groups(ids: np.ndarray, vocabulary: Vocabulary) -> list[_Group]:
+    """A document in pictures with their captions: the text before a picture if the document begins with text, else the
+    text behind it. Text behind the last caption-first picture is a group by itself."""
+    begins = np.flatnonzero(ids == vocabulary.begin_image).tolist()
+    ends = (np.flatnonzero(ids == vocabulary.end_image) + 1).tolist()
+    runs: list[list[int]] = []
+    for begin, end in zip(begins, ends, strict=True):
+        if runs and runs[-1][1] == begin:
+            runs[-1][1] = end
+        else:
+            runs.append([begin, end])
+    size = len(ids)
+    if not runs:
+        return [_Group(0, 0, 0, size)]
+    if runs[0][0] == 0:
+        stops = [begin for begin, _ in runs[1:]] + [size]
+        return [_Group(begin, begin, end, stop) for (begin, end), stop in zip(runs, stops, strict=True)]
+    starts = [0] + [end for _, end in runs]
+    groups = [_Group(start, begin, end, end) for start, (begin, end) in zip(starts, runs, strict=False)]
+    rest = starts[-1]
+    if size - rest <= 1:  # nothing, or end of sequence
+        groups[-1] = groups[-1]._replace(end=size)
+        return groups
+    return [*groups, _Group(rest, rest, rest, size)]
+
+
+def places_to_cut(ids: np.ndarray, length: int, vocabulary: Vocabulary) -> tuple[list[int], int]:
+    """Where a document is cut so that each piece has at most `length` tokens, and how many pictures then have none of
+    the text that belongs to them in their piece.
+
+    A piece takes as much as fits it, but no picture is cut, and a picture stays with its text where both fit into one
+    piece, or else with as much of it as does.
+
+    Raises:
+      ValueError: if a picture does not fit.
     """
-    ids, weights = document
+    if len(ids) <= length:
+        return [], 0
+    groups = _groups(ids, vocabulary)
+    text_end = len(ids) - 1  # before end of sequence
     begins = np.flatnonzero(ids == vocabulary.begin_image)
     ends = np.flatnonzero(ids == vocabulary.end_image) + 1
-    pieces, start = [], 0
-    while start < len(ids):
-        stop = min(start + length, len(ids))
+    places, start = [], 0
+    while len(ids) - start > length:
+        stop = start + length
         block = np.searchsorted(begins, stop) - 1  # the last picture that begins before `stop`
         if block >= 0 and begins[block] < stop < ends[block]:
-            stop = begins[block]
+            stop = int(begins[block])
         if stop == start:
             raise ValueError(f"a picture of {ends[block] - start} tokens does not fit a row of {length}")
-        pieces.append(
-            Piece(
-                np.concatenate([[vocabulary.bos], ids[start:stop]]).astype(np.int32),
-                np.concatenate([[0], weights[start:stop]]).astype(np.float32),
-            )
-        )
+        group = next(group for group in groups if group.begin <= stop < group.end)
+        if start < group.begin < stop and group.end - group.begin <= length:
+            stop = group.begin
+        elif stop == group.first:  # its text comes before it
+            stop = max(stop - max(0, length - (group.last - group.first)), group.begin, start + 1)
+        elif stop == group.last < min(group.end, text_end) and start < group.first:  # its text comes behind it
+            stop = group.first
+        places.append(stop)
         start = stop
-    return pieces
+    apart = [
+        (group.first in places and group.begin < group.first)
+        or (group.last in places and group.last < min(group.end, text_end))
+        for group in groups
+    ]
+    pictures = [int((ids[group.first : group.last] == vocabulary.begin_image).sum()) for group in groups]
+    return places, int(np.dot(pictures, apart))
+
+
+def cut(document: Piece, length: int, vocabulary: Vocabulary) -> list[Piece]:
+    """A document, end of sequence included, in pieces of at most `length` + 1 tokens (one row each); see
+    `places_to_cut`.
+
+    Every piece begins with the begin-of-sequence token, which nothing predicts; only the last ends with end of
+    sequence.
+    """
+    places, _ = places_to_cut(document.ids, length, vocabulary)
+    return pieces_of(document, places, vocabulary)
+
+
+def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> list[Piece]:
+    """A document cut at these places."""
+    ids, weights = document
+    return [
+        Piece(
+            np.concatenate([[vocabulary.bos], ids[start:stop]]).astype(np.int32),
+            np.concatenate([[0], weights[start:stop]]).astype(np.float32),
+        )
+        for start, stop in zip([0, *places], [*places, len(ids)], strict=True)
+    ]
 
 
 def pack(pieces: Iterable[Piece], length: int, vocabulary: Vocabulary) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, to_dict
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, PrepareCommand, SourceConfig, to_dict
 from chameleon_jax.files import FORMAT_VERSION, write_json
 from chameleon_jax.progress import console
 from chameleon_jax.replacing import Kind, new_folder, read_mark
@@ -55,10 +55,21 @@ def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[li
 def _hash(tokenizer: ImageTokenizer | None) -> str | None:
     if tokenizer is None:
         return None
-    digest = hashlib.sha256(json.dumps(to_dict(tokenizer.config)).encode())
+    sizes, plain = to_dict(tokenizer.config), to_dict(ImageTokenizerConfig())
+    for key in ("attn_resolutions", "attn_type"):  # newer than data that must keep its fingerprint
+        if sizes[key] == plain[key]:
+            del sizes[key]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
     for leaf in jax.tree.leaves(tokenizer.params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _figures(counts: Counts) -> dict[str, Any]:
+    """Counts for dataset.json. The newer ones are left out if they are 0: data prepared again by a newer version keeps
+    its fingerprint, so that runs go on."""
+    newer = ("documents_cut", "pictures_cut_off")
+    return {name: value for name, value in dataclasses.asdict(counts).items() if value or name not in newer}
 
 
 def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int) -> None:
@@ -69,6 +80,15 @@ def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int)
             f"warning: {place}: some conversations are longer than a row ({length} tokens). Left out whole: {skipped}; "
             f"turns left out at the end of others: {dropped}; conversations kept: {counts.documents}"
         )
+    if counts.documents_cut:
+        said = (
+            f"{place}: {counts.documents_cut:,} of {counts.documents:,} documents are longer than a row ({length} "
+            "tokens) and were cut"
+        )
+        if counts.pictures_cut_off:
+            lost = f"{counts.pictures_cut_off:,} of {counts.pictures:,} pictures lost the text beside them"
+            said = f"warning: {said}; {lost}; give a longer sequence_length"
+        console.print(said)
     if counts.documents == 0:
         raise ConfigError(f"{place}: has no documents" + (f" that fit a row of {length} tokens" if skipped else ""))
     if counts.weight == 0:
@@ -110,7 +130,7 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
                 files, rows, digest = _write_rows(pack(pieces, length, vocabulary), folder, f"{part}-{source.name}")
                 _check_counts(f"{part}.{source.name}", source, counts, length)
                 header[part][source.name] = {
-                    "files": files, "rows": rows, "sha256": digest, **dataclasses.asdict(counts),
+                    "files": files, "rows": rows, "sha256": digest, **_figures(counts),
                     "source": to_dict(source),
                 }  # fmt: skip
         header["tokenizer"] = {

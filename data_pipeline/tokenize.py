@@ -14,7 +14,7 @@ from chameleon_jax.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
-from data_pipeline.packing import Piece, cut
+from data_pipeline.packing import Piece, pieces_of, places_to_cut
 from data_pipeline.sources import open_source
 from data_pipeline.sources.conversations import Conversation, as_document, read_conversations
 
@@ -40,6 +40,10 @@ class Counts:
     """Conversations left out because not even their first turn fits a row."""
     turns_dropped: int = 0
     """Turns left out at the end of other conversations, because they do not fit the row."""
+    documents_cut: int = 0
+    """Documents longer than a row, whose pieces lie in several."""
+    pictures_cut_off: int = 0
+    """Pictures that such a cut leaves without any of the text beside them."""
 
     def add(self, document: Document, piece: Piece, vocabulary: Vocabulary) -> None:
         modality = vocabulary.modality[piece.ids]
@@ -148,5 +152,8 @@ def tokenized_pieces(
                 raise DocumentError(f"source {source.name}: {error}") from None
             for document, piece in encoded:
                 counts.add(document, piece, tokenizer.vocabulary)
-                yield from cut(piece, length, tokenizer.vocabulary)
+                places, cut_off = places_to_cut(piece.ids, length, tokenizer.vocabulary)
+                counts.documents_cut += bool(places)
+                counts.pictures_cut_off += cut_off
+                yield from pieces_of(piece, places, tokenizer.vocabulary)
             bar.update(counts.documents + counts.conversations_skipped, tokens=f"{counts.tokens:,}")

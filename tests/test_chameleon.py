@@ -278,9 +278,7 @@ def test_vocabulary_larger_than_the_model_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied"])
-@pytest.mark.parametrize(
-    "name", ["params", "tokenizer/text.model", "tokenizer/vocabulary.json", "tokenizer/image/params"]
-)
+@pytest.mark.parametrize("name", ["params", "tokenizer/text.model", "tokenizer/vocabulary.json"])
 def test_damaged_part_is_named(saved, tmp_path, name, damage):
     folder = copy_of(saved, tmp_path)
     path = folder / name
@@ -293,6 +291,17 @@ def test_damaged_part_is_named(saved, tmp_path, name, damage):
         path.unlink()
     with pytest.raises(FileError, match=name):
         load(folder)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "emptied"])
+def test_damaged_image_tokenizer_leaves_the_rest(model, saved, tmp_path, damage):
+    folder = copy_of(saved, tmp_path)
+    for file in [file for file in (folder / "tokenizer/image/params").rglob("*") if file.is_file()]:
+        file.unlink() if damage == "deleted" else file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="goes on without its image tokenizer: .*tokenizer/image/params"):
+        opened = load(folder)
+    assert "tokenizer/image/params" in opened.missing["image"]
+    np.testing.assert_array_equal(opened.encode(["The dog"]), model.encode(["The dog"]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -685,3 +694,23 @@ def test_output_layer_with_blank_image_columns_is_known_not_to_draw(released):
         model.generate(["A dog. "], GenerationConfig(mode="image", max_new_tokens=20))
     model.image_head_trained = True
     assert model.why_no_pictures is None
+
+
+def test_output_layer_is_looked_at_once(released, monkeypatch):
+    looked = []
+    real = chameleon._are_alike
+    monkeypatch.setattr(chameleon, "_are_alike", lambda *args: looked.append(1) or real(*args))
+    model = Chameleon(released.config, dict(released.params), released.tokenizer)
+    for _ in range(3):
+        assert model.why_no_pictures is None
+    assert len(looked) == 1
+    blank = released.params["output"].at[:, released.vocabulary.image_ids].set(0.0)
+    model.params = {**released.params, "output": blank}
+    for _ in range(3):
+        assert "never trained on pictures" in model.why_no_pictures
+    model.params["output"] = released.params["output"]  # in place
+    assert model.why_no_pictures is None
+    assert len(looked) == 3
+    model.image_head_trained = False
+    assert "never trained on pictures" in model.why_no_pictures
+    assert len(looked) == 3

@@ -28,7 +28,7 @@ from chameleon_jax.compilation.estimate import (
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compilation.topologies import describe_topology
 from chameleon_jax.compiler_options import compiler_options
-from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config
+from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config, require
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import new_file
 from chameleon_jax.progress import console
@@ -75,9 +75,11 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
       are of one device and one step.
 
     Raises:
-      ConfigError: if the config lacks `sequence_length` or does not fit the mesh.
+      ConfigError: if the config lacks `sequence_length` or `model.vocab_size`, or does not fit the mesh.
       ChameleonError: if XLA finds that a step does not fit into the memory of a device.
     """
+    needed = "must be a number, there is no prepared data here that says it (65536 in the paper)"
+    require(config.model.vocab_size is not None, "model.vocab_size", None, needed)
     mesh = make_mesh(config.mesh, devices)
     batch = abstract_batch(config, mesh)
     state = abstract_state(config, mesh)

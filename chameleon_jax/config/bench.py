@@ -40,6 +40,7 @@ class BenchTrainConfig:
 
     def __post_init__(self):
         require_seed(self.seed)
+        require(self.model.vocab_size is not None, "model.vocab_size", None, "must be a number here")
         for name in ("batch_size", "length", "documents", "accumulation", "warmup", "steps", "repeats"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "must be 0 or more")

@@ -8,6 +8,18 @@ from typing import Literal
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import ImageTokenizerTrainConfig, TextTokenizerConfig
 
+DIGITS = ("digit_captions", "digit_questions", "digit_sums", "digit_counting")
+TEXTS = ("python_reference", "python_stdlib")
+
+KINDS_OF_KEYS = {
+    "split": (*DIGITS, *TEXTS),
+    "augment": DIGITS,
+    "seed": DIGITS,
+    "path": ("documents", "conversations"),
+    **dict.fromkeys(("prompt_loss", "answer_end", "prompt_fit", "answer_fit"), ("conversations",)),
+}
+"""Which kinds of source know a key of `SourceConfig`; keys that are not named are for all kinds."""
+
 
 @config
 class SourceConfig:
@@ -62,17 +74,36 @@ class SourceConfig:
             "must consist of letters, digits, - and _ (it becomes part of file names)",
         )
         require(
-            (self.kind in ("documents", "conversations")) == bool(self.path),
+            (self.kind in KINDS_OF_KEYS["path"]) == bool(self.path),
             "path",
             self.path,
             "goes with the kinds 'documents' and 'conversations', and with them only",
         )
         require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
-        if self.kind != "conversations":
-            for field in dataclasses.fields(self):
-                if field.name in ("prompt_loss", "answer_end", "prompt_fit", "answer_fit"):
-                    value = getattr(self, field.name)
-                    require(value == field.default, field.name, value, "goes with kind 'conversations' only")
+        for field in dataclasses.fields(self):
+            kinds, value = KINDS_OF_KEYS.get(field.name), getattr(self, field.name)
+            require(
+                kinds is None or self.kind in kinds or value == field.default,
+                field.name,
+                value,
+                f"kind {self.kind!r} does not know it; it goes with {_listed(kinds or ())}",
+            )
+
+
+def _listed(kinds: tuple[str, ...]) -> str:
+    *first, last = [repr(kind) for kind in kinds] or [""]
+    return f"the kinds {', '.join(first)} and {last}" if first else f"kind {last}"
+
+
+def _require_nothing_of_rows(*groups: tuple[SourceConfig, ...]) -> None:
+    """Refuses keys of sources that mean something in prepared rows alone."""
+    for source in (source for group in groups for source in group):
+        for field in dataclasses.fields(source):
+            if field.name in ("loss", "prompt_loss", "answer_end", "prompt_fit", "answer_fit"):
+                value = getattr(source, field.name)
+                require(
+                    value == field.default, f"{source.name}.{field.name}", value, "goes with `chameleon prepare` only"
+                )
 
 
 @config
@@ -85,6 +116,9 @@ class TextTokenizerCommand:
     sources: tuple[SourceConfig, ...]
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
+
+    def __post_init__(self):
+        _require_nothing_of_rows(self.sources)
 
 
 @config
@@ -105,6 +139,7 @@ class ImageTokenizerCommand:
 
     def __post_init__(self):
         require(self.log_every > 0, "log_every", self.log_every, "must be at least 1")
+        _require_nothing_of_rows(self.sources, self.held_out)
 
 
 @config

@@ -39,8 +39,10 @@ class LoRAConfig:
 class TransformerConfig:
     """The unified Transformer (paper section 2.3, table 1)."""
 
-    vocab_size: int = 65536
-    """Rows of the embedding: text pieces, image codes and special tokens of one vocabulary."""
+    vocab_size: int | None = 65536
+    """Rows of the embedding: text pieces, image codes and special tokens of one vocabulary. null, or left out in a YAML
+    file of `chameleon train`: as many as the model of `initial` has, or else as the prepared data needs, rounded up to
+    a multiple of 128."""
     d_model: int = 4096
     """Width of the residual stream."""
     num_layers: int = 32
@@ -82,8 +84,8 @@ class TransformerConfig:
 
     def __post_init__(self):
         _require_sizes(
-            self, vocab_size=2**24, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12,
-            head_dim=2**12, mlp_dim=2**22, unroll=2**31,
+            self, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12, head_dim=2**12, mlp_dim=2**22,
+            unroll=2**31, **({} if self.vocab_size is None else {"vocab_size": 2**24}),
         )  # fmt: skip
         require(
             self.num_heads % self.num_kv_heads == 0,

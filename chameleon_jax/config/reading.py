@@ -175,7 +175,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     Args:
       cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X] or
         other dataclasses.
-      values: a mapping, as `yaml.safe_load` gives it.
+      values: a mapping, as `yaml.safe_load` gives it. A class method `fill_in` of `cls` may add to it what a file that
+        leaves out a key means, where that is not the default in Python.
       where: dotted path of `values`, for messages.
 
     Raises:
@@ -185,6 +186,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         raise ConfigError(
             f"{where or cls.__name__} = {shortened(values)}: must be a mapping of the keys of {cls.__name__}"
         )
+    if hasattr(cls, "fill_in"):
+        values = cls.fill_in(values)
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from chameleon_jax.config.generation import GenerationConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
@@ -336,6 +336,14 @@ class TrainConfig:
     evaluation_batches: int = 8
     """Batches of each held-out source that such an evaluation reads; 0: all."""
     seed: int = 0
+
+    @classmethod
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A file that leaves out `model.vocab_size` asks for what the data needs; see there."""
+        model = values.get("model")
+        if not isinstance(model, dict) or "vocab_size" in model:
+            return values
+        return {**values, "model": {**model, "vocab_size": None}}
 
     def __post_init__(self):
         require_seed(self.seed)

@@ -48,4 +48,5 @@ class BenchCommand:
     """Folder for scratch files, which are removed at the end."""
 
     def __post_init__(self):
+        require(self.model.vocab_size is not None, "model.vocab_size", None, "must be a number here")
         require(self.repeats > 0, "repeats", self.repeats, "must be at least 1")

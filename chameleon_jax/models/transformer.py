@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
-from chameleon_jax.config import TransformerConfig
+from chameleon_jax.config import TransformerConfig, require
 from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate, rotations
 from chameleon_jax.models.attention_choice import plain_attention
 from chameleon_jax.models.attention_kernels import attend_rows
@@ -289,6 +289,9 @@ class Transformer(nn.Module):
             S = all_segments.shape[1]
             seen = causal_mask(slot + jnp.arange(T), jnp.arange(S), segment_ids, all_segments)
 
+        require(
+            config.vocab_size is not None, "vocab_size", None, "only `chameleon train` can find it; give the number"
+        )
         embed = _param(self, "embed", (config.vocab_size, config.d_model), ("vocab", "embed"))
         x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,15 @@ class _Best:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """The config that the newest checkpoint of a run was saved with, as plain data; None if there is none."""
+    steps = sorted((path for path in folder.glob("[0-9]*") if path.name.isdecimal()), key=lambda path: -int(path.name))
+    for step in steps:
+        with contextlib.suppress(Exception):  # whatever is wrong with it is said when it is restored
+            return dict(ocp.load_checkpointables(absolute(step), {"run": None})["run"]["config"])
+    return None
 
 
 def _preservation(config: CheckpointConfig, best: _Best) -> Any:

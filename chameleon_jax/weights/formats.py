@@ -11,6 +11,7 @@ import numpy as np
 from chameleon_jax.cloud import as_path
 from chameleon_jax.config import DType
 from chameleon_jax.files import FileError
+from chameleon_jax.progress import console
 from chameleon_jax.replacing import Kind, new_folder
 from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionError, Format, check_parts, numpy_dtype
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
@@ -124,6 +125,11 @@ def write_checkpoint(
         raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
     config = checkpoint.config
     numbers = numpy_dtype(dtype or config.param_dtype)
+    if format != "chameleon" and checkpoint.preprocessing.fit == "pad":
+        console.print(
+            f"{folder}: pictures in prompts are padded (fit: pad), which only {NOTE_FILE} says; other programs do not "
+            "read it and crop"
+        )
     with new_folder(folder, ANY_MODEL) as aside:
         if format == "huggingface":
             write_huggingface(checkpoint, aside, numbers, progress)

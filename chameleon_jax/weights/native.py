@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,9 @@ def open_native(folder: Path) -> Checkpoint:
             image_config, preprocessing, has_decoder = read_image_config(tokenizer / "image")
             abstract = abstract_image_params(image_config, has_decoder)
             image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32))
+            if header.get("prompt_fit") is not None:
+                fit = {"fit": header["prompt_fit"]}
+                preprocessing = from_dict(PreprocessingConfig, to_dict(preprocessing) | fit, f"{path}: prompt_fit")
             if not has_decoder:
                 missing["decoder"] = f"{tokenizer / 'image'} was written without the image decoder"
     elif missing.get("image") == NOT_ASKED_FOR:
@@ -139,13 +142,19 @@ def open_native(folder: Path) -> Checkpoint:
 
 
 def write_trained(
-    folder: Path, config: TransformerConfig, params: Any, tokenizer: Path, image_head_trained: bool | None
+    folder: Path,
+    config: TransformerConfig,
+    params: Any,
+    tokenizer: Path,
+    image_head_trained: bool | None,
+    prompt_fit: Literal["crop", "pad"] | None = None,
 ) -> None:
     """Writes the model of a training run; all processes call it together, each writes the arrays of its devices.
 
     Args:
       params: with adapters, if the config has any; they are added to their matrices.
       tokenizer: folder of the tokenizer that the run's data was prepared with.
+      prompt_fit: how pictures in prompts became squares there, where that is not the tokenizer's own way.
     """
     if config.lora.rank:
         params = jax.jit(functools.partial(merge, config=config.lora))(params)
@@ -154,7 +163,7 @@ def write_trained(
         save_arrays(aside / "params", params)
         if is_first():
             copy_folder(tokenizer, aside / "tokenizer")
-            write_json(aside / "config.json", _header_of(config, image_head_trained))
+            write_json(aside / "config.json", _header_of(config, image_head_trained, prompt_fit))
 
 
 def write_native(
@@ -170,8 +179,12 @@ def write_native(
     write_json(folder / "config.json", _header_of(config, image_head_trained))
 
 
-def _header_of(config: TransformerConfig, image_head_trained: bool | None) -> dict[str, Any]:
+def _header_of(
+    config: TransformerConfig, image_head_trained: bool | None, prompt_fit: str | None = None
+) -> dict[str, Any]:
     header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
     if image_head_trained is not None:
         header["image_head_trained"] = image_head_trained
+    if prompt_fit is not None:
+        header["prompt_fit"] = prompt_fit
     return header

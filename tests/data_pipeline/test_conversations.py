@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import random_picture, scrambled_vocabulary
 
+from chameleon_jax import commands
+from chameleon_jax.chameleon import load
 from chameleon_jax.commands import prepare
-from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig
+from chameleon_jax.config import (
+    ConfigError,
+    PrepareCommand,
+    PreprocessingConfig,
+    SourceConfig,
+    TrainConfig,
+    from_dict,
+)
 from chameleon_jax.document import DocumentError
+from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.vocabulary import IMAGE
+from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import cut, pack
 from data_pipeline.sources import open_source
@@ -248,6 +259,35 @@ def test_what_does_not_fit_is_left_out_and_counted(chat_command, figures):
     assert [tuple(span) for span in second] == [
         ("⟨bos⟩", 0), ("Hi", 0), ("⟨end of turn⟩", 0), ("Ho", 1), ("⟨eos⟩", 1)
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("figures")
+def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_path, monkeypatch):
+    def no_steps(config: TrainConfig, *args, **options) -> TrainState:  # they would change none of this
+        Path(config.output).mkdir()
+        (Path(config.output) / "metrics.jsonl").touch()
+        return init_state(config, make_mesh(config.mesh))
+
+    monkeypatch.setattr(commands, "run_training", no_steps)
+    model = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 16}
+    values = {
+        "data": chat_command.output, "output": str(tmp_path / "run"), "steps": 1, "batch_size": 8, "log_every": 1,
+        "model": model, "stages": [{"share": 1.0, "weights": {"chat": 1.0}}],
+        "optimizer": {"warmup_steps": 1}, "checkpoint": {"every": 1},
+    }  # fmt: skip
+    commands.train(from_dict(TrainConfig, values))
+    tuned = load(tmp_path / "run")
+    needed = PreparedData(chat_command.output).header["vocab_size"]
+    assert tuned.config.vocab_size == -(-needed // 128) * 128  # it was left out
+    assert tuned.image_head_trained is True
+    asked, _ = (span.content for span in prepared_documents(chat_command)[0] if not isinstance(span.content, str))
+    wide = random_picture(3, size=(32, 16))
+    np.testing.assert_array_equal(tuned.encode([wide])[1:-1], asked)
+    assert tuned.image_tokenizer.preprocessing.fit == "pad"
+    cropped = load(tmp_path / "run", preprocessing=PreprocessingConfig())
+    assert not np.array_equal(cropped.encode([wide])[1:-1], asked)
+    tuned.save(tmp_path / "saved")
+    np.testing.assert_array_equal(load(tmp_path / "saved").encode([wide])[1:-1], asked)
 
 
 @pytest.mark.usefixtures("figures")

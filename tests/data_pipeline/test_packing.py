@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import scrambled_vocabulary
 
 from chameleon_jax.batch import Batch
-from data_pipeline.packing import OPEN_ROWS, Piece, cut, pack
+from data_pipeline.packing import OPEN_ROWS, Piece, cut, pack, places_to_cut
 
 VOCABULARY = scrambled_vocabulary(num_pieces=30, num_codes=9, seed=5)
 CODES = 4
@@ -60,7 +60,7 @@ def pieces_of_row(row: np.ndarray) -> list[Piece]:
     return pieces
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(ids=documents, length=lengths)
 def test_cut_pieces_make_the_document_again(ids, length):
     whole = document(ids)
@@ -75,12 +75,61 @@ def test_cut_pieces_make_the_document_again(ids, length):
 
 
 @settings(max_examples=100)
-@given(ids=documents, length=lengths)
-def test_pieces_are_as_long_as_they_can_be(ids, length):
+@given(ids=st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), max_size=90), length=lengths)
+def test_pieces_of_text_are_as_long_as_they_can_be(ids, length):
+    *full, last = cut(document(ids), length, VOCABULARY)
+    assert all(len(piece.ids) == length + 1 for piece in full)
+    assert len(last.ids) <= length + 1
+
+
+captions = st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), min_size=1, max_size=40)
+
+
+@settings(max_examples=100)
+@given(
+    pairs=st.lists(st.tuples(captions, pictures), min_size=1, max_size=6), length=lengths, picture_first=st.booleans()
+)
+def test_picture_stays_with_its_caption_where_both_fit_and_with_a_part_of_it_where_any_does(
+    pairs, length, picture_first
+):
+    ids = [token for caption, picture in pairs for part in ((picture, caption) if picture_first else (caption, picture))
+           for token in part]  # fmt: skip
     pieces = cut(document(ids), length, VOCABULARY)
-    for (piece, _), (following, _) in itertools.pairwise(pieces):
-        next_unit = CODES + 2 if following[1] == BEGIN else 1
-        assert len(piece) - 1 + next_unit > length
+    beside = -1 if not picture_first else CODES + 2
+    found = []
+    for piece, _ in pieces:
+        text = np.isin(piece, VOCABULARY.text_ids)
+        found += [bool(text[1:-1].size and text[min(place + beside, len(piece) - 1)])
+                  for place in np.flatnonzero(piece == BEGIN)]  # fmt: skip
+    _, lost = places_to_cut(document(ids).ids, length, VOCABULARY)
+    assert lost == len(pairs) - sum(found)
+    if length > CODES + 2:
+        assert all(found)
+    whole = [len(caption) + CODES + 3 <= length for caption, _ in pairs]
+    if all(whole):
+        assert all(block_starts_a_pair(piece.ids, picture_first) for piece in pieces)
+
+
+def block_starts_a_pair(piece: np.ndarray, picture_first: bool) -> bool:
+    """Whether a piece begins where a pair does: with a picture, or with text that a picture follows."""
+    return bool(piece[1] == BEGIN) == picture_first or piece[1] == EOS
+
+
+def test_cut_off_pictures_are_counted():
+    text, picture = VOCABULARY.text_ids[:3].tolist(), [BEGIN, *VOCABULARY.image_ids[:CODES].tolist(), END]
+    room = CODES + 2
+    for ids, length, lost in (
+        ([*text, *picture], room, 1),  # nothing fits beside it
+        ([*text, *picture], room + 1, 0),  # one piece of text does
+        ([*picture, *text], room, 1),
+        ([*picture, *text, *picture, *text], room, 2),
+        ([*text, *picture, *picture], room, 2),  # two pictures of one caption
+        ([*picture, *picture], room, 0),  # there was no text
+        (text * 9, room, 0),
+        ([*text, *picture, *text], len(text) + room, 0),  # the rest is no caption of the picture
+        ([*text, *picture], 50, 0),
+    ):
+        assert places_to_cut(document(ids).ids, length, VOCABULARY)[1] == lost, (ids, length)
 
 
 @settings(max_examples=100)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import image_tokenizer, random_picture, released_model
 
+from chameleon_jax import commands
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.commands import open_tokenizer
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, from_dict
@@ -191,3 +192,31 @@ def test_bad_document_leaves_the_old_rows_as_they_were(own_command, tmp_path):
     after = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
     assert before == after
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "rows"]
+
+
+def test_documents_that_are_cut_and_pictures_that_lose_their_text_are_counted_and_said(own_command, tmp_path, capsys):
+    """A picture has six tokens."""
+    random_picture(1).save(tmp_path / "1.png")
+    picture = {"image": "1.png"}
+    long, short = tmp_path / "long.jsonl", tmp_path / "short.jsonl"
+    long.write_text("\n".join(map(json.dumps, (["A fox. ", picture], [picture, " A dog."], [picture], ["!"]))))
+    short.write_text("\n".join(map(json.dumps, (["!"], [picture]))))
+    sources = tuple(SourceConfig("documents", name=path.stem, path=str(path)) for path in (long, short))
+    command = dataclasses.replace(own_command, sources=sources, held_out=(), sequence_length=7)
+    prepare(command)
+    header = PreparedData(command.output).header["sources"]
+    assert header["long"]["documents_cut"] == 2
+    assert "pictures_cut_off" not in header["long"]  # a piece of text stays with each
+    assert "sources.long: 2 of 4 documents are longer than a row (7 tokens) and were cut" in capsys.readouterr().err
+
+    figures = commands.prepare(dataclasses.replace(command, sequence_length=6))
+    assert (figures["documents_cut"], figures["pictures_cut_off"]) == (
+        4,
+        2,
+    )  # of some only the end of sequence is cut off
+    said = capsys.readouterr().err
+    assert "warning: sources.long: 3 of 4 documents are longer than a row (6 tokens) and were cut; 2 of 3 " in said
+    assert "2 of 3 pictures lost the text beside them; give a longer sequence_length" in said
+    header = PreparedData(command.output).header["sources"]
+    assert (header["long"]["documents_cut"], header["long"]["pictures_cut_off"]) == (3, 2)
+    assert (header["short"]["documents_cut"], header["short"].get("pictures_cut_off", 0)) == (1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.config import CheckpointConfig, MeshConfig
+from chameleon_jax.config import CheckpointConfig, MeshConfig, TrainConfig, from_dict
 from chameleon_jax.files import FileError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import checkpoint as checkpoint_module
-from chameleon_jax.training.checkpoint import Checkpoints
+from chameleon_jax.training.checkpoint import Checkpoints, stored_config
 from chameleon_jax.training.state import TrainState, abstract_state, init_state
 
 
@@ -79,6 +80,13 @@ def test_every_bit_comes_back_on_any_arrangement_of_devices(folder, config, mesh
     state = restore(folder, config, other)
     assert_same(state, saved)
     assert state.params["embed"].addressable_shards[0].data.shape == (32, 2)  # born cut into eight along the width
+
+
+def test_config_of_the_newest_checkpoint_is_known_without_its_arrays(folder, config, at_step):
+    assert stored_config(folder) is None
+    for step in (1, 2):
+        save(folder, dataclasses.replace(config, seed=step), at_step(step))
+    assert from_dict(TrainConfig, stored_config(folder)) == dataclasses.replace(config, seed=2)
 
 
 def test_training_on_while_a_checkpoint_is_written_does_not_change_it(folder, tiny, mesh):
