@@ -7,12 +7,16 @@ where a prompt or an answer is a text or a list of segments as in kind 'document
     {"conversations": [{"from": "human", "value": "<|image|>What flies?"}, {"from": "gpt", "value": "A red kite."}],
      "image": ["kite.jpg"]}
 
-where <|image|>, <image> or ⟨image⟩ mark the pictures in order and other keys mean nothing. Paths are relative to the
-file.
+where <|image|>, <image> or ⟨image⟩ mark the pictures in order; without any mark they come first. As the tools of that
+format read it: one JSON array instead of lines, `images` for `image`, `messages` with `role` and `content`, and user
+and assistant for human and gpt mean the same; what gpt says before anyone asked and what nobody answers is left out;
+without pictures a mark inside a text is text. What a system message says comes before the first prompt. Other keys mean
+nothing. Paths are relative to the file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 
 from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError, open_image
+from data_pipeline.sources.json_array import array_items, begins_with_array
 from data_pipeline.sources.jsonl import check_text, parse_document, read_lines
 
 _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
@@ -56,28 +61,66 @@ def _turn(value: Any, number: int, folder: Path) -> Turn:
     return Turn(part("prompt"), part("answer"))
 
 
-def _llava_message(value: Any, number: int) -> str:
-    speaker = ("human", "gpt")[(number - 1) % 2]
-    if not isinstance(value, dict) or value.get("from") != speaker or not isinstance(value.get("value"), str):
+_SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+
+
+def _llava_message(value: Any, number: int) -> tuple[str, str]:
+    """Who speaks, and what."""
+    found = value if isinstance(value, dict) else {}
+    speaker, text = found.get("from", found.get("role")), found.get("value", found.get("content"))
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
         raise DocumentError(
-            f'message {number}, {json.dumps(value)[:80]}: must be {{"from": "{speaker}", "value": "…"}}; human and gpt '
-            "take turns"
+            f'message {number}, {json.dumps(value)[:80]}: must be {{"from": "human" or "gpt", "value": "…"}}'
         )
-    if not value["value"]:
+    if not text:
         raise DocumentError(f"message {number} is empty")
-    return check_text(value["value"])
+    return _SPEAKERS[speaker], check_text(text)
 
 
-def _llava_conversation(values: dict[str, Any], folder: Path) -> Conversation:
-    messages, files = values["conversations"], values.get("image") or []
+def _llava_turns(messages: list[Any]) -> list[tuple[str, str]]:
+    """Texts of prompts and answers in turn."""
+    said = [(number, *_llava_message(message, number)) for number, message in enumerate(messages, start=1)]
+    system = ""
+    if said[0][1] == "system":
+        system = said.pop(0)[2] + "\n"
+    if said and said[0][1] == "gpt":
+        said = said[1:]
+    for place, (number, speaker, _) in enumerate(said):
+        expected = ("human", "gpt")[place % 2]
+        if speaker != expected:
+            raise DocumentError(
+                f'message {number} is from {speaker}: must be {{"from": "{expected}", …}}; human and gpt take turns'
+            )
+    texts = [text for _, _, text in said]
+    if len(texts) < 2:
+        raise DocumentError(
+            "there is no answer to learn from; messages must be from human and gpt in turn, and end with gpt"
+        )
+    texts[0] = system + texts[0]
+    return list(zip(texts[::2], texts[1::2], strict=False))  # a question at the end has no answer
+
+
+def _llava_files(values: dict[str, Any]) -> list[str]:
+    """Paths of the pictures."""
+    given = [values[key] for key in ("image", "images") if values.get(key)]
+    if len(given) > 1:
+        raise DocumentError("give image or images, not both")
+    files = given[0] if given else []
     files = [files] if isinstance(files, str) else files
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise DocumentError("image must be a path or a list of paths")
-    texts = [_llava_message(message, number) for number, message in enumerate(messages, start=1)]
+    return files
+
+
+def _llava_conversation(values: dict[str, Any], messages: Any, folder: Path) -> Conversation:
+    if not isinstance(messages, list) or not messages:
+        raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
+    turns, files = _llava_turns(messages), _llava_files(values)
+    texts = [text for turn in turns for text in turn]
     marks = sum(len(_MARK.findall(text)) for text in texts)
-    if marks != len(files):
+    if not files and not any(_stands_alone(text) for text in texts):
+        return [Turn([prompt], [answer]) for prompt, answer in turns]
+    if marks and marks != len(files):
         raise DocumentError(f"the messages have {marks} image marks (such as <|image|>), but image lists {len(files)}")
     pictures = (open_image(folder / file) for file in files)
 
@@ -86,13 +129,22 @@ def _llava_conversation(values: dict[str, Any], folder: Path) -> Conversation:
         parts = [first, *(part for piece in rest for part in (next(pictures), piece))]
         return [part for part in parts if part != ""]
 
-    documents = [document(text) for text in texts]
-    return [Turn(*pair) for pair in zip(documents[::2], documents[1::2], strict=True)]
+    before = [] if marks else list(pictures)
+    conversation = [Turn(document(prompt), document(answer)) for prompt, answer in turns]
+    conversation[0] = Turn([*before, *conversation[0].prompt], conversation[0].answer)
+    return conversation
+
+
+def _stands_alone(text: str) -> bool:
+    """Whether a mark begins or ends a text, where pictures stand; one inside may be what the text is about."""
+    text = text.strip()
+    return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
 
 def _conversation(values: Any, folder: Path) -> Conversation:
-    if isinstance(values, dict) and "conversations" in values:
-        return _llava_conversation(values, folder)
+    for key in ("conversations", "messages"):
+        if isinstance(values, dict) and key in values:
+            return _llava_conversation(values, values[key], folder)
     if not isinstance(values, dict) or values.keys() != {"turns"}:
         raise DocumentError(f"a line must be {_EXPECTED}")
     turns = values["turns"]
@@ -102,5 +154,22 @@ def _conversation(values: Any, folder: Path) -> Conversation:
 
 
 def read_conversations(source: SourceConfig) -> Iterator[Conversation]:
-    """Conversations of the file in order; bad lines are errors, as `jsonl.read_lines` says them."""
+    """Conversations of the file in order; bad ones are errors, as `jsonl.read_lines` says them."""
+    if begins_with_array(Path(source.path)):
+        return _read_array(source)
     return read_lines(source, _conversation)
+
+
+def _read_array(source: SourceConfig) -> Iterator[Conversation]:
+    path = Path(source.path)
+    with path.open("rb") as file:
+        items = itertools.islice(array_items(file), source.count or None)
+        for number in itertools.count(1):
+            try:
+                values = next(items, None)
+                conversation = None if values is None else _conversation(values, path.parent)
+            except DocumentError as error:
+                raise DocumentError(f"{path}, item {number}: {error}") from None
+            if conversation is None:
+                return
+            yield conversation

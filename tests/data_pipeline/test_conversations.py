@@ -32,7 +32,7 @@ from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import cut, pack
-from data_pipeline.sources import open_source
+from data_pipeline.sources import json_array, open_source
 from data_pipeline.sources.conversations import Conversation, read_conversations
 from data_pipeline.tokenize import join_turns
 from data_pipeline.unpacking import unpack
@@ -98,14 +98,77 @@ def test_one_picture_may_be_a_plain_path_and_none_may_be_left_out(tmp_path, pict
     assert plain(without) == plain(null) == [["Who?"], ["I."]]
 
 
+HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+SYSTEM = {"from": "system", "value": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"conversations": [SYSTEM, HUMAN, GPT]}, [["Be brief.\na"], ["b"]]),
+        ({"conversations": [GPT, HUMAN, GPT]}, [["a"], ["b"]]),  # LLaVA skips what gpt says first
+        ({"conversations": [HUMAN, GPT, HUMAN]}, [["a"], ["b"]]),
+        ({"conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}, [["a"], ["b"]]),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, [["a"], ["b"]]),
+        ({"conversations": [HUMAN, GPT], "image": "a.png"}, [["picture", "a"], ["b"]]),
+        ({"conversations": [{**HUMAN, "value": "a\n<image>"}, GPT], "images": ["a.png"]}, [["a\n", "picture"], ["b"]]),
+        ({"conversations": [HUMAN, {**GPT, "value": "<svg><image></image></svg>"}]},
+         [["a"], ["<svg><image></image></svg>"]]),
+    ],
+)  # fmt: skip
+def test_files_of_llava_are_read_as_its_tools_do(tmp_path, pictures, values, expected):
+    (conversation,) = read(tmp_path, {"id": "1", **values})
+    assert plain(conversation) == [[pictures[0] if part == "picture" else part for part in each] for each in expected]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_array_is_read_item_by_item(tmp_path, monkeypatch, indent):
+    items = [{"conversations": [{**HUMAN, "value": f'Is {n} ] more? \\ "{n}'}, GPT]} for n in range(500)]
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps(items, indent=indent), encoding="utf-8-sig")
+    monkeypatch.setattr(json_array, "_CHUNK", 50)  # an item is longer
+    source = SourceConfig("conversations", path=str(path))
+    expected = [[item["conversations"][0]["value"]] for item in items]
+    assert [conversation[0].prompt for conversation in read_conversations(source)] == expected
+    short = dataclasses.replace(source, count=3)
+    assert len(list(read_conversations(short))) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"conversations": []}]', "item 1: conversations must be a list of messages"),
+        ('[GOOD, {"a": 1}]', "item 2: a line must be"),
+        ("[GOOD, 3]", "item 2: not valid JSON: expected '{'"),
+        ("[GOOD GOOD]", "item 2: not valid JSON: expected ',' or ']'"),
+        ("[GOOD", "item 2: not valid JSON: expected ',' or ']'"),
+        ("[GOOD,", "item 2: not valid JSON: expected '{'"),
+        ('[GOOD, {"a": ', "item 2: not valid JSON: Expecting value"),
+        ("[GOOD] GOOD", "item 2: not valid JSON: more text behind the array"),
+        ('[GOOD, {"a": ' + "[" * 100_000, "item 2: not usable JSON: nested too deeply"),
+        (b'[{"a": "\xff"}]', "item 1: not valid UTF-8"),
+    ],
+)
+def test_bad_item_of_an_array_is_named(tmp_path, text, message):
+    path = tmp_path / "chat.json"
+    good = json.dumps({"conversations": [HUMAN, GPT]})
+    path.write_bytes(text if isinstance(text, bytes) else text.replace("GOOD", good).encode())
+    with pytest.raises(DocumentError, match=re.escape(message)) as caught:
+        list(read_conversations(SourceConfig("conversations", path=str(path))))
+    assert str(caught.value).startswith(f"{path}, item ")
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_array_holds_no_conversation(tmp_path):
+    (tmp_path / "chat.json").write_text(" [ ] \n")
+    assert list(read_conversations(SourceConfig("conversations", path=str(tmp_path / "chat.json")))) == []
+
+
 def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
     read(tmp_path, {"turns": [{"prompt": ["a", {"image": "a.png"}], "answer": "b"}, {"prompt": "c", "answer": "d"}]})
     source = SourceConfig("conversations", path=str(tmp_path / "chat.jsonl"))
     ((first, picture, *rest),) = open_source(source, "")
     assert (first, picture.tobytes(), rest) == ("a", pictures[0], ["b", "c", "d"])
-
-
-HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
 
 
 @pytest.mark.parametrize(
@@ -125,13 +188,24 @@ HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
         ({"turns": [{"prompt": "\ud800", "answer": "b"}]}, "lone surrogate"),
         ({"conversations": []}, "a list of messages, human and gpt in turn"),
         ({"conversations": [HUMAN]}, "human and gpt in turn, and end with gpt"),
-        ({"conversations": [GPT, HUMAN]}, 'message 1, {"from": "gpt", "value": "b"}: must be {"from": "human"'),
+        ({"conversations": [GPT, HUMAN]}, "there is no answer to learn from"),
+        ({"conversations": [GPT]}, "there is no answer to learn from"),
+        (
+            {"conversations": [HUMAN, {"from": "tool", "value": "b"}]},
+            'message 2, {"from": "tool", "value": "b"}: must be',
+        ),
+        ({"conversations": [HUMAN, GPT, {"from": "system", "value": "b"}]}, "message 3 is from system: must be"),
+        ({"conversations": [HUMAN, GPT], "image": "a.png", "images": ["a.png"]}, "image or images, not both"),
         ({"conversations": [HUMAN, HUMAN]}, 'must be {"from": "gpt"'),
         ({"conversations": [HUMAN, {"from": "gpt"}]}, "message 2"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "message 2 is empty"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "lone surrogate"),
         ({"conversations": [HUMAN, GPT], "image": 3}, "image must be a path or a list of paths"),
-        ({"conversations": [HUMAN, GPT], "image": "a.png"}, "0 image marks (such as <|image|>), but image lists 1"),
+        ({"conversations": [HUMAN, GPT], "image": "gone.png"}, "gone.png: no such picture file"),
+        (
+            {"conversations": [{**HUMAN, "value": "<image>Two"}, GPT], "image": ["a.png", "b.png"]},
+            "1 image marks (such as <|image|>), but image lists 2",
+        ),
         ({"conversations": [HUMAN, {**GPT, "value": "<image>"}]}, "1 image marks (such as <|image|>), but image"),
         ({"conversations": [HUMAN, {**GPT, "value": "<image>"}], "image": "gone.png"}, "gone.png: no such picture"),
     ],

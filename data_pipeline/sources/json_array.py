@@ -1,0 +1,76 @@
+"""One JSON array in a file, read item by item: LLaVA's files are published so, and may have gigabytes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from chameleon_jax.document import DocumentError
+from chameleon_jax.files import FileError
+
+_CHUNK = 1 << 20
+LARGEST_ITEM = 64 << 20
+"""Characters of one item. More are no item of a sane file, but a bracket that is never closed."""
+
+
+def begins_with_array(path: Path) -> bool:
+    """Whether the first thing in a file is an opening bracket."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).lstrip().startswith((b"[", b"\xef\xbb\xbf["))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The objects of the array, one at a time in memory.
+
+    Raises:
+      DocumentError: at the first place that is no JSON; the caller knows how many items came before.
+    """
+    text = io.TextIOWrapper(file, "utf-8-sig")
+    buffer, ended, decoder = "", False, json.JSONDecoder()
+    expected = "["
+    while True:
+        buffer = buffer.lstrip()
+        if not buffer and not ended:
+            buffer, ended = _more(text, buffer)
+            continue
+        if expected == "[" or (expected == "," and buffer.startswith(",")):
+            _require(buffer.startswith(expected), f"expected {expected!r}")
+            buffer, expected = buffer[1:], "{" if expected == "," else "{]"
+            continue
+        if buffer.startswith("]") and expected in ("{]", ","):
+            _require(not (buffer[1:] + text.read(_CHUNK)).strip(), "more text behind the array")
+            return
+        _require(
+            expected != "," and buffer.startswith("{"), "expected ',' or ']'" if expected == "," else "expected '{'"
+        )
+        try:
+            item, end = decoder.raw_decode(buffer)
+        except RecursionError:
+            raise DocumentError("not usable JSON: nested too deeply") from None
+        except ValueError as error:
+            # What looks wrong may only be cut off by the end of the buffer.
+            _require(not ended and len(buffer) < LARGEST_ITEM, str(error))
+            buffer, ended = _more(text, buffer)
+            continue
+        yield item
+        buffer, expected = buffer[end:], ","
+
+
+def _more(text: io.TextIOWrapper, buffer: str) -> tuple[str, bool]:
+    """The buffer with as much again behind it, so that long items are not decoded often; and whether that was all."""
+    try:
+        read = text.read(max(_CHUNK, len(buffer)))
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"not valid UTF-8: {error.reason}") from None
+    return buffer + read, not read
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise DocumentError(f"not valid JSON: {reason[:200]}")
