@@ -127,10 +127,11 @@ def test_a_process_that_is_asked_to_stop_makes_all_save_the_same_step(alone, tmp
     output = tmp_path / "run"
     processes = spawn_two(output, pause=0.5, changes={"checkpoint__every": 8})
     wait_for_step(output, 2, *processes)
-    processes[1].send_signal(signal.SIGTERM)
-    for status, errors in wait(*processes):
+    processes[1].send_signal(signal.SIGINT)  # handed on as a SIGTERM, which is what JAX listens for
+    for (status, errors), by in zip(wait(*processes), ("SIGTERM", "Ctrl-C"), strict=True):
         assert status == 1
         assert "Stopped: stopped after step" in errors
+        assert f"as asked ({by})" in errors
     (step,) = [int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit()]
     assert 2 <= step < 8
     assert wait(spawn(output=output, devices=8, changes={**MESH, "checkpoint__every": 8}))[0][0] == 0

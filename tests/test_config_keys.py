@@ -1,0 +1,641 @@
+"""Every key of every config changes what it says: no key is read and then forgotten.
+
+`KEYS` has an entry for each of them. A function is called and fails if the key has no effect, which it looks for where
+the value is used: a traced program, rows, a file, an error. A name is that of a test elsewhere whose subject is the
+key. A new key needs an entry here.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import chameleon_jax.config as configs
+from chameleon_jax.batch import Batch
+from chameleon_jax.config import (
+    BenchCommand,
+    BenchTrainConfig,
+    CompileOptions,
+    DistributedConfig,
+    GenerationConfig,
+    ImageTokenizerCommand,
+    ImageTokenizerConfig,
+    ImageTokenizerTrainConfig,
+    LoRAConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PrepareCommand,
+    ShowCommand,
+    SourceConfig,
+    StageConfig,
+    TextTokenizerCommand,
+    TextTokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+HERE = Path(__file__).parent
+Check = Callable[[Path], None]
+
+
+def differs(measure: Callable[[Any], Any], base: Any, /, **changes: Any) -> Check:
+    """Checks that the measure of `base` is another one with these changes."""
+
+    def check(folder: Path) -> None:
+        before, after = measure(base), measure(dataclasses.replace(base, **changes))
+        assert before != after, f"{changes} changes nothing"
+
+    return check
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Traced programs
+# ----------------------------------------------------------------------------------------------------------------------
+
+MODEL = TransformerConfig(
+    vocab_size=16, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=12, dropout=0.5
+)
+
+
+def _memo(measure: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Configs hold mappings and cannot be hashed; their text can."""
+    known: dict[str, str] = {}
+
+    @functools.wraps(measure)
+    def look_up(config: Any) -> str:
+        key = repr(config)
+        if key not in known:
+            known[key] = measure(config)
+        return known[key]
+
+    return look_up
+
+
+def _model(config: TransformerConfig) -> tuple[Any, Callable[[Any], Any], Any]:
+    """A model, the function that draws its parameters, and their shapes."""
+    from chameleon_jax.models.transformer import Transformer
+
+    model = Transformer(config)
+    init = lambda key: nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])  # noqa: E731
+    return model, init, jax.eval_shape(init, jax.random.key(0))
+
+
+def init_program(config: TransformerConfig) -> str:
+    return str(jax.make_jaxpr(_model(config)[1])(jax.random.key(0)))
+
+
+@_memo
+def model_program(config: TransformerConfig) -> str:
+    """The gradient of what a model makes of some rows."""
+    model, _, params = _model(config)
+    ids = jnp.zeros((2, 4), jnp.int32)
+
+    def loss(params):
+        return jnp.sum(model.apply({"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(0)}))
+
+    return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+
+def placement(config: TrainConfig) -> str:
+    """Where the state and the rows lie."""
+    from chameleon_jax.sharding import batch_sharding, make_mesh
+    from chameleon_jax.training.state import abstract_state
+
+    mesh = make_mesh(config.mesh)
+    return f"{mesh.shape} {batch_sharding(mesh).spec} {abstract_state(config, mesh)}"
+
+
+@_memo
+def train_program(config: TrainConfig) -> str:
+    """The train step as it is traced."""
+    from chameleon_jax.sharding import batch_sharding, make_mesh
+    from chameleon_jax.training.state import abstract_state
+    from chameleon_jax.training.step import make_train_step
+
+    mesh = make_mesh(config.mesh)
+    state = abstract_state(config, mesh)
+    types = {"inputs": jnp.int32, "targets": jnp.int32, "loss_weights": jnp.float32}
+    batch = Batch(
+        *(
+            jax.ShapeDtypeStruct((config.batch_size, 8), types.get(name, jnp.int32), sharding=batch_sharding(mesh))
+            for name in Batch._fields
+        )
+    )
+    with jax.set_mesh(mesh):
+        return str(make_train_step(config, np.arange(16) >= 8, mesh).trace(state, batch).jaxpr)
+
+
+@_memo
+def optimizer_program(config: OptimizerConfig) -> str:
+    from chameleon_jax.training.optimizer import make_optimizer
+
+    params = {
+        "embed": jnp.zeros((4, 2)),
+        "layers": {"mlp": {"up": jnp.zeros((1, 2, 3))}},
+        "norm": {"scale": jnp.zeros(2)},
+    }
+    optimizer = make_optimizer(config, 100)
+    state = optimizer.init(params)
+    return str(jax.make_jaxpr(optimizer.update)(params, state, params))
+
+
+@_memo
+def image_model_program(config: ImageTokenizerConfig) -> str:
+    from chameleon_jax.models.vq import VQModel
+
+    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
+    return str(jax.make_jaxpr(VQModel(config).init)(jax.random.key(0), pixels))
+
+
+def image_optimizer_program(config: ImageTokenizerTrainConfig) -> str:
+    from chameleon_jax.training.image_tokenizer import make_optimizer
+
+    optimizer, params = make_optimizer(config), {"kernel": jnp.zeros((2, 2))}
+    return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params)))
+
+
+def codebook_program(config: ImageTokenizerTrainConfig) -> str:
+    from chameleon_jax.training.image_tokenizer import update_codebook
+
+    arrays = jnp.zeros(16), jnp.zeros((16, 4)), jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
+    return str(jax.make_jaxpr(functools.partial(update_codebook, config))(jax.random.key(0), *arrays))
+
+
+@_memo
+def image_train_program(config: ImageTokenizerTrainConfig) -> str:
+    from chameleon_jax.training.image_tokenizer import init_state, train_step
+
+    pixels = jnp.zeros((2, config.model.resolution, config.model.resolution, 3))
+    state = jax.eval_shape(functools.partial(init_state, config), pixels)
+    return str(jax.make_jaxpr(functools.partial(train_step, config))(state, pixels))
+
+
+TRAIN = TrainConfig(
+    data="", output="", model=MODEL, steps=8, batch_size=8, stages=(StageConfig(1.0, {"a": 1.0}),),
+    optimizer=OptimizerConfig(warmup_steps=2),
+)  # fmt: skip
+IMAGE_MODEL = ImageTokenizerConfig(
+    resolution=16, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=4, code_dim=4,
+    num_codes=16, norm_groups=4,
+)  # fmt: skip
+IMAGE_TRAIN = ImageTokenizerTrainConfig(model=IMAGE_MODEL, steps=100, batch_size=2)
+
+
+def pictures_a_step(config: ImageTokenizerTrainConfig) -> int:
+    """Seen by the first step, which ends it."""
+    from chameleon_jax.training import image_tokenizer
+
+    class Seen(Exception):
+        pass
+
+    def step(config, state, pixels):
+        raise Seen(len(pixels))
+
+    pictures = np.zeros((8, 16, 16, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_tokenizer, "train_step", step)
+        patch.setattr(image_tokenizer, "init_state", lambda *args: None)
+        with pytest.raises(Seen) as seen:
+            image_tokenizer.train_image_tokenizer(config, pictures, print, 1)
+    return seen.value.args[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Documents, tokenizers and rows
+# ----------------------------------------------------------------------------------------------------------------------
+
+WORDS = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyzÄéß"), (80, 5))
+LINES = [" ".join("".join(WORDS[(number * step) % 80]) for step in range(1, 7)) for number in range(300)]
+TEXT = TextTokenizerConfig(vocab_size=380)
+
+
+def text_pieces(config: TextTokenizerConfig) -> bytes:
+    from chameleon_jax.tokens.text import train_text_tokenizer
+
+    return train_text_tokenizer(config, LINES).model
+
+
+def jsonl(path: Path, text: str) -> SourceConfig:
+    path.write_text("".join(json.dumps([f"{text} {line}"]) + "\n" for line in LINES), encoding="utf-8")
+    return SourceConfig("documents", name=path.stem, path=str(path))
+
+
+def _text_command(folder: Path) -> None:
+    """Another output, other sources, another tokenizer: another file, other bytes."""
+    from chameleon_jax.commands import train_text_tokenizer
+
+    command = TextTokenizerCommand(str(folder / "a.model"), TEXT, (jsonl(folder / "one.jsonl", "one"),))
+    train_text_tokenizer(command)
+    first = (folder / "a.model").read_bytes()
+    changes = {
+        "sources": (jsonl(folder / "two.jsonl", "zwei drei"),),
+        "tokenizer": dataclasses.replace(TEXT, vocab_size=400),
+    }
+    for number, (key, value) in enumerate(changes.items()):
+        train_text_tokenizer(dataclasses.replace(command, **{key: value, "output": str(folder / f"{number}.model")}))
+        assert (folder / f"{number}.model").read_bytes() != first
+
+
+def asks_in(run: Callable[[Any], Any], command: Any) -> Check:
+    """Checks that embedded data sets are looked for in the folder that `datasets` names."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(source, datasets):
+        raise Asked(datasets)
+
+    def check(folder: Path) -> None:
+        import data_pipeline.sources
+        import data_pipeline.tokenize
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data_pipeline.sources, "open_source", ask)
+            if hasattr(data_pipeline.tokenize, "open_source"):
+                patch.setattr(data_pipeline.tokenize, "open_source", ask)
+            with pytest.raises(Asked, match="elsewhere"):
+                run(dataclasses.replace(command, datasets="elsewhere", output=str(folder / "out")))
+
+    return check
+
+
+def _prepare(command: PrepareCommand) -> None:
+    from tiny_models import scrambled_tokenizer
+
+    from data_pipeline.prepare import prepare
+
+    prepare(command, scrambled_tokenizer())
+
+
+def _command(name: str) -> Callable[[Any], Any]:
+    from chameleon_jax import commands
+
+    return getattr(commands, name)
+
+
+DIGITS = SourceConfig("digit_captions")
+TEXT_COMMAND = TextTokenizerCommand("", TEXT, (DIGITS,))
+IMAGE_COMMAND = ImageTokenizerCommand("", IMAGE_TRAIN, (DIGITS,))
+PREPARE = PrepareCommand("", 64, (DIGITS,), text_tokenizer="a", image_tokenizer="b")
+
+
+def _image_command(folder: Path) -> None:
+    """What the learning is handed, and what is measured afterwards."""
+    from PIL import Image
+
+    from chameleon_jax import commands
+
+    def source(name: str, grey: int) -> SourceConfig:
+        Image.new("RGB", (16, 16), (grey,) * 3).save(folder / f"{name}.png")
+        (folder / f"{name}.jsonl").write_text(json.dumps([{"image": f"{name}.png"}]) + "\n")
+        return SourceConfig("documents", name=name, path=str(folder / f"{name}.jsonl"))
+
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "learn_image_tokenizer", lambda *args: calls.append(args))
+        patch.setattr(commands, "save_image_tokenizer", lambda tokenizer, folder: calls.append(folder))
+        patch.setattr(commands, "measure_image_tokenizer", lambda tokenizer, pixels: {"mean": float(pixels.mean())})
+        command = ImageTokenizerCommand(
+            str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 0),), log_every=7
+        )
+        assert commands.train_image_tokenizer(command) == {"mean": -1.0}
+        assert commands.train_image_tokenizer(dataclasses.replace(command, held_out=())) == {"mean": 1.0}
+    (config, pictures, _, log_every), _, *_ = calls
+    assert (config, log_every) == (IMAGE_TRAIN, 7)
+    assert pictures.min() == 255
+    assert (folder / "out").is_dir()
+
+
+def mixed_rows(config: TrainConfig) -> list[tuple[str, int]]:
+    import grain
+
+    from data_pipeline.mixture import mix
+
+    sources = {name: grain.MapDataset.range(50).map(lambda row, name=name: (name, int(row))) for name in ("a", "b")}
+    mixed = mix(sources, config.stages, config.steps * config.batch_size, config.seed)
+    return [mixed[number] for number in range(len(mixed))]
+
+
+TWO_STAGES = (StageConfig(0.5, {"a": 1.0, "b": 1.0}), StageConfig(0.5, {"b": 1.0}))
+STAGED = dataclasses.replace(TRAIN, stages=TWO_STAGES)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other places
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def meant_by(config: DistributedConfig) -> Any:
+    """What JAX is asked for, or the reason why it is not."""
+    from chameleon_jax import distributed
+
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+        distributed.start(config)
+    return asked
+
+
+PROCESSES = DistributedConfig("localhost:1", processes=2, process=1)
+BENCH = BenchTrainConfig(model=MODEL, batch_size=2, length=16)
+
+
+def bench_rows(config: BenchTrainConfig) -> str:
+    from chameleon_jax.bench.train import random_batch
+
+    return repr([array.tolist() for array in random_batch(config)])
+
+
+def bench_run(config: BenchTrainConfig) -> str:
+    from chameleon_jax.bench.train import train_config
+
+    return repr(train_config(config))
+
+
+def _bench_weights(folder: Path) -> None:
+    from chameleon_jax.bench import weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "_load_elsewhere", lambda folder, dtype: str(folder))
+        command = BenchCommand(model=MODEL, repeats=2, folder=str(folder / "scratch"))
+        figures = weights.bench_weights(command)
+    assert len(figures["convert"]["meta"]["all_seconds"]) == 2
+    assert figures["load"]["float32"].startswith(str(folder / "scratch"))
+    assert figures["config"]["model"]["d_model"] == MODEL.d_model
+
+
+def compile_options(key: str) -> Check:
+    def check(folder: Path) -> None:
+        from chameleon_jax.compilation import run
+
+        found: dict[str, Any] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "describe_topology", lambda name, slices: found.update(topology=name, slices=slices))
+            patch.setattr(run, "compile_train_step", lambda config, devices: (None, {}))
+            patch.setattr(run, "save", lambda compiled, path: found.update(save=path))
+            patch.setattr(run, "lines", lambda report: found.update(json="lines") or [])
+            run.compile_command(TRAIN, topology=["v5e:4x4"], slices=["2"], save=["there"])
+        expected = CompileOptions(topology="v5e:4x4", slices=2, save="there")
+        assert found[key] == ("lines" if key == "json" else getattr(expected, key))
+
+    return check
+
+
+ADAPTED = dataclasses.replace(MODEL, lora=LoRAConfig(rank=2))
+OPTIMIZER = OptimizerConfig(warmup_steps=4)
+
+KEYS: dict[type, dict[str, Check | str]] = {
+    TransformerConfig: {
+        key: differs(model_program, MODEL, **{key: value})
+        for key, value in {
+            "vocab_size": 24, "d_model": 16, "num_layers": 3, "num_heads": 2, "num_kv_heads": 4, "head_dim": 4,
+            "mlp_dim": 16, "qk_norm": False, "qk_norm_groups": 2, "norm_order": "swin", "norm_eps": 1e-3,
+            "rope_theta": 99.0, "dropout": 0.25, "param_dtype": "bfloat16",
+            "compute_dtype": "bfloat16", "attention": "blockwise", "remat": "full", "unroll": 2,
+            "lora": LoRAConfig(rank=2),
+        }.items()
+    } | {"init_std": differs(init_program, MODEL, init_std=0.1)},
+    LoRAConfig: {
+        "rank": differs(model_program, ADAPTED, lora=LoRAConfig(rank=3)),
+        "alpha": differs(model_program, ADAPTED, lora=LoRAConfig(rank=2, alpha=3.0)),
+        "targets": differs(model_program, ADAPTED, lora=LoRAConfig(rank=2, targets=("q",))),
+    },
+    OptimizerConfig: {
+        **{
+            key: differs(optimizer_program, OPTIMIZER, **{key: value})
+            for key, value in {
+                "name": "muon", "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 5, "final_fraction": 0.5,
+                "b1": 0.5, "b2": 0.5, "eps": 0.5, "weight_decay": 0.5, "clip_norm": 0.5, "moment_dtype": "bfloat16",
+            }.items()
+        },
+        "muon_momentum": differs(optimizer_program, OptimizerConfig(name="muon"), muon_momentum=0.5),
+    },
+    MeshConfig: {
+        "data": differs(placement, TRAIN, mesh=MeshConfig(data=4, fsdp=-1)),
+        **{key: differs(placement, TRAIN, mesh=MeshConfig(**{key: 2})) for key in ("fsdp", "tensor", "sequence")},
+    },
+    TrainConfig: {
+        **{
+            key: differs(train_program, TRAIN, **{key: value})
+            for key, value in {
+                "trainable": "image_head", "steps": 9, "accumulation": 2, "loss_chunk": 4, "z_loss": 0.5, "ema": 0.5,
+                "bad_steps": configs.BadStepsConfig(gradient_norm=2.0), "optimizer": OptimizerConfig(warmup_steps=3),
+            }.items()
+        },
+        "model": differs(placement, TRAIN, model=dataclasses.replace(MODEL, d_model=16)),
+        "mesh": differs(placement, TRAIN, mesh=MeshConfig(fsdp=2)),
+        "batch_size": differs(mixed_rows, TRAIN, batch_size=16),
+        "seed": differs(mixed_rows, TRAIN, seed=1),
+        "data": "test_folder_without_rows_says_what_to_run",
+        "output": "test_metrics_have_a_line_for_each_logged_step",
+        "stages": differs(mixed_rows, STAGED, stages=TWO_STAGES[::-1]),
+        "initial": "test_image_head_learns_to_draw_what_it_saw",
+        "initial_adapters": "test_they_come_back_as_they_were_and_add_up_to_the_merged_model",
+        "fresh_image_head": "test_a_run_draws_the_fresh_head_itself_and_resumes_without_drawing_again",
+        "sequence_length": "test_rows_of_another_length_than_the_config_says_are_refused",
+        "distributed": "test_options_win_over_variables",
+        "checkpoint": "test_only_the_newest_are_kept_and_the_newest_is_restored",
+        "profile": "test_steps_can_be_traced",
+        "samples": "test_the_loop_samples_at_its_steps_and_after_the_last",
+        "trackers": "test_metrics_go_to_tensorboard_as_well",
+        "log_every": "test_a_line_holds_the_means_over_its_steps",
+        "evaluate_every": "test_ctrl_c_during_an_evaluation_saves_that_step_and_the_run_goes_on_bit_for_bit",
+        "evaluation_batches": "test_held_out_rows_come_once_and_padding_does_not_count",
+    },
+    StageConfig: {
+        "share": differs(
+            mixed_rows, STAGED, stages=(StageConfig(0.25, {"a": 1.0, "b": 1.0}), StageConfig(0.75, {"b": 1.0}))
+        ),
+        "weights": differs(mixed_rows, STAGED, stages=(StageConfig(0.5, {"a": 3.0, "b": 1.0}), TWO_STAGES[1])),
+    },
+    configs.CheckpointConfig: {
+        "every": "test_an_interrupted_run_goes_on_as_if_nothing_had_happened",
+        "keep": "test_only_the_newest_are_kept_and_the_newest_is_restored",
+        "keep_every": "test_some_are_kept_for_ever",
+        "best": "test_a_run_keeps_its_best_checkpoint_stops_early_and_does_so_again_after_a_break",
+        "patience": "test_the_lowest_loss_is_the_best_and_patience_counts_evaluations_since",
+    },
+    configs.BadStepsConfig: {
+        "action": "test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpoint",
+        "gradient_norm": differs(train_program, TRAIN, bad_steps=configs.BadStepsConfig(gradient_norm=2.0)),
+        "limit": "test_gradients_above_a_limit_are_bad_steps_and_too_many_in_a_row_end_the_run",
+    },
+    configs.ProfileConfig: dict.fromkeys(
+        ("steps", "start"), "test_a_trace_begins_where_it_is_asked_for_and_is_always_closed"
+    ),
+    configs.SamplesConfig: {
+        "every": "test_the_loop_samples_at_its_steps_and_after_the_last",
+        "prompts": "test_samples_are_what_the_finished_model_would_write",
+        "generation": "test_samples_are_what_the_finished_model_would_write",
+    },
+    configs.SamplePrompt: dict.fromkeys(
+        ("text", "images", "mode"), "test_samples_are_what_the_finished_model_would_write"
+    ),
+    DistributedConfig: {
+        "coordinator": differs(meant_by, PROCESSES, coordinator="localhost:2"),
+        "processes": differs(meant_by, PROCESSES, processes=3),
+        "process": differs(meant_by, PROCESSES, process=0),
+        "heartbeat_seconds": differs(meant_by, PROCESSES, heartbeat_seconds=99),
+    },
+    CompileOptions: {key: compile_options(key) for key in ("topology", "slices", "json", "save")},
+    ImageTokenizerConfig: {
+        key: differs(image_model_program, IMAGE_MODEL, **{key: value})
+        for key, value in {
+            "resolution": 32, "space_to_depth": 2, "channels": 16, "channel_multipliers": (1, 3), "num_res_blocks": 2,
+            "latent_channels": 8, "code_dim": 8, "num_codes": 32, "norm_groups": 2, "attn_resolutions": (8,),
+            "attn_type": "none",
+        }.items()
+    },
+    ImageTokenizerTrainConfig: {
+        **{
+            key: differs(image_optimizer_program, IMAGE_TRAIN, **{key: value})
+            for key, value in {
+                "steps": 101, "learning_rate": 0.5, "final_fraction": 0.5, "warmup_steps": 7, "b1": 0.5, "b2": 0.5,
+                "clip_norm": 0.5,
+            }.items()
+        },
+        "codebook_decay": differs(codebook_program, IMAGE_TRAIN, codebook_decay=0.5),
+        "restart_below": differs(codebook_program, IMAGE_TRAIN, restart_below=0.5),
+        **{
+            key: differs(image_train_program, IMAGE_TRAIN, **{key: value})
+            for key, value in {
+                "model": dataclasses.replace(IMAGE_MODEL, channels=16), "reconstruction": "l1", "commitment": 0.5,
+                "seed": 1,
+            }.items()
+        },
+        "batch_size": differs(pictures_a_step, IMAGE_TRAIN, batch_size=4),
+    },
+    TextTokenizerConfig: {
+        "vocab_size": differs(text_pieces, TEXT, vocab_size=400),
+        "character_coverage": differs(text_pieces, TEXT, character_coverage=0.9),
+        "max_lines": differs(text_pieces, TEXT, max_lines=110),
+        "seed": differs(text_pieces, dataclasses.replace(TEXT, max_lines=110), seed=1),
+    },
+    TextTokenizerCommand: {
+        **dict.fromkeys(("output", "tokenizer", "sources"), _text_command),
+        "datasets": asks_in(lambda command: _command("train_text_tokenizer")(command), TEXT_COMMAND),
+    },
+    ImageTokenizerCommand: {
+        **dict.fromkeys(("output", "tokenizer", "sources", "held_out", "log_every"), _image_command),
+        "datasets": asks_in(lambda command: _command("train_image_tokenizer")(command), IMAGE_COMMAND),
+    },
+    PrepareCommand: {
+        "output": "test_header_counts_what_is_in_the_rows",
+        "sequence_length": "test_row_that_cannot_hold_a_picture_is_refused_at_once",
+        "sources": "test_fingerprint_differs_with_the_documents",
+        "text_tokenizer": "test_missing_things_are_one_line_and_status_1",
+        "image_tokenizer": "test_fingerprint_differs_with_the_image_tokenizer",
+        "tokenizer": "test_model_of_any_format_keeps_its_ids",
+        "held_out": "test_held_out_rows_come_once_and_padding_does_not_count",
+        "datasets": asks_in(_prepare, PREPARE),
+    },
+    SourceConfig: {
+        "kind": "test_sums_are_right",
+        "name": "test_source_is_called_by_its_kind_unless_named",
+        "split": "test_slices_of_a_split",
+        "count": "test_text_sources_stop_after_their_count",
+        "augment": "test_augmentation_is_light_and_only_on_demand",
+        "path": "test_own_documents",
+        "loss": "test_documents_can_be_learnt_from_for_one_modality",
+        "prompt_loss": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
+        "answer_end": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
+        "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+        "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+        "seed": "test_seed_changes_the_documents",
+    },
+    ShowCommand: {
+        "source": "test_rows_are_printed_with_what_is_learnt_from",
+        "output": "test_pictures_are_marked_or_drawn",
+    },
+    configs.PreprocessingConfig: {
+        "style": "test_styles_blend_transparency_up_to_one_grey_level",
+        "fit": "test_padding_keeps_the_whole_picture_in_the_middle",
+        "pad_colour": "test_borders_are_white_unless_asked_otherwise",
+    },
+    configs.SamplingConfig: {
+        "temperature": "test_draws_follow_the_distribution",
+        "top_p": "test_nucleus_keeps_the_most_likely",
+    },
+    GenerationConfig: {
+        "mode": "test_image_mode_writes_one_picture",
+        "form": "test_chat_puts_an_end_of_turn_after_the_prompt",
+        "max_new_tokens": "test_picture_that_cannot_fit_is_refused",
+        "text": "test_greedy_text_is_the_argmax_of_full_readings",
+        "image": "test_guided_documents_equal_three_separate_prompts",
+        "repetition_penalty": "test_repetition_penalty_covers_the_prompt_and_the_answer_but_no_pictures",
+        "text_guidance": "test_only_readings_that_matter_are_computed",
+        "image_guidance": "test_only_readings_that_matter_are_computed",
+        "seed": "test_answer_depends_on_the_seed",
+    },
+    configs.EvaluationConfig: dict.fromkeys(
+        ("split", "train_split", "drawings_per_digit", "sums", "drawing", "seed"),
+        "test_every_promised_figure_is_there_and_a_number",
+    ),
+    configs.DemoCommand: {
+        "output": "test_demo_folder_opens_as_a_model",
+        "recipes": "test_changed_recipe_redoes_its_stage_and_those_after_it",
+        "fresh": "test_second_run_reuses_every_stage_and_says_so",
+    },
+    configs.ConvertCommand: {
+        "format": "test_converted_folder_is_the_saved_one",
+        "dtype": "test_dtype_is_that_of_the_transformer_alone",
+        "shards": "test_more_shards_hold_the_same_model",
+        "image_tokenizer": "test_decoder_comes_from_another_folder",
+    },
+    configs.InspectCommand: {"json": "test_inspect_gives_json"},
+    BenchCommand: dict.fromkeys(("model", "repeats", "folder"), _bench_weights),
+    BenchTrainConfig: {
+        **{
+            key: differs(bench_rows, BENCH, **{key: value})
+            for key, value in {
+                "batch_size": 3, "length": 20, "documents": 2, "padding": 0.5, "seed": 1,
+                "model": dataclasses.replace(MODEL, vocab_size=32),
+            }.items()
+        },
+        **{
+            key: differs(bench_run, BENCH, **{key: value})
+            for key, value in {
+                "optimizer": OptimizerConfig(b1=0.5), "mesh": MeshConfig(fsdp=2), "accumulation": 2, "loss_chunk": 4,
+                "warmup": 9000, "steps": 9000, "repeats": 9000,
+            }.items()
+        },
+    },
+}  # fmt: skip
+
+CLASSES = [cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_key_has_an_entry(cls):
+    assert {field.name for field in dataclasses.fields(cls)} == set(KEYS[cls])
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=f"{cls.__name__}.{key}")
+        for cls, keys in KEYS.items()
+        for key, check in keys.items()
+        if not isinstance(check, str)
+    ],
+)
+def test_key_changes_what_it_says(check, tmp_path):
+    check(tmp_path)
+
+
+def test_the_tests_that_are_named_are_there():
+    texts = (path.read_text(encoding="utf-8") for path in HERE.rglob("test_*.py"))
+    there = {node.name for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+    named = {check: f"{cls.__name__}.{key}" for cls, keys in KEYS.items() for key, check in keys.items()}
+    assert not {name: key for name, key in named.items() if isinstance(name, str) and name not in there}
