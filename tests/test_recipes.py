@@ -151,8 +151,16 @@ LORA = {"model.lora.rank": 2, "optimizer.learning_rate": 0.01, **QUICK}
 def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
     prepared("prepare_sft.yaml")
     shutil.copytree("models/chameleon-7b", "models/passing")
-    config = tiny("sft_7b.yaml", **LORA, output="out/lora", initial="models/passing", steps=2)
-    train(config)
+    samples = {"every": 2, "prompts": [{"text": "Who?", "mode": "text"}], "generation": {"max_new_tokens": 4}}
+    config = tiny("sft_7b.yaml", **LORA, output="out/lora", initial="models/passing", steps=2, samples=samples)
+    figures = train(config)
+    assert (figures["steps"], figures["model"], figures["adapters"]) == (2, "out/lora/model", "out/lora/adapters")
+    (line, *_) = [line for line in read_metrics("out/lora/metrics.jsonl") if "held_out" in line]
+    assert {name: value for name, value in figures.items() if name.startswith("held_out.")} == {
+        f"held_out.{name}.{loss}": value for name, losses in line["held_out"].items() for loss, value in losses.items()
+    }
+    assert all(np.isfinite(losses["loss"]) for losses in line["sources"].values())
+    assert "    Who?" in Path("out/lora/samples/step-2/samples.md").read_text()
     expected = {f"['layers']['attention']['{name}']" for name in ("q", "k", "v", "o")}
     expected |= {f"['layers']['mlp']['{name}']" for name in ("gate", "up", "down")}
     assert changed("out/lora") == expected
@@ -163,6 +171,11 @@ def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
     model.save("out/lora_huggingface", "huggingface")
     ids = np.asarray([[model.vocabulary.bos, *model.encode(["Who?"])]])
     np.testing.assert_allclose(chameleon_jax.load("out/lora_huggingface").logits(ids), model.logits(ids), rtol=1e-6)
+
+    # The adapters alone make the same of the model that they were trained with.
+    again = chameleon_jax.load("models/chameleon-7b", adapters="out/lora")
+    for name, value in arrays(model).items():
+        np.testing.assert_allclose(arrays(again)[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
     # Only the checkpoint is left; and nothing at all without it.
     shutil.rmtree("models/passing")

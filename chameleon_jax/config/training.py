@@ -29,7 +29,12 @@ class TextTokenizerConfig:
             self.vocab_size > 300, "vocab_size", self.vocab_size, "must be above 300: 256 bytes and some characters"
         )
         require(self.max_lines > 100, "max_lines", self.max_lines, "must be above 100, SentencePiece's least")
-        require(0 < self.character_coverage <= 1, "character_coverage", self.character_coverage, "must be in (0, 1]")
+        require(
+            0.98 <= self.character_coverage <= 1,
+            "character_coverage",
+            self.character_coverage,
+            "must be from 0.98 to 1, as SentencePiece asks",
+        )
 
 
 @config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import io
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -148,6 +149,17 @@ class SentencePieceTokenizer(TextTokenizer):
         return pieces
 
 
+def _sample(lines: Iterable[str], count: int, seed: int) -> list[str]:
+    """All lines, or `count` of them drawn at random (algorithm R). SentencePiece draws with a seed of its own alone."""
+    rng, chosen = random.Random(seed), []
+    for number, line in enumerate(lines):
+        if number < count:
+            chosen.append(line)
+        elif (place := rng.randrange(number + 1)) < count:
+            chosen[place] = line
+    return chosen
+
+
 def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
     """Learns a byte-pair encoding from `texts`.
 
@@ -168,10 +180,9 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> S
         if line.strip()
     )
     output = io.BytesIO()
-    sentencepiece.set_random_generator_seed(config.seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(_sample(lines, config.max_lines, config.seed)),
             model_writer=output,
             model_type="bpe",
             vocab_size=config.vocab_size,
