@@ -136,6 +136,23 @@ def train_program(config: TrainConfig) -> str:
         return str(make_train_step(config, np.arange(16) >= 8, mesh).trace(state, batch).jaxpr)
 
 
+def options_for_xla(config: TrainConfig) -> Any:
+    """What `jax.jit` is handed for the step."""
+    from chameleon_jax.sharding import make_mesh
+    from chameleon_jax.training import step
+
+    given, mesh, jit = [], make_mesh(config.mesh), jax.jit
+
+    def recording(function, **options):
+        given.append(options.get("compiler_options"))
+        return jit(function, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", recording)
+        step.make_train_step(config, np.arange(16) >= 8, mesh)
+    return given[-1]
+
+
 @_memo
 def optimizer_program(config: OptimizerConfig) -> str:
     from chameleon_jax.training.optimizer import make_optimizer
@@ -436,6 +453,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
             }.items()
         },
         "model": differs(placement, TRAIN, model=dataclasses.replace(MODEL, d_model=16)),
+        "compiler_options": differs(options_for_xla, TRAIN, compiler_options="none"),
         "mesh": differs(placement, TRAIN, mesh=MeshConfig(fsdp=2)),
         "batch_size": differs(mixed_rows, TRAIN, batch_size=16),
         "seed": differs(mixed_rows, TRAIN, seed=1),
@@ -573,6 +591,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "mode": "test_image_mode_writes_one_picture",
         "form": "test_chat_puts_an_end_of_turn_after_the_prompt",
         "max_new_tokens": "test_picture_that_cannot_fit_is_refused",
+        "context_length": "test_longer_context_can_be_asked_for",
         "text": "test_greedy_text_is_the_argmax_of_full_readings",
         "image": "test_guided_documents_equal_three_separate_prompts",
         "repetition_penalty": "test_repetition_penalty_covers_the_prompt_and_the_answer_but_no_pictures",
@@ -609,7 +628,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
             key: differs(bench_run, BENCH, **{key: value})
             for key, value in {
                 "optimizer": OptimizerConfig(b1=0.5), "mesh": MeshConfig(fsdp=2), "accumulation": 2, "loss_chunk": 4,
-                "warmup": 9000, "steps": 9000, "repeats": 9000,
+                "compiler_options": "none", "warmup": 9000, "steps": 9000, "repeats": 9000,
             }.items()
         },
     },
