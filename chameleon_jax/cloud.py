@@ -172,8 +172,8 @@ def remove(folder: str | Path) -> None:
 
 
 def on_disk(path: str | Path) -> str | Path:
-    """The copy of what is in a bucket (see `download`); any other path as it is."""
-    return download(path) if os.fspath(path).startswith("gs:/") else path
+    """The copy of what is in a bucket (see `download`); a path on this machine as it is."""
+    return download(path) if is_cloud(path) else path
 
 
 def download(path: str | Path) -> Path:

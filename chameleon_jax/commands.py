@@ -65,6 +65,7 @@ from chameleon_jax.training.state import model_params
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
+from chameleon_jax.weights.hub import is_remote
 from chameleon_jax.weights.initial import initial_params
 from chameleon_jax.weights.native import MODEL, write_trained
 from chameleon_jax.weights.vqgan import why_not_released
@@ -144,7 +145,7 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
     if not command.tokenizer:
         text, image = load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
         return DocumentTokenizer.join(text, image)
-    folder = on_disk(command.tokenizer)
+    folder = command.tokenizer if is_remote(command.tokenizer) else on_disk(command.tokenizer)
     if (Path(folder) / "vocabulary.json").is_file():
         return DocumentTokenizer.load(folder)
     checkpoint = open_checkpoint(folder)

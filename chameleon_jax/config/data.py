@@ -126,7 +126,8 @@ class ImageTokenizerCommand:
     """`chameleon train-image-tokenizer`: learn image codes from the pictures of some sources."""
 
     output: str
-    """Folder for the tokenizer and its metrics."""
+    """Folder for the tokenizer and its metrics. An older one there is replaced; a folder with anything else in it is
+    not."""
     tokenizer: ImageTokenizerTrainConfig
     sources: tuple[SourceConfig, ...]
     """All pictures of their documents are learnt from."""
@@ -147,7 +148,8 @@ class PrepareCommand:
     """`chameleon prepare`: Documents to packed rows of tokens, ahead of training."""
 
     output: str
-    """Folder for the rows, the tokenizer and dataset.json."""
+    """Folder for the rows, the tokenizer and dataset.json. Older rows there are replaced; a folder with anything else
+    in it is not."""
     sequence_length: int
     """Tokens a row."""
     sources: tuple[SourceConfig, ...]

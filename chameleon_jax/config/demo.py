@@ -30,9 +30,9 @@ class DemoCommand:
     """`chameleon demo`: every stage of the paper in small, then a report."""
 
     output: str = "out/demo"
-    """Folder for everything the demo makes."""
+    """Folder for everything the demo makes, empty or of an earlier demo."""
     recipes: str = ""
     """Folder with text_tokenizer.yaml, image_tokenizer.yaml, prepare.yaml, train.yaml and evaluation.yaml. Default:
     configs/demo."""
     fresh: bool = False
-    """Start over instead of reusing finished stages."""
+    """Make everything anew instead of reusing finished stages."""

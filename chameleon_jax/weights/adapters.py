@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from chameleon_jax.cloud import on_disk
 from chameleon_jax.config import LoRAConfig, TransformerConfig
 from chameleon_jax.distributed import is_first
 from chameleon_jax.files import FileError, read_json, write_json
@@ -90,7 +91,7 @@ def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRACo
     Raises:
       FileError: if they are damaged, of a kind that is not known, or belong to a model of other sizes.
     """
-    folder = Path(folder)
+    folder = Path(on_disk(folder))
     if not (folder / CONFIG).is_file() and (folder / "adapters" / CONFIG).is_file():
         folder = folder / "adapters"
     lora = _read_config(folder / CONFIG)
