@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -92,10 +93,14 @@ def leftovers(path: Path, *states: str) -> list[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Returns once a file, or the list of names in a folder, would survive a loss of power."""
+    """Returns once a file, or the list of names in a folder, would survive a loss of power; where the file system can
+    promise that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
         os.close(descriptor)
 

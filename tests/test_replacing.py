@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -182,6 +184,21 @@ def test_rename_that_fails_loses_neither_old_nor_new(tmp_path, monkeypatch, with
     assert (tmp_path / "notes-finished" / "mark").read_text() == "new"
 
 
+@pytest.mark.parametrize(("number", "kept"), [(errno.EINVAL, "new"), (errno.ENOSPC, "old")])
+def test_file_system_that_cannot_flush_is_used_and_one_that_fails_to_is_not_trusted(
+    tmp_path, monkeypatch, number, kept
+):
+    write_notes(tmp_path / "notes", "old")
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with contextlib.nullcontext() if kept == "new" else pytest.raises(FileError, match="No space left"):
+        replace_notes(tmp_path / "notes", "new")
+    assert contents(tmp_path) == {"notes/mark": kept.encode(), "notes/pages/1": kept.encode()}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Links
 # ----------------------------------------------------------------------------------------------------------------------
@@ -247,7 +264,6 @@ def test_lock_of_a_killed_process_holds_nobody_up(tmp_path):
 
 
 def test_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
-    import errno
     import fcntl
 
     def refuse(*arguments):
