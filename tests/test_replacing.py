@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_jax import replacing
+from chameleon_jax import distributed, replacing
 from chameleon_jax.files import FileError, new_file, write_text
 from chameleon_jax.locks import only_writer
 from chameleon_jax.replacing import Kind, check_file, check_folder, new_folder, recover
@@ -288,6 +288,20 @@ def test_unfinished_file_of_a_living_process_is_left_alone(tmp_path):
     (tmp_path / ".letter.part").write_text("somebody's")
     write_text(tmp_path / "letter", "third")
     assert contents(tmp_path) == {"letter": b"third", ".letter.part": b"somebody's"}
+
+
+def test_processes_of_a_run_all_hear_why_the_first_could_not_begin(tmp_path, monkeypatch):
+    """Two processes, one after the other: what the first tells is what the second hears."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").touch()
+    told = []
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "gather_texts", lambda text: told.append(text) or [told[0], text])
+    for first in (True, False):
+        monkeypatch.setattr(distributed, "is_first", lambda first=first: first)
+        heard = pytest.raises(FileError, match=r"notes: is there already; .*it holds 'thesis.txt'")
+        with heard, replacing.new_folder_of_all(tmp_path / "notes", NOTES):
+            pytest.fail("went on")
 
 
 KILLED = ["nothing", "complete", "replaced", "complete and replaced"]
