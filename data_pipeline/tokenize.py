@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from chameleon_jax.config import SourceConfig
-from chameleon_jax.document import Document, DocumentError
+from chameleon_jax.document import Document, DocumentError, open_image
 from chameleon_jax.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
-from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.tokens.image import ImageTokenizer, to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 from data_pipeline.packing import Piece, pieces_of, places_to_cut
 from data_pipeline.sources import open_source
 from data_pipeline.sources.conversations import Conversation, as_document, read_conversations
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from data_pipeline.sources.jsonl import OpenPicture
+
+T = TypeVar("T")
+
 DOCUMENTS_AT_A_TIME = 512
+BYTES_AT_A_TIME = 256 << 20
+"""What documents may take together, pictures at 4 bytes a pixel and text at 16 a character; a larger one is alone."""
 
 
 @dataclasses.dataclass
@@ -100,6 +111,35 @@ def _fitting(tokenizer: DocumentTokenizer, fit: str) -> DocumentTokenizer:
     return DocumentTokenizer(tokenizer.text, image, tokenizer.vocabulary, missing=tokenizer.missing)
 
 
+def _open_picture(source: SourceConfig, tokenizer: DocumentTokenizer) -> OpenPicture:
+    """Opens pictures and brings them to size at once, so that no more than one is in memory as large as it came."""
+
+    def open_picture(path: Path, part: str) -> Image:
+        image = open_image(path, exif=source.exif)
+        if tokenizer.image is None:
+            return image
+        preprocessing = tokenizer.image.preprocessing
+        if source.kind == "conversations":
+            preprocessing = dataclasses.replace(preprocessing, fit=getattr(source, f"{part}_fit"))
+        return to_square(image, tokenizer.image.config.resolution, preprocessing)
+
+    return open_picture
+
+
+def _chunks(items: Iterator[T], document_of: Callable[[T], Document]) -> Iterator[list[T]]:
+    """Documents that are tokenized together."""
+    chunk, size = [], 0
+    for item in items:
+        chunk.append(item)
+        for segment in document_of(item):
+            size += 16 * len(segment) if isinstance(segment, str) else 4 * segment.width * segment.height
+        if len(chunk) == DOCUMENTS_AT_A_TIME or size >= BYTES_AT_A_TIME:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def _encode_documents(
     chunk: list[Document], source: SourceConfig, tokenizer: DocumentTokenizer
 ) -> Iterator[tuple[Document, Piece]]:
@@ -139,9 +179,10 @@ def tokenized_pieces(
     """
     counts = Counts() if counts is None else counts
     chat = source.kind == "conversations"
-    items = read_conversations(source) if chat else open_source(source, datasets)
+    open_picture = _open_picture(source, tokenizer)
+    items = read_conversations(source, open_picture) if chat else open_source(source, datasets, open_picture)
     with progress_bar(f"prepare {source.name}", source.count or None) as bar:
-        while chunk := list(itertools.islice(items, DOCUMENTS_AT_A_TIME)):
+        for chunk in _chunks(items, as_document if chat else lambda document: document):
             try:
                 encoded = list(
                     _encode_conversations(chunk, source, tokenizer, length, counts)

@@ -60,6 +60,9 @@ class SourceConfig:
     (section 3): prompts keep the whole picture, answers its centre."""
     answer_fit: Literal["pad", "crop"] = "crop"
     """The same for pictures in answers."""
+    exif: bool = True
+    """Turn pictures of files as their EXIF data says, so that they stand as people see them. The released code does
+    not; with false, the codes are those that it would give."""
     seed: int = 0
 
     def __post_init__(self):
@@ -79,6 +82,7 @@ class SourceConfig:
             self.path,
             "goes with the kinds 'documents' and 'conversations', and with them only",
         )
+        require(self.exif or bool(self.path), "exif", self.exif, "goes with the kinds 'documents' and 'conversations'")
         require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
         for field in dataclasses.fields(self):
             kinds, value = KINDS_OF_KEYS.get(field.name), getattr(self, field.name)

@@ -17,16 +17,24 @@ nothing. Paths are relative to the file.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chameleon_jax.config import SourceConfig
-from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError, open_image
+from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError
 from data_pipeline.sources.json_array import array_items, begins_with_array
-from data_pipeline.sources.jsonl import check_text, parse_document, read_lines
+from data_pipeline.sources.jsonl import (
+    NamedPicture,
+    OpenPicture,
+    check_text,
+    open_records,
+    parse_document,
+    read_lines,
+    shown,
+    with_pictures,
+)
 
 _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
@@ -45,16 +53,16 @@ def as_document(conversation: Conversation) -> Document:
     return [segment for turn in conversation for part in turn for segment in part]
 
 
-def _turn(value: Any, number: int, folder: Path) -> Turn:
+def _turn(value: Any, number: int, picture: NamedPicture) -> Turn:
     if not isinstance(value, dict) or value.keys() != {"prompt", "answer"}:
-        raise DocumentError(f'turn {number}, {json.dumps(value)[:80]}: must be {{"prompt": …, "answer": …}}')
+        raise DocumentError(f'turn {number}, {shown(value)}: must be {{"prompt": …, "answer": …}}')
 
     def part(name: str) -> Document:
         segments = value[name]
         if not isinstance(segments, (str, list)):
             raise DocumentError(f"turn {number}: {name} must be text or a list of segments")
         try:
-            return parse_document([segments] if isinstance(segments, str) else segments, folder)
+            return parse_document([segments] if isinstance(segments, str) else segments, picture, name)
         except DocumentError as error:
             raise DocumentError(f"turn {number}: {name}: {error}") from None
 
@@ -69,9 +77,7 @@ def _llava_message(value: Any, number: int) -> tuple[str, str]:
     found = value if isinstance(value, dict) else {}
     speaker, text = found.get("from", found.get("role")), found.get("value", found.get("content"))
     if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
-        raise DocumentError(
-            f'message {number}, {json.dumps(value)[:80]}: must be {{"from": "human" or "gpt", "value": "…"}}'
-        )
+        raise DocumentError(f'message {number}, {shown(value)}: must be {{"from": "human" or "gpt", "value": "…"}}')
     if not text:
         raise DocumentError(f"message {number} is empty")
     return _SPEAKERS[speaker], check_text(text)
@@ -112,7 +118,7 @@ def _llava_files(values: dict[str, Any]) -> list[str]:
     return files
 
 
-def _llava_conversation(values: dict[str, Any], messages: Any, folder: Path) -> Conversation:
+def _llava_conversation(values: dict[str, Any], messages: Any, picture: NamedPicture) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
     turns, files = _llava_turns(messages), _llava_files(values)
@@ -122,15 +128,15 @@ def _llava_conversation(values: dict[str, Any], messages: Any, folder: Path) -> 
         return [Turn([prompt], [answer]) for prompt, answer in turns]
     if marks and marks != len(files):
         raise DocumentError(f"the messages have {marks} image marks (such as <|image|>), but image lists {len(files)}")
-    pictures = (open_image(folder / file) for file in files)
+    names = iter(files)
 
-    def document(text: str) -> Document:
+    def document(text: str, part: str) -> Document:
         first, *rest = _MARK.split(text)
-        parts = [first, *(part for piece in rest for part in (next(pictures), piece))]
-        return [part for part in parts if part != ""]
+        segments = [first, *(segment for piece in rest for segment in (picture(next(names), part), piece))]
+        return [segment for segment in segments if segment != ""]
 
-    before = [] if marks else list(pictures)
-    conversation = [Turn(document(prompt), document(answer)) for prompt, answer in turns]
+    before = [] if marks else [picture(name, "prompt") for name in names]
+    conversation = [Turn(document(prompt, "prompt"), document(answer, "answer")) for prompt, answer in turns]
     conversation[0] = Turn([*before, *conversation[0].prompt], conversation[0].answer)
     return conversation
 
@@ -141,35 +147,35 @@ def _stands_alone(text: str) -> bool:
     return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
 
-def _conversation(values: Any, folder: Path) -> Conversation:
+def _conversation(values: Any, picture: NamedPicture) -> Conversation:
     for key in ("conversations", "messages"):
         if isinstance(values, dict) and key in values:
-            return _llava_conversation(values, values[key], folder)
+            return _llava_conversation(values, values[key], picture)
     if not isinstance(values, dict) or values.keys() != {"turns"}:
         raise DocumentError(f"a line must be {_EXPECTED}")
     turns = values["turns"]
     if not isinstance(turns, list) or not turns:
         raise DocumentError("turns must be a list of at least one prompt and answer")
-    return [_turn(turn, number, folder) for number, turn in enumerate(turns, start=1)]
+    return [_turn(turn, number, picture) for number, turn in enumerate(turns, start=1)]
 
 
-def read_conversations(source: SourceConfig) -> Iterator[Conversation]:
+def read_conversations(source: SourceConfig, open_picture: OpenPicture | None = None) -> Iterator[Conversation]:
     """Conversations of the file in order; bad ones are errors, as `jsonl.read_lines` says them."""
     if begins_with_array(Path(source.path)):
-        return _read_array(source)
-    return read_lines(source, _conversation)
+        return _read_array(source, open_picture)
+    return read_lines(source, _conversation, open_picture)
 
 
-def _read_array(source: SourceConfig) -> Iterator[Conversation]:
-    path = Path(source.path)
-    with path.open("rb") as file:
+def _read_array(source: SourceConfig, open_picture: OpenPicture | None) -> Iterator[Conversation]:
+    parse_values = with_pictures(source, _conversation, open_picture)
+    with open_records(source.path) as file:
         items = itertools.islice(array_items(file), source.count or None)
         for number in itertools.count(1):
             try:
                 values = next(items, None)
-                conversation = None if values is None else _conversation(values, path.parent)
+                conversation = None if values is None else parse_values(values)
             except DocumentError as error:
-                raise DocumentError(f"{path}, item {number}: {error}") from None
+                raise DocumentError(f"{source.path}, item {number}: {error}") from None
             if conversation is None:
                 return
             yield conversation

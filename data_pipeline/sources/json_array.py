@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FileError
+from data_pipeline.sources.jsonl import JSON, LONGEST_LINE, open_records
 
 _CHUNK = 1 << 20
-LARGEST_ITEM = 64 << 20
-"""Characters of one item. More are no item of a sane file, but a bracket that is never closed."""
 
 
 def begins_with_array(path: Path) -> bool:
     """Whether the first thing in a file is an opening bracket."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4096).lstrip().startswith((b"[", b"\xef\xbb\xbf["))
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+    with open_records(path) as file:
+        return file.read(4096).lstrip().startswith((b"[", b"\xef\xbb\xbf["))
 
 
 def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
@@ -32,7 +26,7 @@ def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
       DocumentError: at the first place that is no JSON; the caller knows how many items came before.
     """
     text = io.TextIOWrapper(file, "utf-8-sig")
-    buffer, ended, decoder = "", False, json.JSONDecoder()
+    buffer, ended = "", False
     expected = "["
     while True:
         buffer = buffer.lstrip()
@@ -50,12 +44,14 @@ def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
             expected != "," and buffer.startswith("{"), "expected ',' or ']'" if expected == "," else "expected '{'"
         )
         try:
-            item, end = decoder.raw_decode(buffer)
+            item, end = JSON.raw_decode(buffer)
         except RecursionError:
             raise DocumentError("not usable JSON: nested too deeply") from None
+        except DocumentError:
+            raise
         except ValueError as error:
             # What looks wrong may only be cut off by the end of the buffer.
-            _require(not ended and len(buffer) < LARGEST_ITEM, str(error))
+            _require(not ended and len(buffer) < LONGEST_LINE, str(error))
             buffer, ended = _more(text, buffer)
             continue
         yield item

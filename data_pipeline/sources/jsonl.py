@@ -2,85 +2,176 @@
 
     ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
 
-Paths of pictures are relative to the file.
+Paths of pictures are relative to the file; absolute ones and `..` lead where they say. A line is one document, of up to
+`LONGEST_LINE` bytes and `MOST_PICTURES` pictures.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import Document, DocumentError, open_image
 from chameleon_jax.files import FileError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 T = TypeVar("T")
+
+OpenPicture = Callable[[Path, str], "Image"]
+"""Opens a picture file that stands in the part of this name, 'prompt' or 'answer'; other documents are prompts."""
+NamedPicture = Callable[[str, str], "Image"]
+"""The same by the name that a line gives it."""
+
+LONGEST_LINE = 16 << 20
+"""Bytes. Text takes fifty times its size while it becomes tokens."""
+MOST_PICTURES = 512
+"""Of one line; they are in memory together."""
 
 
 def check_text(value: str) -> str:
     """The text, which must be valid Unicode."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text") from None
     return value
 
 
-def _segment(value: Any, folder: Path):
+def shown(value: Any) -> str:
+    """The beginning of a value of a line, for messages."""
+    try:
+        return json.dumps(value)[:80]
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} that is nested too deeply"
+
+
+def _segment(value: Any, picture: NamedPicture, part: str) -> str | Image:
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
-        return open_image(folder / value["image"])
-    raise DocumentError(f'{json.dumps(value)[:80]}: a segment is text or {{"image": "path"}}')
+        return picture(value["image"], part)
+    raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
 
 
-def parse_document(values: Any, folder: Path) -> Document:
-    """A Document from a list of segments; its pictures are in files beside `folder`.
+def parse_document(values: Any, picture: NamedPicture, part: str = "prompt") -> Document:
+    """A Document from a list of segments.
 
     Raises:
       DocumentError: if it is none, or empty.
     """
     if not isinstance(values, list):
         raise DocumentError("a line must be a list of segments")
-    document = [_segment(value, folder) for value in values]
+    document = [_segment(value, picture, part) for value in values]
     if all(segment == "" for segment in document):
         raise DocumentError("the document is empty")
     return document
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DocumentError(f"not usable JSON: the key {twice[:40]!r} is written twice")
+    return values
+
+
+def _no_number(name: str) -> None:
+    raise DocumentError(f"not valid JSON: {name} is no number")
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+"""Reads JSON as strictly as its standard."""
+
+
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DocumentError(f"not valid UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise DocumentError(f"not valid JSON: {error.msg} at character {error.pos}") from None
+    except DocumentError:
+        raise
+    except ValueError:  # of whole numbers of thousands of digits
+        raise DocumentError("not usable JSON: a number has too many digits") from None
     except RecursionError:
         raise DocumentError("not usable JSON: nested too deeply") from None
 
 
-def read_lines(source: SourceConfig, parse: Callable[[Any, Path], T]) -> Iterator[T]:
-    """What `parse` makes of each line of the file and of the file's folder, in order; blank lines are passed over.
+def open_records(path: str | Path) -> BinaryIO:
+    """Opens a file of records. Raises `FileError` if it is none that can be read."""
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileError(f"{path}: is no ordinary file")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, none of which is read further than it may be long; blank ones are passed over."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if line.strip():
+            yield number, line
+
+
+def with_pictures(
+    source: SourceConfig, parse: Callable[[Any, NamedPicture], T], open_picture: OpenPicture | None
+) -> Callable[[Any], T]:
+    """`parse` for the values of one line, given what opens its pictures, of which it may have `MOST_PICTURES`."""
+    folder = Path(source.path).parent
+    open_picture = open_picture or (lambda file, part: open_image(file, exif=source.exif))
+
+    def parse_values(values: Any) -> T:
+        numbers = itertools.count(1)
+
+        def picture(name: str, part: str) -> Image:
+            if next(numbers) > MOST_PICTURES:
+                raise DocumentError(f"more than {MOST_PICTURES} pictures")
+            return open_picture(folder / name, part)
+
+        return parse(values, picture)
+
+    return parse_values
+
+
+def read_lines(
+    source: SourceConfig, parse: Callable[[Any, NamedPicture], T], open_picture: OpenPicture | None = None
+) -> Iterator[T]:
+    """What `parse` makes of each line of the file, in order; blank lines are passed over.
+
+    Args:
+      parse: is given the values of a line, and what opens a picture by the name and the part that it stands in.
+      open_picture: opens them; by default whole, as the source says.
 
     Raises:
       FileError: if the file cannot be read.
       DocumentError: naming file and line of one that cannot be used. Nothing is skipped silently.
     """
-    path = Path(source.path)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    with file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        for number, line in itertools.islice(lines, source.count or None):
+    parse_values = with_pictures(source, parse, open_picture)
+    with open_records(source.path) as file:
+        for number, line in itertools.islice(_lines(file), source.count or None):
             try:
-                yield parse(_parse_json(line), path.parent)
+                if len(line) > LONGEST_LINE:
+                    raise DocumentError(f"longer than {LONGEST_LINE:,} bytes; cut it into several documents")
+                document = parse_values(_parse_json(line))
             except DocumentError as error:
-                raise DocumentError(f"{path}, line {number}: {error}") from None
+                raise DocumentError(f"{source.path}, line {number}: {error}") from None
+            yield document
 
 
-def jsonl_documents(source: SourceConfig) -> Iterator[Document]:
+def jsonl_documents(source: SourceConfig, open_picture: OpenPicture | None = None) -> Iterator[Document]:
     """Documents of the file in order; see `read_lines`."""
-    return read_lines(source, parse_document)
+    return read_lines(source, parse_document, open_picture)

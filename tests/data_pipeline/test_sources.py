@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import os
 import re
 
 import numpy as np
@@ -16,6 +18,7 @@ from chameleon_jax.document import DocumentError
 from chameleon_jax.files import FileError
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.sources import jsonl as sources_jsonl
 from data_pipeline.sources import open_source
 from data_pipeline.sources.digits import NUMBERS, augment
 
@@ -184,6 +187,14 @@ def test_own_documents(tmp_path):
         (b'["see", {"image": "own.jsonl"}]', "own.jsonl: not a picture"),
         (b'["lone \\ud800 surrogate"]', "surrogate"),
         (b"[" * 100_000, "JSON"),
+        (b'[{"image": "a.png", "image": "b.png"}]', "the key 'image' is written twice"),
+        (b"[NaN]", "NaN is no number"),
+        (b"[-Infinity]", "-Infinity is no number"),
+        (b"[" + b"1" * 5000 + b"]", "a number has too many digits"),
+        (b"[" * 900 + b"]" * 900, "a segment is text or"),
+        (b'["see", {"image": ".."}]', "is a folder, not a picture file"),
+        (b'["see", {"image": "/dev/zero"}]', "/dev/zero: is a device, not a picture file"),
+        (b'["see", {"image": "a\\u0000b"}]', "cannot be read: embedded null byte"),
     ],
 )
 def test_bad_line_is_named(tmp_path, line, message):
@@ -196,3 +207,39 @@ def test_bad_line_is_named(tmp_path, line, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileError, match=r"gone\.jsonl: cannot be read"):
         list(open_source(SourceConfig("documents", path=str(tmp_path / "gone.jsonl")), str(tmp_path)))
+
+
+def test_line_is_read_no_further_than_it_may_be_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_jsonl, "LONGEST_LINE", 40)
+    assert jsonl(tmp_path, b'["' + b"a" * 35 + b'"]\n["b"]') == [["a" * 35], ["b"]]
+    with pytest.raises(DocumentError, match=r"own\.jsonl, line 2: longer than 40 bytes"):
+        jsonl(tmp_path, b'["b"]\n["' + b"a" * 36 + b'"]\n')
+
+
+def test_line_of_too_many_pictures_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_jsonl, "MOST_PICTURES", 3)
+    random_picture(1).save(tmp_path / "a.png")
+    three = '{"image": "a.png"}, {"image": "a.png"}, {"image": "a.png"}'
+    assert len(jsonl(tmp_path, f"[{three}]\n[{three}]")) == 2
+    with pytest.raises(DocumentError, match=r"own\.jsonl, line 1: more than 3 pictures"):
+        jsonl(tmp_path, f'[{three}, {{"image": "a.png"}}]')
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_source_that_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "own.jsonl")
+    with pytest.raises(FileError, match=r"own\.jsonl: is no ordinary file"):
+        list(open_source(SourceConfig("documents", path=str(tmp_path / "own.jsonl")), ""))
+
+
+@pytest.mark.parametrize("kind", ["documents", "conversations"])
+def test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random_picture(1, (20, 10)).save(tmp_path / "photo.png", exif=exif)
+    picture = {"image": "photo.png"}
+    line = [picture] if kind == "documents" else {"turns": [{"prompt": "a", "answer": [picture]}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    for option, size in ((True, (10, 20)), (False, (20, 10))):
+        (document,) = open_source(SourceConfig(kind, path=str(tmp_path / "own.jsonl"), exif=option), "")
+        assert [part.size for part in document if not isinstance(part, str)] == [size]

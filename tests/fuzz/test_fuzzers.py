@@ -8,7 +8,9 @@ import harness
 import pytest
 
 
-@pytest.mark.parametrize(("fuzzer", "cases"), [("pictures.py", 400), ("weights.py", 100), ("configs.py", 30)])
+@pytest.mark.parametrize(
+    ("fuzzer", "cases"), [("pictures.py", 400), ("records.py", 300), ("weights.py", 100), ("configs.py", 30)]
+)
 def test_nothing_hostile_gets_far(fuzzer, cases):
     figures = harness.run(Path(__file__).parent / fuzzer, cases, workers=1)
     assert figures["not_well"] == []

@@ -1,0 +1,117 @@
+"""Mutated lines of documents and conversations, in both forms of the latter: read as `chameleon prepare` reads them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import harness
+from PIL import Image
+
+DOCUMENT = ["A red kite. ", {"image": "kite.png"}, "Seen in May.", {"image": "a/gull.jpg"}]
+TURNS = {
+    "turns": [
+        {"prompt": [{"image": "kite.png"}, "What flies here?"], "answer": "A red kite."},
+        {"prompt": "Draw a gull.", "answer": [{"image": "a/gull.jpg"}]},
+    ]
+}
+LLAVA = {
+    "id": 7,
+    "conversations": [
+        {"from": "human", "value": "<|image|>What flies?"},
+        {"from": "gpt", "value": "A red kite."},
+        {"from": "human", "value": "<image> and this?"},
+        {"from": "gpt", "value": "A gull."},
+    ],
+    "image": ["kite.png", "a/gull.jpg"],
+}
+NAMES = (
+    "pipe",
+    "/dev/zero",
+    "/dev/stdin",
+    "a",
+    "..",
+    "",
+    "kite.png\0",
+    "\x1b[31m.png",
+    "gone.png",
+    "x" * 5000,
+    "self.jsonl",
+)
+ODD = (
+    None, True, 0, -1, 1.5, "", [], {}, "\ud800", "a\0b", "<image>" * 1000, ["a"] * 1000, {"image": 3},
+    {"image": "kite.png", "x": 1}, *({"image": name} for name in NAMES),
+)  # fmt: skip
+TEXTS = (
+    b"NaN", b"-Infinity", b"1" * 5000, b"1e999", b"[" * 5000, b'{"a":' * 3000, b"[[],[[]]]" * 500,
+    b'{"image": "kite.png", "image": "gone.png"}', b"\xff\xfe", b"\0", b"\xef\xbb\xbf", b"\n", b"\r", b'"', b"\\",
+    b"\\ud800", b",", b"]", b"}",
+)  # fmt: skip
+
+
+def _places(value: Any, path: tuple = ()) -> list[tuple]:
+    """Where the parts of some JSON are, as keys from the outside in."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in items for place in _places(part, (*path, key)))]
+
+
+def _change(value: Any, rng: random.Random) -> Any:
+    """One part replaced, removed or doubled."""
+    place = rng.choice(_places(value))
+    if not place:
+        return rng.choice((value, [value], [value, value], {"turns": value}, {"conversations": value}, rng.choice(ODD)))
+    *outer, last = place
+    inner = value
+    for key in outer:
+        inner = inner[key]
+    way = rng.randrange(4)
+    if way == 0:
+        del inner[last]
+    elif way == 1 and isinstance(inner, list):
+        inner.insert(last, copy.deepcopy(inner[last]))
+    elif way == 2 and isinstance(inner, dict):
+        inner[rng.choice(("image", "images", "value", "from", "prompt", "answer"))] = inner.pop(last)
+    else:
+        inner[last] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+def write_case(seed: int, folder: Path) -> Path:
+    rng = random.Random(seed)
+    (folder / "a").mkdir()
+    os.mkfifo(folder / "pipe")
+    for name in ("kite.png", "a/gull.jpg"):
+        Image.new("RGB", (8, 6), "red").save(folder / name)
+    lines = []
+    for _ in range(rng.randrange(1, 4)):
+        value = copy.deepcopy((DOCUMENT, TURNS, LLAVA)[seed % 3])
+        for _ in range(rng.choice((0, 1, 1, 2, 4))):
+            value = _change(value, rng)
+        line = bytearray(json.dumps(value, ensure_ascii=rng.random() < 0.5).encode(errors="surrogatepass"))
+        for _ in range(rng.choice((0, 0, 0, 1, 3))):
+            at = rng.randrange(len(line) + 1)
+            text = rng.choice(TEXTS)
+            line[at : at + rng.choice((0, 0, len(text)))] = text
+        if rng.random() < 0.1:
+            del line[rng.randrange(len(line) + 1) :]
+        lines.append(bytes(line))
+    path = folder / f"{'documents' if seed % 3 == 0 else 'conversations'}.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def read_case(path: Path) -> None:
+    from chameleon_jax.config import SourceConfig
+    from data_pipeline.sources import open_source
+
+    for document in open_source(SourceConfig(kind=path.stem, path=str(path)), ""):
+        assert document
+        assert all(isinstance(segment, str) or segment.size == (8, 6) for segment in document)
+
+
+if __name__ == "__main__":
+    harness.main(__file__)
