@@ -168,6 +168,8 @@ def wait_for_all(what: str) -> None:
 
 def gather_texts(text: str) -> list[str]:
     """The text that each process gave, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [text]
     from jax.experimental import multihost_utils
 
     mine = np.frombuffer(text.encode(), np.uint8)

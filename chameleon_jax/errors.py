@@ -35,6 +35,10 @@ class FileError(ChameleonError):
     """A file or folder that cannot be read or written."""
 
 
+class DamagedFile(FileError):
+    """A file that can be read but does not hold what was written."""
+
+
 class TrainingError(ChameleonError):
     """Training cannot go on."""
 

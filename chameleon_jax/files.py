@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -11,12 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from chameleon_jax.array_folders import check_claims, check_folder
 from chameleon_jax.cloud import append, as_path, is_cloud, local_copy
-from chameleon_jax.errors import FileError
+from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
 
@@ -138,7 +135,34 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise FileError(f"{path}: cannot be read as JSON: {error}") from None
+        raise DamagedFile(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def sealed(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of a folder of ours, with a hash of everything in it that `read_header` compares."""
+    return {**header, "sha256": _hash_of_header(header)}
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Reads what `write_json(path, sealed(header))` wrote; older folders have no hash.
+
+    Raises:
+      FileError: if there is no such file, or a newer version wrote it.
+      DamagedFile: if it is not what was written.
+    """
+    header = read_json(path)
+    found = header.pop("sha256", None) if isinstance(header, dict) else None
+    if found is not None and found != _hash_of_header(header):
+        raise DamagedFile(
+            f"{path}: damaged: it does not match its sha256; restore a copy, or if it was edited by hand, take the "
+            "key sha256 out"
+        )
+    check_version(header, path)
+    return header
+
+
+def _hash_of_header(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header).encode()).hexdigest()
 
 
 def check_version(header: dict[str, Any], path: str | Path) -> None:
@@ -151,83 +175,3 @@ def check_version(header: dict[str, Any], path: str | Path) -> None:
             f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
             "update chameleon_jax"
         )
-
-
-def _orbax() -> Any:
-    """Orbax's context for folders of arrays."""
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    # Weights hardly compress, and zstd makes writing six times and reading three times slower.
-    context.array.saving.use_compression = False
-    # Arrays in one chunk are written from where they are (2.2 GiB/s), those in several are copied first (0.4; zarr 3
-    # copies always). But a chunk is read whole, also for a part of it, so the largest arrays are cut.
-    context.array.saving.use_zarr3 = False
-    context.array.saving.storage_options.chunk_byte_size = 1 << 30
-    context.memory.read_concurrent_bytes = 512 << 20
-    return context
-
-
-def save_arrays(path: str | Path, tree: Any) -> None:
-    """Writes a tree of arrays as an Orbax folder. `path` must not exist; use inside `new_folder`."""
-    from orbax.checkpoint import v1 as ocp
-
-    with _orbax():
-        ocp.save(absolute(path), tree)
-
-
-def load_arrays(path: str | Path, abstract: Any) -> Any:
-    """Reads what `save_arrays` wrote.
-
-    Args:
-      path: the folder.
-      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings if the arrays are to be born on a mesh;
-        otherwise they go to the first device.
-
-    Raises:
-      FileError: if the folder is missing, damaged, or holds other names or shapes.
-    """
-    from orbax.checkpoint import v1 as ocp
-
-    path = Path(path)
-    check_arrays(path, abstract)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
-    )
-    try:
-        with _orbax():
-            return ocp.load(path.absolute(), placed)
-    except Exception as error:
-        raise FileError(f"{path}: damaged ({_first_line(error)}); write it again") from error
-
-
-def check_arrays(path: str | Path, abstract: Any) -> None:
-    """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
-    from orbax.checkpoint import v1 as ocp
-
-    path = Path(path)
-    if not path.is_dir():
-        raise FileError(f"{path}: no such folder of arrays")
-    size = check_folder(path)
-    try:
-        stored = ocp.metadata(path.absolute()).metadata
-        wanted, found = _shapes(abstract), _shapes(stored)
-    except Exception as error:
-        raise FileError(f"{path}: not a complete folder of arrays ({_first_line(error)}); write it again") from error
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise FileError(
-                f"{path}: {name} has shape {found.get(name, 'none (missing)')}, "
-                f"the config expects {wanted.get(name, 'no such array')}"
-            )
-    check_claims(path, stored, size)
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf)) for path, leaf in leaves}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

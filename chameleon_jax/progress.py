@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, soft_wrap=True, highlight=False)
+# Names of files, values of configs and messages of errors are printed as they are: "[red]" is no colour here.
+console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 class Bar:
@@ -52,10 +54,10 @@ def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]
         yield bar
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("elapsed,"),
         TimeRemainingColumn(),
@@ -64,6 +66,24 @@ def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]
     with Progress(*columns, console=console) as bar.progress:
         bar.task = bar.progress.add_task(title, total=total, completed=start, figures="")
         yield bar
+
+
+@contextlib.contextmanager
+def say_that_it_goes_on(title: str, seconds: float = 10.0) -> Iterator[None]:
+    """Prints a line every few seconds while something goes on whose end nobody knows."""
+    began, ended = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not ended.wait(seconds):
+            console.print(f"{title}: {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextlib.contextmanager

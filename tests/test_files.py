@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import errno
 import functools
-import gc
 import json
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from chameleon_jax.files import (
     FORMAT_VERSION,
     FileError,
     check_version,
-    load_arrays,
     new_file,
     read_json,
-    save_arrays,
     write_json,
 )
 from chameleon_jax.replacing import Kind
@@ -162,106 +156,6 @@ def test_versions():
 def test_header_that_is_no_mapping_is_named(header):
     with pytest.raises(FileError, match=r"^here: "):
         check_version(header, "here")
-
-
-def tree() -> dict:
-    rng = np.random.default_rng(0)
-    odd = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, np.finfo(np.float32).max], np.float32)
-    return {
-        "layers": {"q": jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32), "scale": jnp.asarray(odd)},
-        "half": jnp.asarray(rng.normal(size=(7,)), jnp.bfloat16),
-        "step": jnp.asarray(12, jnp.int32),
-    }
-
-
-def abstract(arrays) -> dict:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
-
-
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    save_arrays(tmp_path / "params", tree())
-    return tmp_path / "params"
-
-
-def test_arrays_come_back_bit_for_bit(saved):
-    loaded = load_arrays(saved, abstract(tree()))
-    assert jax.tree.structure(loaded) == jax.tree.structure(tree())
-    for array, original in zip(jax.tree.leaves(loaded), jax.tree.leaves(tree()), strict=True):
-        assert array.dtype == original.dtype
-        assert array.shape == original.shape
-        assert np.asarray(array).tobytes() == np.asarray(original).tobytes()
-
-
-def test_arrays_are_born_on_a_mesh(saved):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
-    wanted = abstract(tree())
-    wanted["layers"]["q"] = jax.ShapeDtypeStruct((3, 4, 5), jnp.float32, sharding=sharding)
-    loaded = load_arrays(saved, wanted)["layers"]["q"]
-    assert loaded.sharding == sharding
-    assert {shard.data.shape for shard in loaded.addressable_shards} == {(3, 1, 5)}
-    np.testing.assert_array_equal(loaded, tree()["layers"]["q"])
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileError, match="params: no such folder of arrays"):
-        load_arrays(tmp_path / "params", abstract(tree()))
-
-
-def test_folder_of_something_else_is_named(tmp_path):
-    (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "readme").write_text("nothing here")
-    with pytest.raises(FileError, match="params: not a complete folder of arrays"):
-        load_arrays(tmp_path / "params", abstract(tree()))
-
-
-def test_array_of_another_shape_is_named(saved):
-    wanted = abstract(tree())
-    wanted["layers"]["q"] = jax.ShapeDtypeStruct((3, 4, 6), jnp.float32)
-    with pytest.raises(FileError, match=r"layers/q has shape \(3, 4, 5\), the config expects \(3, 4, 6\)"):
-        load_arrays(saved, wanted)
-
-
-def test_missing_and_surplus_arrays_are_named(saved):
-    wanted = abstract(tree())
-    wanted["layers"]["k"] = jax.ShapeDtypeStruct((2,), jnp.float32)
-    with pytest.raises(FileError, match=r"layers/k has shape none \(missing\), the config expects \(2,\)"):
-        load_arrays(saved, wanted)
-    wanted = abstract(tree())
-    del wanted["half"]
-    with pytest.raises(FileError, match=r"half has shape \(7,\), the config expects no such array"):
-        load_arrays(saved, wanted)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax abandons its other reads
-@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut in half"])
-def test_damaged_folder_is_named_or_harmless(saved, damage):
-    """Whichever file is hit: the arrays come back as they were, or the error names the folder. Never other numbers."""
-    wanted, messages = abstract(tree()), []
-    for name in files_of(saved):
-        content = (saved / name).read_bytes()
-        if damage == "deleted":
-            (saved / name).unlink()
-        else:
-            (saved / name).write_bytes(content[: len(content) // 2] if damage == "cut in half" else b"")
-        try:
-            loaded = load_arrays(saved, wanted)
-        except FileError as error:
-            messages.append(str(error))
-        else:
-            for array, original in zip(jax.tree.leaves(loaded), jax.tree.leaves(tree()), strict=True):
-                assert np.asarray(array).tobytes() == np.asarray(original).tobytes(), name
-        (saved / name).write_bytes(content)
-    gc.collect()
-    assert len(messages) >= 2
-    for message in messages:
-        assert message.startswith(f"{saved}: ")
-        assert "\n" not in message
 
 
 def test_json_file_is_plain(tmp_path):

@@ -90,7 +90,7 @@ class _Stages:
             if reused:
                 before = self.done[stage.title]
                 console.print(
-                    f"[green]✓[/] {stage.title}: reused from an earlier run, which took {before['seconds']:.0f} s"
+                    f"✓ {stage.title}: reused from an earlier run, which took {before['seconds']:.0f} s", style="green"
                 )
             else:
                 self._run(stage, key, same)
@@ -102,7 +102,7 @@ class _Stages:
             raise FileError(f"{stage.product}: is there already, but no demo made it; choose another folder (--output)")
 
     def _run(self, stage: _Stage, key: str, same: bool) -> None:
-        console.print(f"[bold]▶ {stage.title}[/]")
+        console.print(f"▶ {stage.title}", style="bold")
         if not same and stage.kind is RUN:  # training would go on from what was made from something else
             remove_folder(stage.product, RUN)
         continued = same and not self.done[stage.title]["finished"]
@@ -114,7 +114,7 @@ class _Stages:
             stage.title, key=key, finished=True, continued=continued, seconds=seconds,
             cpu_seconds=time.process_time() - cpu_began, peak_memory_gib=peak_memory_gib(), figures=figures,
         )  # fmt: skip
-        console.print(f"[green]✓[/] {stage.title}: {seconds:.0f} s")
+        console.print(f"✓ {stage.title}: {seconds:.0f} s", style="green")
 
     def _note(self, title: str, **values: Any) -> None:
         self.done[title] = values
@@ -168,7 +168,7 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
         ("judge and report", examination, report, REPORT, judge),
     )  # fmt: skip
     metrics = stages.run([_Stage(*each) for each in plan], command.fresh)
-    console.print(f"\nOpen [bold]{report}[/] in a browser.\n")
+    console.print(f"\nOpen {report} in a browser.\n", style="bold")
     return metrics
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.arrays import load_arrays, save_arrays
 from chameleon_jax.cloud import on_disk
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError, as_documents
-from chameleon_jax.files import (
-    FORMAT_VERSION,
-    FileError,
-    check_version,
-    load_arrays,
-    read_json,
-    save_arrays,
-    write_json,
-)
+from chameleon_jax.files import FORMAT_VERSION, DamagedFile, FileError, read_header, sealed, write_json
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.replacing import Kind, model_in, recover
 from chameleon_jax.tokens.image import ImageTokenizer
@@ -215,9 +209,11 @@ class DocumentTokenizer:
         if self.text:
             self.text.save(folder)
         header = {"format_version": FORMAT_VERSION, **(self.vocabulary.to_dict() if self.vocabulary else {})}
+        if self.text:
+            header["text_sha256"] = hashlib.sha256(self.text.model).hexdigest()
         if self.missing:
             header |= {"missing": self.missing, "codes_per_image": self._codes_per_image}
-        write_json(folder / "vocabulary.json", header)
+        write_json(folder / "vocabulary.json", sealed(header))
 
     @classmethod
     def load(cls, folder: str | Path, *, with_image: bool = True) -> DocumentTokenizer:
@@ -231,10 +227,10 @@ class DocumentTokenizer:
           FileError: if it is damaged, or a part is missing that was there when it was written.
         """
         folder = Path(folder)
-        values = read_json(folder / "vocabulary.json")
-        check_version(values, folder / "vocabulary.json")
+        values = read_header(folder / "vocabulary.json")
         del values["format_version"]
         missing, codes_per_image = values.pop("missing", {}), values.pop("codes_per_image", None)
+        text_hash = values.pop("text_sha256", None)
         known = isinstance(missing, dict) and all(isinstance(why, str) for why in missing.values())
         if not known or not isinstance(codes_per_image, int | None):
             raise FileError(f"{folder / 'vocabulary.json'}: incomplete or damaged: missing or codes_per_image")
@@ -242,6 +238,10 @@ class DocumentTokenizer:
         if "text" not in missing:
             kind = JSONTokenizer if (folder / JSONTokenizer.file_name).exists() else SentencePieceTokenizer
             text = kind.load(folder / kind.file_name)
+            if text_hash not in (None, hashlib.sha256(text.model).hexdigest()):
+                raise DamagedFile(
+                    f"{folder / kind.file_name}: damaged: it does not match the hash in vocabulary.json; restore a copy"
+                )
         if not with_image:
             missing = {"image": NOT_ASKED_FOR, **missing}
         elif "image" not in missing:
@@ -286,25 +286,34 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     """Writes config.json and params/ into a new folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_arrays(folder / "params", tokenizer.params)
+    checksums = save_arrays(folder / "params", tokenizer.params)
     header = {"format_version": FORMAT_VERSION, "model": to_dict(tokenizer.config)}
     if not tokenizer.can_decode:
         header["decoder"] = False
-    write_json(folder / "config.json", header | {"preprocessing": to_dict(tokenizer.preprocessing)})
+    header |= {"preprocessing": to_dict(tokenizer.preprocessing), "checksums": checksums}
+    write_json(folder / "config.json", sealed(header))
 
 
-def read_image_config(folder: str | Path) -> tuple[ImageTokenizerConfig, PreprocessingConfig, bool]:
+class SavedImageTokenizer(NamedTuple):
+    """What config.json of a saved image tokenizer says."""
+
+    config: ImageTokenizerConfig
+    preprocessing: PreprocessingConfig
+    has_decoder: bool
+    checksums: dict[str, str] | None  # of its parameters; None in older folders
+
+
+def read_image_config(folder: str | Path) -> SavedImageTokenizer:
     """Sizes of a saved image tokenizer, how it takes pictures, and whether it has a decoder.
 
     Raises:
       FileError, ConfigError: if config.json is missing or damaged.
     """
     path = Path(folder) / "config.json"
-    header = read_json(path)
-    check_version(header, path)
+    header = read_header(path)
     config = from_dict(ImageTokenizerConfig, header.get("model"), f"{path}: model")
     preprocessing = from_dict(PreprocessingConfig, header.get("preprocessing", {}), f"{path}: preprocessing")
-    return config, preprocessing, bool(header.get("decoder", True))
+    return SavedImageTokenizer(config, preprocessing, bool(header.get("decoder", True)), header.get("checksums"))
 
 
 def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = True) -> Any:
@@ -318,6 +327,7 @@ def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
     """Reads what `save_image_tokenizer` wrote."""
     recover(folder)
     folder = on_disk(folder)
-    config, preprocessing, with_decoder = read_image_config(folder)
-    params = load_arrays(Path(folder) / "params", abstract_image_params(config, with_decoder))
-    return ImageTokenizer(config, params, preprocessing)
+    saved = read_image_config(folder)
+    abstract = abstract_image_params(saved.config, saved.has_decoder)
+    params = load_arrays(Path(folder) / "params", abstract, saved.checksums)
+    return ImageTokenizer(saved.config, params, saved.preprocessing)

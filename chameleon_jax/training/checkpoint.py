@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,21 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from chameleon_jax.arrays import read_verified, reading_alone, together, without_patterns
+from chameleon_jax.checksums import array_checksums
 from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, stage_ends, to_dict
-from chameleon_jax.files import FORMAT_VERSION, FileError, absolute, check_version, explain_disk_errors
-from chameleon_jax.progress import console
+from chameleon_jax.distributed import gather_texts, is_first
+from chameleon_jax.files import (
+    FORMAT_VERSION,
+    DamagedFile,
+    FileError,
+    absolute,
+    check_version,
+    explain_disk_errors,
+    read_header,
+    sealed,
+)
+from chameleon_jax.progress import console, say_that_it_goes_on
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.versions import versions
@@ -39,19 +55,21 @@ class Checkpoints:
     def __init__(self, folder: str | Path, config: CheckpointConfig):
         self.folder = absolute(folder)
         self._best = _Best()
-        with explain_disk_errors(self.folder):
+        with contextlib.ExitStack() as stack, explain_disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
-                self.folder,
+                stack.enter_context(without_patterns(self.folder)),
+                context=_context(),
                 preservation_policy=_preservation(config, self._best),
                 cleanup_tmp_directories=True,
             )
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
-        with explain_disk_errors(self.folder):
+        with self._stack, explain_disk_errors(self.folder):
             self._checkpointer.close()
 
     def save(
@@ -67,11 +85,13 @@ class Checkpoints:
             "format_version": FORMAT_VERSION,
             "config": to_dict(config),
             "data": {"next_batch": step, "fingerprint": data_fingerprint},
-            "unlogged": list(unlogged),
+            "unlogged": [_written_out(line) for line in unlogged],
             "versions": versions(),
             "devices": jax.device_count(),
             "processes": jax.process_count(),
+            "checksums": array_checksums(state),
         }
+        header = sealed(json.loads(json.dumps(header)))
         with explain_disk_errors(self.folder):
             self._checkpointer.save_checkpointables_async(step, {"state": state, "run": header}, force=True)
 
@@ -80,41 +100,118 @@ class Checkpoints:
         self._best.step = step
 
     def load(self, step: int, abstract_state: TrainState) -> TrainState | None:
-        """The state after `step`; None if its checkpoint is not there any more."""
+        """The state after `step`; None if its checkpoint is not there any more, or damaged."""
         if step not in [checkpoint.step for checkpoint in self._checkpointer.checkpoints]:
             return None
-        return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+        path = self.folder / str(step)
+        try:
+            header = together(path, lambda: _read_header(path))
+            return _restore_state(path, abstract_state, header)
+        except DamagedFile as error:
+            console.print(f"{error}", style="bold red")
+            return None
 
     def restore(
         self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str
     ) -> tuple[TrainState, list[dict[str, float]]] | None:
-        """The newest checkpoint that can be read, straight onto its devices and in the types of `abstract_state`.
+        """The newest checkpoint that is whole, straight onto its devices and in the types of `abstract_state`.
+
+        All processes call this together and get the same one, the newest that is whole for each of them. Newer ones
+        that are not are renamed to `damaged-…`, so that the run can write these steps again.
 
         Returns:
           the state and the `unlogged` metrics; None if there is no checkpoint.
 
         Raises:
-          FileError: if the checkpoints belong to another config or other data, or none of them can be read.
+          FileError: if the checkpoints belong to another config or other data, cannot be read for a reason that is not
+            their own, or none of them is whole.
         """
-        steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
+        steps = self._steps()
+        damaged: list[int] = []
         for step in steps:
             path = self.folder / str(step)
             try:
-                header = self._checkpointer.load_checkpointables(step, {"run": None})["run"]
-                _check_same_run(header, config, data_fingerprint, path)
-                state = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
-                return state, header.get("unlogged", [])
-            except FileError:
-                raise
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                console.print(f"[bold red]{path}: damaged, trying the one before it[/] ({reason})")
+                with say_that_it_goes_on(f"restore step {step}"):
+                    header, changed = together(path, lambda path=path: _read_run(path, config, data_fingerprint))
+                    state = _restore_state(path, abstract_state, header)
+            except DamagedFile as error:
+                console.print(f"{error}. Trying the one before it.", style="bold red")
+                damaged.append(step)
+                continue
+            if changed:
+                console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
+            if damaged:
+                self._set_aside(damaged)
+            return state, [_numbers(line) for line in header.get("unlogged", [])]
         if steps:
             raise FileError(
                 f"{self.folder}: none of the checkpoints {', '.join(map(str, steps))} can be read; "
                 "restore a copy, or start anew in another output folder"
             )
         return None
+
+    def _steps(self) -> list[int]:
+        """Steps that process 0 sees, the newest first; also those too damaged for Orbax to see them."""
+        found = [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
+        return json.loads(gather_texts(json.dumps(sorted(found, reverse=True)))[0])
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints so that they are none any more. Nothing is deleted."""
+
+        def rename() -> None:
+            for step in steps if is_first() else ():
+                names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(2)))
+                aside = next(path for path in map(self.folder.joinpath, names) if not path.exists())
+                with explain_disk_errors(aside):
+                    (self.folder / str(step)).rename(aside)
+                console.print(f"Renamed {self.folder / str(step)} to {aside.name}; it may be deleted.")
+
+        together(self.folder, rename)
+        self._checkpointer.reload()
+
+
+def _context() -> ocp.Context:
+    """Orbax's context for writing checkpoints: `run` is one file of JSON."""
+    context = ocp.Context()
+    context.checkpointables.registry = ocp.handlers.local_registry()
+    context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="run")
+    return context
+
+
+def _read_run(path: Path, config: TrainConfig, data_fingerprint: str) -> tuple[dict[str, Any], list[str]]:
+    """The checkpoint's header, and what changed since then that changes rounding."""
+    header = _read_header(path)
+    return header, _check_same_run(header, config, data_fingerprint, path)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    file = path / "run" / "data.json"
+    if file.exists():
+        return read_header(file)
+    with reading_alone(ocp.Context()):  # of older versions
+        header = ocp.load_checkpointables(path, {"run": None})["run"]
+    if "format_version" not in header:
+        raise DamagedFile(f"{path}: damaged: its run has no format_version")
+    check_version(header, path)
+    return header
+
+
+def _restore_state(path: Path, abstract_state: TrainState, header: dict[str, Any]) -> TrainState:
+    return read_verified(path, functools.partial(_read_state, path), abstract_state, header.get("checksums"))
+
+
+def _read_state(path: Path, wanted: Any) -> Any:
+    with reading_alone(ocp.Context()):
+        return ocp.load_checkpointables(path, {"state": wanted})["state"]
+
+
+def _written_out(line: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as JSON has them, which knows no infinity and no NaN."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in line.items()}
 
 
 @dataclasses.dataclass
@@ -155,8 +252,9 @@ def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return left
 
 
-def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> None:
-    check_version(header, path)
+def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> list[str]:
+    """Refuses to go on with another run; returns the changes that are allowed but change rounding."""
+    before, now = (to_dict(from_dict(TrainConfig, header["config"])), to_dict(config))
     old = from_dict(TrainConfig, header["config"])
     before, now = to_dict(old), to_dict(config)
     difference = first_difference(*(_without(values, MAY_CHANGE + CHANGES_ROUNDING) for values in (before, now)))
@@ -172,13 +270,11 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             "or start anew in another output folder (--output)"
         )
     _check_steps(old, config, header["data"]["next_batch"], path)
-    changed = [
+    return [
         f"{key} = {_value(now, key)!r} (was {_value(before, key)!r})"
         for key in CHANGES_ROUNDING
         if _value(now, key) != _value(before, key)
     ]
-    if changed:
-        console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
 
 
 def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -> None:
@@ -197,7 +293,7 @@ def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -
         )
     rates = [float(make_schedule(config.optimizer, config.steps)(done)) for config in (before, now)]
     jump = f"; the learning rate goes on at {rates[1]:.3g} instead of {rates[0]:.3g}" if rates[0] != rates[1] else ""
-    console.print(f"[bold yellow]steps was {before.steps:,}, now {now.steps:,}[/]{jump}.")
+    console.print(f"steps was {before.steps:,}, now {now.steps:,}{jump}.", style="bold yellow")
 
 
 def _value(values: dict[str, Any], key: str) -> Any:

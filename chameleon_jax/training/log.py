@@ -162,7 +162,7 @@ class Log:
                     f"{what}: bad step number {self._bad_in_a_row} in a row (bad_steps.limit). The last checkpoint is "
                     f"kept; the rows are listed in {path}"
                 )
-            console.print(f"[bold red]{what}: left out[/], listed in {path}")
+            console.print(f"{what}: left out, listed in {path}", style="bold red")
 
 
 def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:

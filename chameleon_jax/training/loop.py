@@ -123,7 +123,10 @@ def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> 
 def _best_state(best: Best, checkpoints: Checkpoints, target: TrainState) -> TrainState | None:
     state = checkpoints.load(best.step, target)
     if state is None:
-        console.print(f"[bold red]The checkpoint of step {best.step:,}, the best, is gone;[/] the last one serves.")
+        console.print(
+            f"The checkpoint of step {best.step:,}, the best, is gone; the last one serves.",
+            style="bold red",
+        )
     else:
         console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}: the model is of that step.")
     return state
@@ -138,7 +141,7 @@ def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) 
     for array in replicated_arrays(target, mesh):
         axes, size = " and ".join(array.axes), array.nbytes / 2**20
         console.print(
-            f"[yellow]{array.name}[/] ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it."
+            f"{array.name} ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it.", style="yellow"
         )
     _check_folder(as_path(config.output), target)
     return target

@@ -28,7 +28,7 @@ class StepTrace:
     def __enter__(self) -> StepTrace:
         if self.asked and self.first > self.last:
             console.print(
-                f"[yellow]Nothing will be traced:[/] the run ends before step {self.first:,} (profile.start)."
+                f"Nothing will be traced: the run ends before step {self.first:,} (profile.start).", style="yellow"
             )
         self.after(self.seen, ())
         return self

@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.arrays import check_arrays, load_arrays, save_arrays
 from chameleon_jax.cloud import copy_folder
 from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerConfig, from_dict, to_dict
 from chameleon_jax.distributed import is_first
 from chameleon_jax.files import (
     FORMAT_VERSION,
     FileError,
-    check_arrays,
-    check_version,
-    load_arrays,
+    read_header,
     read_json,
-    save_arrays,
+    sealed,
     write_json,
 )
 from chameleon_jax.models.lora import merge
@@ -51,9 +50,9 @@ class OrbaxWeights:
     `fetch`, which writing another format uses, reads the whole folder into memory once.
     """
 
-    def __init__(self, path: Path, abstract: Any, dtype: np.dtype):
+    def __init__(self, path: Path, abstract: Any, dtype: np.dtype, checksums: Mapping[str, str] | None):
         check_arrays(path, abstract)
-        self._path, self._abstract, self.dtype = path, leaves_of(abstract), dtype
+        self._path, self._abstract, self._checksums, self.dtype = path, leaves_of(abstract), checksums, dtype
         self.dtypes = {str(dtype): len(self._abstract)}
         self.nbytes = sum(int(np.prod(leaf.shape)) * dtype.itemsize for leaf in self._abstract.values())
 
@@ -63,7 +62,7 @@ class OrbaxWeights:
     def place(
         self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = lambda size: None
     ) -> dict[str, jax.Array]:
-        leaves = leaves_of(load_arrays(self._path, tree_of(abstract)))
+        leaves = leaves_of(load_arrays(self._path, tree_of(abstract), self._checksums))
         for name, leaf in leaves.items():
             if not _all_finite(leaf):
                 raise FileError(f"{self._path}: {name} holds infinite values or NaN; the training diverged")
@@ -105,8 +104,7 @@ def open_native(folder: Path) -> Checkpoint:
       FileError: if anything is missing or damaged, or a newer version wrote it.
     """
     path = folder / "config.json"
-    header = read_json(path)
-    check_version(header, path)
+    header = read_header(path)
     config = from_dict(TransformerConfig, header.get("model"), f"{path}: model")
     tokenizer = folder / "tokenizer"
     parts = DocumentTokenizer.load(tokenizer, with_image=False) if tokenizer.exists() else None
@@ -115,9 +113,9 @@ def open_native(folder: Path) -> Checkpoint:
     if (tokenizer / "image").exists():
         missing.pop("image", None)
         with without_image_tokenizer(missing):
-            image_config, preprocessing, has_decoder = read_image_config(tokenizer / "image")
+            image_config, preprocessing, has_decoder, checksums = read_image_config(tokenizer / "image")
             abstract = abstract_image_params(image_config, has_decoder)
-            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32))
+            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32), checksums)
             if header.get("prompt_fit") is not None:
                 fit = {"fit": header["prompt_fit"]}
                 preprocessing = from_dict(PreprocessingConfig, to_dict(preprocessing) | fit, f"{path}: prompt_fit")
@@ -130,7 +128,9 @@ def open_native(folder: Path) -> Checkpoint:
         format="chameleon",
         layout=f"our own, version {header['format_version']}",
         config=config,
-        weights=OrbaxWeights(folder / "params", abstract_params(config), numpy_dtype(config.param_dtype)),
+        weights=OrbaxWeights(
+            folder / "params", abstract_params(config), numpy_dtype(config.param_dtype), header.get("checksums")
+        ),
         image_config=image_config,
         image_weights=image_weights,
         vocabulary=parts.vocabulary if parts else None,
@@ -160,10 +160,10 @@ def write_trained(
         params = jax.jit(functools.partial(merge, config=config.lora))(params)
         config = dataclasses.replace(config, lora=LoRAConfig())
     with new_folder_of_all(folder, MODEL) as aside:
-        save_arrays(aside / "params", params)
+        checksums = save_arrays(aside / "params", params)
         if is_first():
             copy_folder(tokenizer, aside / "tokenizer")
-            write_json(aside / "config.json", _header_of(config, image_head_trained, prompt_fit))
+            write_json(aside / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit))
 
 
 def write_native(
@@ -174,17 +174,20 @@ def write_native(
     image_head_trained: bool | None,
 ) -> None:
     """Writes a model into a new folder; use inside `replacing.new_folder`."""
-    save_arrays(folder / "params", params)
+    checksums = save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
-    write_json(folder / "config.json", _header_of(config, image_head_trained))
+    write_json(folder / "config.json", _header_of(config, image_head_trained, checksums))
 
 
 def _header_of(
-    config: TransformerConfig, image_head_trained: bool | None, prompt_fit: str | None = None
+    config: TransformerConfig,
+    image_head_trained: bool | None,
+    checksums: dict[str, str],
+    prompt_fit: str | None = None,
 ) -> dict[str, Any]:
     header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
     if image_head_trained is not None:
         header["image_head_trained"] = image_head_trained
     if prompt_fit is not None:
         header["prompt_fit"] = prompt_fit
-    return header
+    return sealed(header | {"checksums": checksums})

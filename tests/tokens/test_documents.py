@@ -170,7 +170,7 @@ def test_missing_part_is_named(tmp_path, missing):
 def test_newer_format_is_refused(tmp_path, name):
     TOKENIZER.save(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1000}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1000, "sha256": None}))
     with pytest.raises(FileError, match=f"{name}: format_version 1000 is newer"):
         DocumentTokenizer.load(tmp_path / "tokenizer")
 
@@ -180,7 +180,7 @@ def test_incomplete_header_is_named(tmp_path, name, key):
     TOKENIZER.save(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / name
     values = json.loads(path.read_text())
-    del values[key]
+    del values[key], values["sha256"]
     path.write_text(json.dumps(values))
     with pytest.raises((FileError, ValueError), match=name):
         DocumentTokenizer.load(tmp_path / "tokenizer")
@@ -274,7 +274,7 @@ def test_image_tokenizer_without_decoder_reads_back(tmp_path):
     loaded = load_image_tokenizer(tmp_path / "image")
     assert not loaded.can_decode
     assert loaded.preprocessing == preprocessing
-    assert (loaded.config, preprocessing, False) == read_image_config(tmp_path / "image")
+    assert (loaded.config, preprocessing, False) == read_image_config(tmp_path / "image")[:3]
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
@@ -308,7 +308,7 @@ def test_part_that_was_there_when_saved_is_not_left_out(tmp_path):
 def test_damaged_vocabulary_is_not_loaded(tmp_path, change):
     TOKENIZER.save(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "vocabulary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change | {"sha256": None}))
     with pytest.raises(FileError, match=r"vocabulary\.json: incomplete or damaged"):
         DocumentTokenizer.load(tmp_path / "tokenizer")
 

@@ -35,6 +35,20 @@ def batches(first, rows):
         yield batch
 
 
+def fail_to_read(step, reason):
+    """Makes this process fail at the arrays of a checkpoint that the others can read."""
+    from chameleon_jax.training import checkpoint
+
+    read = checkpoint._read_state
+
+    def read_or_fail(path, wanted):
+        if path.name == str(step):
+            raise KeyError("Failed to load") from (MemoryError() if reason == "memory" else ValueError(reason))
+        return read(path, wanted)
+
+    checkpoint._read_state = read_or_fail
+
+
 def digest(state) -> str:
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
@@ -45,9 +59,11 @@ def digest(state) -> str:
 try:
     config = TinyRun.config(options["output"], **options.get("changes", {}))
     start(config.distributed)
+    if "fails_to_read" in options and jax.process_index() == 1:
+        fail_to_read(*options["fails_to_read"])
     state = train(config, batches, TinyRun.is_image_id)
     if jax.process_count() == 1:
         print(digest(state))
-except ChameleonError as error:
+except (ChameleonError, MemoryError) as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(1)

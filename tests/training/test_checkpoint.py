@@ -225,8 +225,42 @@ def delete_all_files(folder: Path) -> None:
         path.unlink()
 
 
+def flip_a_byte_of_an_array(folder: Path) -> None:
+    path = max(array_files(folder), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+
+
+def change_the_header(folder: Path) -> None:
+    path = folder / "run" / "data.json"
+    content = path.read_text()
+    assert '"seed": 0' in content
+    path.write_text(content.replace('"seed": 0', '"seed": 1'))
+
+
+def empty_the_header(folder: Path) -> None:
+    (folder / "run" / "data.json").write_bytes(b"")
+
+
+def delete_metadata(folder: Path) -> None:
+    (folder / "_CHECKPOINT_METADATA").unlink()
+    (folder / "state" / "_METADATA").unlink()
+
+
+def delete_everything(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def a_file_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
 DAMAGES = [
     delete_state, delete_header, delete_arrays, truncate_arrays, empty_all_files, delete_all_files,
+    flip_a_byte_of_an_array, change_the_header, empty_the_header, delete_metadata, delete_everything, a_file_instead,
 ]  # fmt: skip
 
 
@@ -242,16 +276,27 @@ def two_checkpoints(tmp_path_factory, config, initial):
     return folder
 
 
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_newest_checkpoint_is_set_aside_and_can_be_written_again(
     folder, config, mesh, at_step, two_checkpoints, damage, capsys
 ):
     shutil.copytree(two_checkpoints, folder)
     damage(folder / "2")
-    assert_same(restore(folder, config, mesh), at_step(1))
-    message = capsys.readouterr().err
-    assert str(folder / "2") in message.replace("\n", "")
-    assert "damaged" in message
+    with Checkpoints(folder, CheckpointConfig(every=1, keep=2)) as checkpoints:
+        state, _ = checkpoints.restore(abstract_state(config, mesh), config, "the data")
+        assert_same(state, at_step(1))
+        message = capsys.readouterr().err
+        assert str(folder / "2") in message
+        assert "damaged" in message
+        assert names_in(folder) == {"1", "damaged-2"}
+        for step in (2, 3):
+            checkpoints.save(at_step(step), config, "the data")
+    assert names_in(folder) == {"2", "3", "damaged-2"}
+    assert_same(restore(folder, config, mesh), at_step(3))
 
 
 @pytest.mark.slow
@@ -273,3 +318,22 @@ def test_if_all_are_damaged_it_says_so(folder, config, mesh, two_checkpoints):
         truncate_arrays(folder / name)
     with pytest.raises(FileError, match=r"none of the checkpoints 2, 1 can be read"):
         restore(folder, config, mesh)
+    # A disk that is away for a moment must not take all checkpoints with it.
+    assert names_in(folder) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ValueError("UNAVAILABLE: no route"), PermissionError(13, "Permission denied", "state")]
+)
+def test_what_is_no_damage_surfaces_and_leaves_the_checkpoints(
+    folder, config, mesh, two_checkpoints, monkeypatch, error
+):
+    def read(path, wanted):
+        raise KeyError("Failed to load checkpointable") from error  # as Orbax does
+
+    shutil.copytree(two_checkpoints, folder)
+    monkeypatch.setattr(checkpoint_module, "_read_state", read)
+    with pytest.raises((MemoryError, FileError)) as caught:
+        restore(folder, config, mesh)
+    assert "damaged" not in str(caught.value)
+    assert names_in(folder) == {"1", "2"}

@@ -102,6 +102,32 @@ def test_two_processes_train_like_one_and_either_goes_on_where_the_other_stopped
     assert_same_figures(first_one, alone)
 
 
+def test_all_processes_go_on_from_the_newest_checkpoint_that_is_whole_for_each(alone, tmp_path):
+    """Process 1's own array files of step 6 are cut; of step 4 it alone reads something else."""
+    output = tmp_path / "run"
+    results = wait(*spawn_two(output, stop_at=7))
+    assert all("stopped before batch 7" in errors for _, errors in results)
+    for path in (output / "checkpoints" / "6" / "state" / "ocdbt.process_1" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    began = time.monotonic()
+    results = wait(*spawn_two(output, fails_to_read=[4, "DATA_LOSS: as if"]))
+    assert [status for status, _ in results] == [0, 0], results
+    assert time.monotonic() - began < 200  # no barrier ran into its time limit
+    assert "Going on from the checkpoint at step 2 of 8" in results[0][1]
+    assert_same_figures(output, alone)
+    names = {path.name for path in (output / "checkpoints").iterdir()}
+    assert names == {"damaged-4", "damaged-6", "4", "6", "8"}
+
+
+def test_one_process_without_memory_ends_all_and_leaves_the_checkpoints(tmp_path):
+    output = tmp_path / "run"
+    wait(*spawn_two(output, stop_at=5))
+    first, second = wait(*spawn_two(output, fails_to_read=[4, "memory"]))
+    assert "cannot be read in process 1: MemoryError" in first[1]
+    assert "MemoryError" in second[1]
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"2", "4"}
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_process_ends_the_other_within_a_minute_and_says_why(tmp_path, victim):
     processes = spawn_two(tmp_path / "run", pause=0.2, changes={"steps": 2000})

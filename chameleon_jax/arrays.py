@@ -1,0 +1,290 @@
+"""Folders of arrays: written and read by Orbax, every array verified when it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from chameleon_jax.array_folders import check_claims, check_folder
+from chameleon_jax.checksums import array_checksums, differences, dtype_of
+from chameleon_jax.cloud import is_cloud
+from chameleon_jax.distributed import gather_texts
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.files import DamagedFile, FileError, absolute
+
+Result = TypeVar("Result")
+
+
+def _orbax() -> Any:
+    """Orbax's context for folders of arrays."""
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    # Weights hardly compress, and zstd makes writing six times and reading three times slower.
+    context.array.saving.use_compression = False
+    # Arrays in one chunk are written from where they are (2.2 GiB/s), those in several are copied first (0.4; zarr 3
+    # copies always). But a chunk is read whole, also for a part of it, so the largest arrays are cut.
+    context.array.saving.use_zarr3 = False
+    context.array.saving.storage_options.chunk_byte_size = 1 << 30
+    context.memory.read_concurrent_bytes = 512 << 20
+    return context
+
+
+def reading_alone(context: Any) -> Any:
+    """The context, changed so that Orbax waits for no other process: each may fail by itself, and say so."""
+    me = jax.process_index()
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
+    return context
+
+
+@contextlib.contextmanager
+def without_patterns(path: Path) -> Iterator[Path]:
+    """The same place by a path that Orbax can write to.
+
+    It looks for files with `glob`, so that under a folder named `[red]` it finds none of those that it has written
+    itself, and leaves the checkpoint without a word in a state that cannot be read.
+    """
+    if not glob.has_magic(str(path)):
+        yield path
+        return
+    if is_cloud(path):
+        raise FileError(f"{path}: a folder of arrays must not have *, ? or [ in its name")
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield link / path.name
+
+
+def save_arrays(path: str | Path, tree: Any) -> dict[str, str]:
+    """Writes a tree of arrays as an Orbax folder. `path` must not exist; use inside `new_folder`.
+
+    Returns:
+      their checksums, for `load_arrays`.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    checksums = array_checksums(tree)
+    with _orbax(), without_patterns(absolute(path)) as place:
+        ocp.save(place, tree)
+    return checksums
+
+
+def load_arrays(path: str | Path, abstract: Any, checksums: Mapping[str, str] | None = None) -> Any:
+    """Reads what `save_arrays` wrote. All processes that hold a part of the arrays call it together.
+
+    Args:
+      path: the folder.
+      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings if the arrays are to be born on a mesh;
+        otherwise they go to the first device.
+      checksums: what `save_arrays` returned; None for a folder of the time before there were any.
+
+    Raises:
+      FileError: if the folder is missing, cannot be read, or holds other names or shapes.
+      DamagedFile: if it is damaged.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path)
+    together(path, lambda: check_arrays(path, abstract), _is_shared(abstract))
+
+    def read(wanted: Any) -> Any:
+        with reading_alone(_orbax()):
+            return ocp.load(path.absolute(), wanted)
+
+    return read_verified(path, read, abstract, checksums)
+
+
+def check_arrays(path: str | Path, abstract: Any) -> None:
+    """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path)
+    if not path.is_dir():
+        raise FileError(f"{path}: no such folder of arrays")
+    size = check_folder(path)
+    try:
+        with reading_alone(ocp.Context()):
+            stored = ocp.metadata(path.absolute()).metadata
+        wanted, found = _shapes(abstract), _shapes(stored)
+    except Exception as error:
+        raise explain_reading(path, error, "is not a complete folder of arrays") from error
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise FileError(
+                f"{path}: {name} has shape {found.get(name, 'none (missing)')}, "
+                f"the config expects {wanted.get(name, 'no such array')}"
+            )
+    check_claims(path, stored, size)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf)) for path, leaf in leaves}
+
+
+def read_verified(
+    path: Path, read: Callable[[Any], Any], abstract: Any, checksums: Mapping[str, str] | None = None
+) -> Any:
+    """A tree of arrays in the wanted types and places, after its checksums were compared in the types of the file.
+
+    Arrays that change their type are read one after the other, so that no more than one is there in two types.
+
+    Args:
+      path: for messages.
+      read: reads those arrays of a tree that are not `...`. It must not wait for other processes.
+      abstract: a tree of `jax.ShapeDtypeStruct`.
+      checksums: of `checksums.array_checksums`; None to compare nothing.
+
+    Raises:
+      FileError, DamagedFile: as in `load_arrays`; in all processes the same of the two.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    wanted = {
+        jax.tree_util.keystr(key, simple=True, separator="/"): jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding or here
+        )
+        for key, leaf in paths
+    }
+    shared, found = _is_shared(wanted), {}
+    for group in _groups(path, wanted, checksums):
+        tree = structure.unflatten([group.get(name, ...) for name in wanted])
+        leaves = together(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared)
+        part = {name: leaf for name, leaf in zip(wanted, leaves, strict=True) if name in group}
+        if checksums is not None:
+            # Each process may have read copies of its own, so each of them judges.
+            wrong = differences(part, checksums)
+            together(path, lambda wrong=wrong: _refuse(path, wrong), shared)
+        for name in list(part):
+            found[name] = _as_type(part.pop(name), wanted[name].dtype)
+    return structure.unflatten([found[name] for name in wanted])
+
+
+def _is_shared(abstract: Any) -> bool:
+    """Whether other processes hold parts of the arrays."""
+    return not all(leaf.sharding is None or leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
+
+
+def _groups(
+    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], checksums: Mapping[str, str] | None
+) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+    """What is read together, in the types of the file: all that stays as it is, then each of the rest by itself."""
+    if checksums is None:
+        yield dict(wanted)
+        return
+    if wanted.keys() != checksums.keys():
+        name = min(wanted.keys() ^ checksums.keys())
+        raise FileError(f"{path}: {name} is {'missing' if name in wanted else 'no array that the config expects'}")
+    stored = {name: dtype_of(checksum) for name, checksum in checksums.items()}
+    as_stored = {name: leaf for name, leaf in wanted.items() if leaf.dtype == stored[name]}
+    if as_stored:
+        yield as_stored
+    for name, leaf in wanted.items():
+        if leaf.dtype != stored[name]:
+            yield {name: jax.ShapeDtypeStruct(leaf.shape, stored[name], sharding=leaf.sharding)}
+
+
+def _as_type(leaf: jax.Array, dtype: np.dtype) -> jax.Array:
+    return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
+
+def _refuse(path: Path, wrong: list[str]) -> None:
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DamagedFile(f"{path}: damaged: {wrong[0]}{more} does not match its checksum")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What went wrong, and in which process
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def together(path: Path, work: Callable[[], Result], shared: bool = True) -> Result:
+    """The result of `work`, which every process does for itself; if it fails in any of them, it fails in all.
+
+    Args:
+      path: what `work` reads, for messages.
+      work: must not wait for other processes.
+      shared: False if this process is on its own whatever the others do.
+
+    Raises:
+      DamagedFile: if what was to be read is damaged for some of them, and nothing else went wrong.
+      Exception: anything else, as it is; where another process failed, a FileError that says so.
+    """
+    failure, result = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = explain_reading(path, error)
+        if failure is not error:
+            failure.__cause__ = error
+    if jax.process_count() == 1 or not shared:
+        if failure is not None:
+            raise failure
+        return result
+    mine = None if failure is None else [isinstance(failure, DamagedFile), f"{type(failure).__name__}: {failure}"]
+    answers = [json.loads(text) for text in gather_texts(json.dumps(mine))]
+    # Damage has a remedy, so what has none comes first.
+    failed = sorted((answer[0], number, answer[1]) for number, answer in enumerate(answers) if answer)
+    if not failed:
+        return result
+    damaged, number, reason = failed[0]
+    if failure is not None and isinstance(failure, DamagedFile) == damaged:
+        raise failure
+    reason = f"in process {number}: {reason}"
+    raise DamagedFile(f"{path}: damaged {reason}") if damaged else FileError(f"{path}: cannot be read {reason}")
+
+
+_OF_THE_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EAGAIN,
+    errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENOSPC, errno.EROFS,
+}  # fmt: skip
+"""Errors that say nothing of what is in a file."""
+
+_OF_THE_MACHINE_AS_TEXT = (
+    "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED",
+    "Permission denied", "Input/output error", "Too many open files", "Stale file handle", "Connection refused",
+    "Connection reset", "timed out", "Cannot allocate memory", "Could not resolve host",
+)  # fmt: skip
+"""The same as TensorStore writes them into a ValueError."""
+
+
+def explain_reading(path: Path, error: Exception, what: str = "damaged") -> BaseException:
+    """The error to raise where `error` came up while something was read: damage is told from everything else.
+
+    Orbax raises errors of its own from the true one, interrupts and a lack of memory among them.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for cause in chain:
+        if isinstance(cause, ChameleonError | MemoryError) or not isinstance(cause, Exception):
+            return cause
+        if "RESOURCE_EXHAUSTED" in str(cause):
+            return cause
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            return cause
+        if isinstance(cause, ConnectionError | TimeoutError) or (
+            isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE
+        ):
+            return FileError(f"{cause.filename or path}: cannot be read: {cause.strerror or cause}")
+        word = next((word for word in _OF_THE_MACHINE_AS_TEXT if word in str(cause)), None)
+        if word:
+            return FileError(f"{path}: cannot be read: {_first_line(cause)}")
+    return DamagedFile(f"{path}: {what} ({_first_line(chain[-1])}); write it again or restore a copy")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

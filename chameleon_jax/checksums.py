@@ -1,0 +1,88 @@
+"""Checksums of arrays: the same on any mesh and in any layout of files, so that they outlive both."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.array_types import Array
+
+
+def array_checksums(tree: Any) -> dict[str, str]:
+    """A checksum of each array of a tree, such as {"layers/mlp/up": "bfloat16 0123456789abcdef"}.
+
+    Two sums over all elements, modulo 2^32, of a mixture of an element's bits and its place. The mixture can be undone,
+    so an array that differs in a single element always has another sum; one that differs in several has the same
+    with a chance of 2^-64. Arrays are read where they lie, and nothing of their size is made.
+
+    With several processes, all of them must call this together.
+    """
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    meshes = {leaf.sharding.mesh for leaf in leaves.values() if isinstance(leaf, jax.Array) and _has_mesh(leaf)}
+    sums = {}
+    for mesh in (None, *meshes):
+        group = {
+            name: leaf
+            for name, leaf in leaves.items()
+            if (leaf.sharding.mesh if isinstance(leaf, jax.Array) and _has_mesh(leaf) else None) == mesh
+        }
+        sums |= jax.device_get(_sums_on(mesh)(group)) if group else {}
+    return {name: f"{leaf.dtype} {''.join(f'{int(part):08x}' for part in sums[name])}" for name, leaf in leaves.items()}
+
+
+def differences(tree: Any, checksums: Mapping[str, str]) -> list[str]:
+    """Names of the arrays of a tree that are not those that `checksums` were taken from."""
+    return [name for name, found in array_checksums(tree).items() if found != checksums.get(name)]
+
+
+def dtype_of(checksum: str) -> np.dtype:
+    """Type of the array that a checksum was taken from."""
+    return jnp.dtype(checksum.split()[0])
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _has_mesh(leaf: jax.Array) -> bool:
+    return isinstance(leaf.sharding, jax.sharding.NamedSharding)
+
+
+@functools.lru_cache(maxsize=8)
+def _sums_on(mesh: jax.sharding.Mesh | None) -> Any:
+    """`_sums`, its results on all devices of the mesh."""
+    everywhere = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(_sums, out_shardings=everywhere)
+
+
+def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {name: _sum(leaf) for name, leaf in leaves.items()}
+
+
+def _sum(leaf: Array) -> Array:
+    """uint32 [2]."""
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    word = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(stride % 2**32)
+        stride *= leaf.shape[axis]
+    mixed = _mix(word ^ (place * np.uint32(0x9E3779B1)))
+    # One reduction of a pair: with two of them XLA would write `mixed` to memory.
+    add = lambda one, other: (one[0] + other[0], one[1] + other[1])  # noqa: E731
+    zero = np.uint32(0)
+    pair = jax.lax.reduce((mixed, mixed * (2 * place + 1)), (zero, zero), add, range(leaf.ndim))
+    return jnp.stack(pair)
+
+
+def _mix(word: Array) -> Array:
+    """The last steps of MurmurHash3: each bit of the result depends on all bits of the word, and no two words meet."""
+    word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
