@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_jax.cloud import append, as_path, is_cloud, local_copy
-from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.errors import ChameleonError, DamagedFile, FileError
 from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
 
@@ -23,32 +23,46 @@ FORMAT_VERSION = 1
 
 @contextlib.contextmanager
 def explain_disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like into a `FileError` that names `path`.
+    """Turns a full disk, a missing permission and the like into a `FileError` that names the file.
 
+    That is `path`, which is being written, unless the system names another one: what is read meanwhile may fail too.
     Orbax and ArrayRecord write through C++ and report the system's error as text in a ValueError or RuntimeError.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            reason = next((text for text in _SYSTEM_ERRORS if text in str(error)), None)
+    except ChameleonError:
+        raise
+    except OSError as error:
+        if error.filename is not None and not _belongs_to(error.filename, Path(path)):
+            raise FileError(f"{os.fsdecode(error.filename)}: {error.strerror or error}") from error
+        if error.filename is None and error.errno not in _OF_WRITING:
+            raise
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        reason = next((text for text in map(os.strerror, _OF_WRITING) if text in str(error)), None)
         if reason is None:
             raise
-        raise FileError(
-            f"{path}: cannot be written: {reason}. What was complete before is untouched; free space or choose another "
-            "folder and run the command again"
-        ) from error
+        raise _cannot_write(path, reason) from error
 
 
-_SYSTEM_ERRORS = (
-    "No space left on device",
-    "Permission denied",
-    "Disk quota exceeded",
-    "Read-only file system",
-    "Input/output error",
-)
+_OF_WRITING = (errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EPERM)
+
+
+def _cannot_write(path: str | Path, reason: str) -> FileError:
+    return FileError(
+        f"{path}: cannot be written: {reason}. What was complete before is untouched; free space or choose another "
+        "folder and run the command again"
+    )
+
+
+def _belongs_to(filename: Any, path: Path) -> bool:
+    """Whether the file is `path`, lies in it, is one of the unfinished things beside it, or a folder above it."""
+    if not isinstance(filename, (str, bytes, os.PathLike)):  # a number that the system knows an open file by
+        return True
+    file, path = Path(os.path.realpath(os.fsdecode(filename))), Path(os.path.realpath(path))
+    if path.is_relative_to(file) or file.is_relative_to(path):
+        return True
+    return any(part.name.startswith(f".{path.name}.") and part.parent == path.parent for part in (file, *file.parents))
 
 
 @contextlib.contextmanager

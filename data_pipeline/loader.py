@@ -11,7 +11,7 @@ import numpy as np
 from chameleon_jax.batch import Batch, from_rows, row_dtype
 from chameleon_jax.cloud import is_cloud, on_disk
 from chameleon_jax.config import ConfigError, TrainConfig
-from chameleon_jax.files import FileError, check_version, read_json
+from chameleon_jax.files import DamagedFile, FileError, read_header
 from chameleon_jax.progress import console
 from chameleon_jax.replacing import recover
 from chameleon_jax.tokens.documents import DocumentTokenizer
@@ -50,7 +50,51 @@ def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
     except FileError as error:
-        raise FileError(str(error).splitlines()[0]) from None
+        raise type(error)(str(error.args[0]).splitlines()[0]) from None
+
+
+class _Rows:
+    """The rows of one source, for Grain. Errors name the file and the row."""
+
+    def __init__(self, name: str, paths: list[Path], count: int, dtype: np.dtype, vocab_size: int):
+        self._name, self._paths, self._dtype, self._vocab_size = name, paths, dtype, vocab_size
+        for path in paths:
+            if not path.is_file():
+                raise FileError(f"{path}: no such file; prepare again or restore a copy")
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+            found = len(self._records)
+        except Exception:
+            found = -1
+        if found != count:
+            self._find_damaged(count)
+
+    def _find_damaged(self, count: int) -> None:
+        for number, path in enumerate(self._paths):
+            wanted = min(ROWS_PER_FILE, count - number * ROWS_PER_FILE)
+            try:
+                found = len(grain.sources.ArrayRecordDataSource([str(path)]))
+            except Exception as error:
+                raise DamagedFile(f"{path}: damaged ({_first_line(error)}); {_REMEDY}") from None
+            if found != wanted:
+                raise DamagedFile(f"{path}: has {found} rows, dataset.json says {wanted}; {_REMEDY}")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        try:
+            return _parse(self._records[number], self._dtype, self._vocab_size)
+        except Exception as error:
+            place = f"{self._paths[number // ROWS_PER_FILE]}: row {number} of {self._name}"
+            raise DamagedFile(f"{place} is damaged: {_first_line(error)}; {_REMEDY}") from None
+
+
+_REMEDY = "prepare again or restore a copy"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".; ")
 
 
 def _on_disk(folder: str | Path) -> str | Path:
@@ -75,8 +119,7 @@ class PreparedData:
         recover(self.folder)
         if not (self.folder / "dataset.json").is_file():
             raise FileError(f"{self.folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")
-        self.header = read_json(self.folder / "dataset.json")
-        check_version(self.header, self.folder / "dataset.json")
+        self.header = read_header(self.folder / "dataset.json")
 
     @property
     def sequence_length(self) -> int:
@@ -97,26 +140,10 @@ class PreparedData:
           FileError: if files are missing or damaged; for a damaged row, when it is read.
         """
         entry = self.header[part][name]
-        paths = [str(self.folder / file) for file in entry["files"]]
-        try:
-            source = grain.sources.ArrayRecordDataSource(paths)
-        except Exception as error:
-            raise FileError(f"{self.folder}: {', '.join(entry['files'])} cannot be read: {error}") from None
-        if len(source) != entry["rows"]:
-            raise FileError(
-                f"{self.folder}: {part}.{name} has {len(source)} rows, dataset.json says {entry['rows']}; prepare again"
-            )
-        dtype, vocab_size = row_dtype(self.sequence_length), self.header["vocab_size"]
-
-        def read(index: int, record: bytes) -> np.ndarray:
-            try:
-                return _parse(record, dtype, vocab_size)
-            except ValueError as error:
-                number = index % len(source)  # the index goes on counting when the source is repeated
-                place = f"{paths[number // ROWS_PER_FILE]}: row {number} of {part}.{name}"
-                raise FileError(f"{place} is damaged: {error}; prepare again") from None
-
-        return grain.MapDataset.source(source).map_with_index(read)
+        paths = [self.folder / file for file in entry["files"]]
+        dtype = row_dtype(self.sequence_length)
+        rows = _Rows(f"{part}.{name}", paths, entry["rows"], dtype, self.header["vocab_size"])
+        return grain.MapDataset.source(rows)
 
     def batches(self, config: TrainConfig, start: int = 0, rows: np.ndarray | None = None) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of the run that `config` describes, up to its last step.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig, PrepareCommand, SourceConfig, to_dict
-from chameleon_jax.files import FORMAT_VERSION, write_json
+from chameleon_jax.files import FORMAT_VERSION, sealed, write_json
 from chameleon_jax.progress import console
 from chameleon_jax.replacing import Kind, new_folder, read_mark
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
@@ -138,5 +138,5 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
             "image": _hash(tokenizer.image),
         }
         header["fingerprint"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-        write_json(folder / "dataset.json", header)
+        write_json(folder / "dataset.json", sealed(json.loads(json.dumps(header))))
     return header

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from chameleon_jax.config import ConfigError
+from chameleon_jax.document import DocumentError
 from chameleon_jax.files import (
     FORMAT_VERSION,
     FileError,
     check_version,
+    explain_disk_errors,
     new_file,
+    read_header,
     read_json,
+    sealed,
     write_json,
 )
 from chameleon_jax.replacing import Kind
@@ -162,3 +167,62 @@ def test_json_file_is_plain(tmp_path):
     write_json(tmp_path / "file.json", {"b": 1})
     assert json.loads((tmp_path / "file.json").read_text()) == {"b": 1}
     assert (tmp_path / "file.json").read_text().endswith("\n")
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path, new):
+    """A picture that cannot be opened while the rows of an output are written."""
+    picture = tmp_path / "photos" / "kite.png"
+    picture.mkdir(parents=True)
+    with pytest.raises(FileError) as caught, new(tmp_path / "rows"):
+        picture.read_bytes()
+    assert str(caught.value) == f"{picture}: Is a directory"
+
+
+@pytest.mark.parametrize("error", [DocumentError("kite.png: Permission denied"), ConfigError("steps = 0: no")])
+def test_an_error_of_ours_passes_as_it_is(tmp_path, error):
+    """Some of them are a ValueError too."""
+    with pytest.raises(type(error)) as caught, explain_disk_errors(tmp_path / "rows"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("inside", [".", "deep/in/it", "../.rows.123.part", "../.rows.123.part/x", ".."])
+def test_a_full_disk_names_what_was_to_be_written(tmp_path, inside):
+    path = tmp_path / "rows"
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path / inside))
+    for raised in (error, OSError(errno.ENOSPC, "No space left on device"), ValueError("x: No space left on device")):
+        message = rf"^{path}: cannot be written: No space left on device"
+        with pytest.raises(FileError, match=message), explain_disk_errors(path):
+            raise raised
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_explained_away(tmp_path):
+    for error in (ValueError("a mistake"), OSError("cannot identify image file"), ConnectionResetError(104, "reset")):
+        with pytest.raises(type(error)) as caught, explain_disk_errors(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+def test_a_header_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    header = {"format_version": 1, "model": {"sizes": [1, 2.5e-05], "name": "ä"}}
+    write_json(path, sealed(header))
+    assert read_header(path) == header
+    content, found = path.read_bytes(), 0
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            values = read_header(path)
+        except FileError as error:
+            found += str(path) in str(error)
+        else:  # space between tokens, or the word "sha256" itself
+            assert {key: values[key] for key in header} == header
+    assert found > len(content) / 2
+
+
+def test_a_header_without_a_hash_is_read(tmp_path):
+    write_json(tmp_path / "config.json", {"format_version": 1, "model": 3})
+    assert read_header(tmp_path / "config.json")["model"] == 3

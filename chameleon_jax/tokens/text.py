@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import hashlib
 import io
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,7 @@ class SentencePieceTokenizer(TextTokenizer):
 
         if not model:
             raise ValueError("the SentencePiece model is empty")
+        _check_seal(model)
         check_model(model)
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -205,4 +207,20 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> S
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vocab_size = {config.vocab_size}: SentencePiece could not learn it: {error}") from None
-    return SentencePieceTokenizer(output.getvalue())
+    return SentencePieceTokenizer(output.getvalue() + _seal(output.getvalue()))
+
+
+_SEAL = b"\xc2\x0c\x20"
+"""Tag and length of field 200 of the model, the first that SentencePiece leaves to others; 32 bytes follow."""
+
+
+def _seal(model: bytes) -> bytes:
+    """A field that ends the file of a model: the SHA-256 of all before it. SentencePiece itself passes it over."""
+    return _SEAL + hashlib.sha256(model).digest()
+
+
+def _check_seal(model: bytes) -> None:
+    """Raises ValueError if the model has a seal, and it is not that of its content."""
+    content, end = model[:-35], model[-35:]
+    if end.startswith(_SEAL) and end != _seal(content):
+        raise ValueError("damaged: it does not match its checksum")

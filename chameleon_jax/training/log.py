@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -16,10 +15,9 @@ from chameleon_jax.config import TrainConfig
 from chameleon_jax.distributed import is_first
 from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.files import append_text, explain_disk_errors
 from chameleon_jax.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
-from chameleon_jax.training.metrics import MetricsFile, per_modality, read_metrics
+from chameleon_jax.training.metrics import MetricsFile, append_line, per_modality, read_metrics
 from chameleon_jax.training.samples import write_samples
 from chameleon_jax.training.trackers import flat, open_trackers
 
@@ -52,10 +50,10 @@ class Log:
     def _note_session(self, start: int) -> float:
         """Adds this process to sessions.jsonl; returns when the first one of the run began (Unix time)."""
         path = self.folder / "sessions.jsonl"
-        with explain_disk_errors(path):
-            sessions = read_metrics(path) if path.exists() else []
-            append_text(path, json.dumps({"time": time.time(), "step": start}) + "\n")
-        return min([time.time(), *(session["time"] for session in sessions)])
+        sessions = read_metrics(path) if path.exists() else []
+        append_line(path, {"time": time.time(), "step": start})
+        times = [session.get("time") for session in sessions]
+        return min([time.time(), *(began for began in times if isinstance(began, float))])
 
     def add(self, metrics: dict[str, Any], timed: bool) -> None:
         """Takes the metrics of a step; `timed` if it counts for the speed."""
@@ -147,7 +145,7 @@ class Log:
             }
             path = self.folder / "bad_steps.jsonl"
             if is_first():
-                append_text(path, json.dumps(record) + "\n")
+                append_line(path, record)
             what = f"step {step}: loss {each['total_loss']:.4g}, gradient norm {each['gradient_norm']:.4g}"
             bad = self.config.bad_steps
             if bad.action == "stop":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.cloud import as_path
-from chameleon_jax.files import append_text, write_text
+from chameleon_jax.cloud import as_path, is_cloud
+from chameleon_jax.errors import FileError, printable
+from chameleon_jax.files import append_text, new_file
+from chameleon_jax.progress import console
 
 
 def per_modality(sums: dict[str, Any]) -> dict[str, float]:
@@ -23,24 +26,72 @@ def per_modality(sums: dict[str, Any]) -> dict[str, float]:
 class MetricsFile:
     """`metrics.jsonl` of a run; `at_step` is the checkpoint the run continues from.
 
-    Lines of later steps are dropped at the start: they belong to work that was lost and is now done again.
+    Lines of later steps are dropped at the start: they belong to work that was lost and is now done again. What is no
+    line of metrics is moved to `metrics.jsonl.damaged`.
     """
 
     def __init__(self, path: str | Path, at_step: int):
         self.path = as_path(path)
-        kept = [line for line in read_metrics(self.path) if line["step"] <= at_step] if self.path.exists() else []
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines, broken = _lines(self.path) if self.path.exists() else ([], [])
+        if broken:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            texts = [line.decode("utf-8", "backslashreplace") for line in broken]
+            append_text(aside, "".join(f"{text}\n" for text in texts))
+            first = printable(texts[0], 60)
+            console.print(f"{self.path}: {len(broken)} damaged lines moved to {aside.name}: {first} …", style="yellow")
+        kept = [text for text, values in lines if values["step"] <= at_step]
+        with new_file(self.path) as file:
+            file.write_bytes(b"".join(text + b"\n" for text in kept))
 
     def write(self, step: int, **values: Any) -> None:
-        append_text(self.path, json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path, {"step": step, **values})
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Adds a line of JSON to a file, also after one that was cut short by a crash."""
+    append_text(path, ("\n" if _is_torn(path) else "") + json.dumps(values) + "\n")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end. Objects in a bucket are written whole."""
+    if is_cloud(path) or not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a metrics file; a last line cut short by a crash is left out."""
-    lines = []
-    for line in as_path(path).read_bytes().decode("utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """Lines of a metrics file, each with a whole number as "step". What else is in it is left out.
+
+    Raises:
+      FileError: if there is no such file, or it cannot be read.
+    """
+    return [values for _, values in _lines(as_path(path))[0]]
+
+
+def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
+    """The lines of a file with what they say, and those that are damaged."""
+    try:
+        *whole, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    lines, broken = [], []
+    for text in filter(None, map(bytes.strip, (*whole, last))):
+        values = _parse(text)
+        if values is not None:
+            lines.append((text, values))
+        elif text != last.strip():  # a crash cuts the last line short; that is no damage
+            broken.append(text)
+    return lines, broken
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is none of ours."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return values if all(isinstance(values.get(key, {}), dict) for key in ("speed", "held_out")) else None

@@ -18,8 +18,8 @@ RUN = Kind(
     "a training run",
     lambda folder: (folder / "checkpoints").is_dir() or (folder / "sessions.jsonl").is_file(),
     (
-        "checkpoints/*", "metrics.jsonl", "sessions.jsonl", "bad_steps.jsonl", "model/*", "adapters/*", "samples/*",
-        "profile/*", "tensorboard/*", "wandb/*", "wandb_id", ".*",
+        "checkpoints/*", "metrics.jsonl", "metrics.jsonl.damaged", "sessions.jsonl", "bad_steps.jsonl", "model/*",
+        "adapters/*", "samples/*", "profile/*", "tensorboard/*", "wandb/*", "wandb_id", ".*",
     ),
 )  # fmt: skip
 
