@@ -60,7 +60,7 @@ class _Rows:
         self._name, self._paths, self._dtype, self._vocab_size = name, paths, dtype, vocab_size
         for path in paths:
             if not path.is_file():
-                raise FileError(f"{path}: no such file; prepare again or restore a copy")
+                raise FileError(f"{path}: no such file; prepare again")
         try:
             self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
             found = len(self._records)
@@ -75,9 +75,9 @@ class _Rows:
             try:
                 found = len(grain.sources.ArrayRecordDataSource([str(path)]))
             except Exception as error:
-                raise DamagedFile(f"{path}: damaged ({_first_line(error)}); {_REMEDY}") from None
+                raise DamagedFile(f"{path}: damaged ({_first_line(error)}); prepare again") from None
             if found != wanted:
-                raise DamagedFile(f"{path}: has {found} rows, dataset.json says {wanted}; {_REMEDY}")
+                raise DamagedFile(f"{path}: {self._name} has {found} rows, dataset.json says {wanted}; prepare again")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -87,10 +87,7 @@ class _Rows:
             return _parse(self._records[number], self._dtype, self._vocab_size)
         except Exception as error:
             place = f"{self._paths[number // ROWS_PER_FILE]}: row {number} of {self._name}"
-            raise DamagedFile(f"{place} is damaged: {_first_line(error)}; {_REMEDY}") from None
-
-
-_REMEDY = "prepare again or restore a copy"
+            raise DamagedFile(f"{place} is damaged: {_first_line(error)}; prepare again") from None
 
 
 def _first_line(error: Exception) -> str:

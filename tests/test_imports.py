@@ -20,9 +20,9 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # is inside it.
 LAYERS = (
     (
-        "accelerators", "array_folders", "cloud", "compiler_options", "errors", "array_types", "config",
-        "distributed", "document", "batch", "files", "host_memory", "locks", "progress", "reading", "replacing",
-        "terminal", "versions",
+        "accelerators", "array_folders", "arrays", "checksums", "cloud", "compiler_options", "errors", "array_types",
+        "config", "distributed", "document", "batch", "files", "host_memory", "locks", "progress", "reading",
+        "replacing", "terminal", "versions",
     ),
     ("models",),
     ("tokens",),
@@ -106,7 +106,7 @@ def all_but_roots() -> list[str]:
 
 def test_the_walk_sees_imports_where_they_are():
     assert ("chameleon_jax.models.attention", True) in imports("chameleon_jax.models.transformer")
-    assert ("orbax.checkpoint", False) in imports("chameleon_jax.files")
+    assert ("orbax.checkpoint", False) in imports("chameleon_jax.arrays")
     assert len(modules()) > 20
 
 

@@ -207,7 +207,7 @@ def test_folder_without_rows_says_what_to_run(tmp_path):
 def test_newer_format_is_refused(prepared, tmp_path):
     folder = copy_of(prepared, tmp_path)
     header = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**header, "format_version": 99}))
+    (folder / "dataset.json").write_text(json.dumps({**header, "format_version": 99, "sha256": None}))
     with pytest.raises(FileError, match=r"dataset\.json: format_version 99 is newer"):
         PreparedData(folder)
 
@@ -216,9 +216,33 @@ def test_missing_rows_are_noticed(prepared, tmp_path):
     folder = copy_of(prepared, tmp_path)
     header = json.loads((folder / "dataset.json").read_text())
     header["sources"]["prose"]["rows"] += 1
+    del header["sha256"]
     (folder / "dataset.json").write_text(json.dumps(header))
     with pytest.raises(FileError, match=r"sources\.prose has \d+ rows, dataset\.json says \d+"):
         PreparedData(folder).rows("sources", "prose")
+
+
+def test_a_flipped_byte_in_a_file_of_rows_ends_training_in_one_line_with_file_and_row(prepared, tmp_path):
+    folder = copy_of(prepared, tmp_path)
+    path = next(folder.glob("sources-prose-*.arrayrecord"))
+    expected, content, named = rows_of(folder), path.read_bytes(), 0
+    for place in range(0, len(content), len(content) // 60):
+        flipped = bytearray(content)
+        flipped[place] ^= 4
+        path.write_bytes(flipped)
+        try:
+            found = rows_of(folder)
+        except FileError as error:
+            named += str(path) in str(error) and "\\n" not in str(error) and len(str(error)) < 500
+        else:
+            assert found == expected  # between the records, and behind them
+            named += 1
+    assert named == len(range(0, len(content), len(content) // 60))
+
+
+def rows_of(folder: Path) -> list[bytes]:
+    rows = PreparedData(folder).rows("sources", "prose")
+    return [row.tobytes() for row in rows]
 
 
 @pytest.mark.parametrize("damage", ["deleted", "empty", "cut in half"])
