@@ -50,6 +50,7 @@ from chameleon_jax.tokens.documents import (
     save_image_tokenizer,
 )
 from chameleon_jax.tokens.image import resize_and_crop, scale
+from chameleon_jax.tokens.text import LONGEST_TEXT
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from chameleon_jax.training.checkpoint import stored_config
@@ -92,7 +93,8 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
     with new_file(command.output) as aside:
         aside.write_bytes(tokenizer.model)
     size = sum(len(text.encode()) for text in texts)
-    pieces = sum(len(tokenizer.encode(text)) for text in texts)
+    parts = (text[start : start + LONGEST_TEXT] for text in texts for start in range(0, len(text), LONGEST_TEXT))
+    pieces = sum(len(tokenizer.encode(part)) for part in parts)
     return {"pieces": tokenizer.num_pieces, "bytes_of_text": size, "bytes_per_piece": round(size / pieces, 3)}
 
 

@@ -572,6 +572,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "answer_end": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
         "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
         "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+        "exif": "test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to",
         "seed": "test_seed_changes_the_documents",
     },
     ShowCommand: {

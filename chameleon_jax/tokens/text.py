@@ -29,6 +29,10 @@ LONGEST_LINE = 16384
 """Characters of a line that the trainer is given at a time; each takes at most four bytes."""
 
 
+LONGEST_TEXT = 4 << 20
+"""Characters of a text that is encoded; the package `tokenizers` takes 250 bytes for each."""
+
+
 class TextTokenizer(abc.ABC):
     """Text to pieces and back. Pieces are numbered from 0; the Vocabulary gives them their ids."""
 
@@ -60,8 +64,13 @@ class TextTokenizer(abc.ABC):
         document can close itself.
 
         Raises:
-          ValueError: if `text` has lone surrogates, which no UTF-8 text has, or what the tokenizer cannot represent.
+          ValueError: if `text` has more than `LONGEST_TEXT` characters, lone surrogates, which no UTF-8 text has, or
+            what the tokenizer cannot represent.
         """
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(
+                f"a text of {len(text):,} characters; up to {LONGEST_TEXT:,} are encoded at a time; cut it"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:

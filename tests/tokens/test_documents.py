@@ -332,3 +332,8 @@ def test_tokenizer_saved_when_marked_names_were_text_still_opens(tmp_path):
     header["text_ids"].append(token)
     (tmp_path / "vocabulary.json").write_text(json.dumps(header))
     np.testing.assert_array_equal(DocumentTokenizer.load(tmp_path).vocabulary.text_ids, vocabulary.text_ids)
+
+
+def test_text_that_would_take_gigabytes_is_refused():
+    with pytest.raises(DocumentError, match=r"^'aaa.*a text of 4,194,305 characters; up to 4,194,304 are encoded"):
+        TOKENIZER.encode("a" * (4 * 2**20 + 1))
