@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.progress import console
 
@@ -119,10 +120,11 @@ def _known(device: Any) -> tuple[tuple[str, bool | int | str], ...]:
 
 def _refusal(device: Any, options: dict[str, bool | int | str]) -> str | None:
     """Why a small program cannot be compiled with these options; None if it can."""
-    place = SingleDeviceSharding(device)
-    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+    mesh = Mesh(np.asarray([device]), ("data",), axis_types=(AxisType.Auto,))
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     platform = "cuda" if device.platform == "gpu" else device.platform
-    lowered = jax.jit(jnp.negative, out_shardings=place).trace(number).lower(lowering_platforms=(platform,))
+    with jax.set_mesh(mesh):  # whatever mesh is set outside
+        lowered = jax.jit(jnp.negative).trace(number).lower(lowering_platforms=(platform,))
     try:
         lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
