@@ -20,6 +20,7 @@ LONGEST_STRING = 64
 """Characters of a text to be replaced, split at or put in front."""
 LARGEST_GROWTH = 64
 """How many times longer a text may become, in the worst case."""
+MOST_TOKENS = 1 << 19
 LONGEST_TOKEN = 1024
 """Characters of a token's name."""
 MOST_ADDED = 1 << 20
@@ -48,6 +49,8 @@ def check_tokenizer(content: Mapping[str, Any], where: str) -> None:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise FileError(f"{where}: model.{key} = {shortened(model[key])}: only null can be read")
+    if len(model["vocab"]) > MOST_TOKENS:
+        raise FileError(f"{where}: model.vocab has {len(model['vocab']):,} tokens; at most {MOST_TOKENS:,} can be read")
     longest = max(map(len, model["vocab"]), default=0)
     added = [token["content"] for token in content.get("added_tokens") or []]
     if longest > LONGEST_TOKEN or max(map(len, added), default=0) > LONGEST_TOKEN:

@@ -79,6 +79,8 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
             raise wrong(f"{key} is described as {printable(entry)}") from None
         if len(shape) > MOST_AXES:
             raise wrong(f"{key} has {len(shape)} axes")
+        if sizes_are_whole and math.prod(max(1, axis) for axis in shape) >= 2**60:  # NumPy's limit, also for none
+            raise wrong(f"{key} has the impossible shape {printable(shape)}")
         if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
             raise wrong(f"{key} of shape {printable(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
         if 8 + length + end > size:

@@ -261,7 +261,8 @@ def _old_torch(rng: random.Random, folder: Path) -> Path:
 
 def _orbax(rng: random.Random, folder: Path) -> Path:
     path = hostile.copied(sound() / "orbax", folder)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in path.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (file.parent, file.stat().st_size, file.name))  # Orbax draws names at random
     for file in rng.sample(files, rng.choice((1, 1, 2))):
         match rng.randrange(6):
             case 0:
@@ -269,7 +270,11 @@ def _orbax(rng: random.Random, folder: Path) -> Path:
             case 1:
                 file.unlink()
             case 2:
-                shutil.copy(rng.choice(files), file) if len({*files}) > 1 else None
+                other = rng.choice(files)
+                if other.is_file():
+                    with other.open("rb") as source:  # it may be a sparse giant by now
+                        content = source.read(1 << 20)
+                    file.write_bytes(content)
             case _:
                 content = file.read_bytes()
                 try:
