@@ -84,11 +84,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 whose decoders are seldom looked at, and those that start another program (EPS) or draw instead of decode."""
 
 MOST_PIXELS = {
-    "PNG": 128, "JPEG": 128, "MPO": 128, "WEBP": 64, "AVIF": 48, "GIF": 128, "BMP": 128, "TIFF": 80, "PPM": 128,
-    "JPEG2000": 32,
+    "PNG": 128, "JPEG": 104, "JPEG CMYK": 80, "MPO": 104, "WEBP": 64, "AVIF": 48, "GIF": 128, "BMP": 128, "TIFF": 80,
+    "PPM": 128, "JPEG2000": 32,
 }  # fmt: skip
-"""Mebipixels of one picture, width times height: so many that decoding takes a GiB at most, and some seconds. (MPO are
-JPEG files of several pictures, from telephones.)"""
+"""Mebipixels of one picture, width times height: so many that decoding takes a GiB or little more, and some seconds.
+(MPO are JPEG files of several pictures, from telephones. Progressive JPEG files take 10 bytes a pixel, 12 in CMYK.)"""
 MOST_PIXELS_IN_PYTHON = 4
 """The same for what Pillow decodes without C: numbers as text in PPM files, BMP files with run lengths."""
 LONGEST_SIDE = 1 << 22
@@ -191,7 +191,8 @@ def _check_size(image: Image) -> None:
     if image.format not in MOST_PIXELS:
         raise DocumentError(f"the picture's format is {image.format}, which is not read; load() it, or save it as PNG")
     in_python = any(tile.codec_name in ("ppm_plain", "bmp_rle") for tile in image.tile)
-    limit = MOST_PIXELS_IN_PYTHON if in_python else MOST_PIXELS[image.format]
+    limit = MOST_PIXELS.get(f"{image.format} {image.mode}", MOST_PIXELS[image.format])
+    limit = MOST_PIXELS_IN_PYTHON if in_python else limit
     sides = [image.size]
     if image.format == "TIFF":  # a tile may be larger than the picture, and is decoded whole
         sides.append((image.tag_v2.get(322, 0), image.tag_v2.get(323, 0)))
