@@ -109,8 +109,8 @@ def train(
 
             with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
                 state = run.steps(state, batches(start, run.rows), bar, save)
-            if best.step not in (None, int(state.step)):
-                state = _best_state(best, checkpoints, target) or state
+            if best.step is not None:
+                state = _best_state(best, state, checkpoints, target)
     return state
 
 
@@ -120,15 +120,15 @@ def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> 
     return Best(config.checkpoint, held_out, [line for line in lines if line["step"] <= start])
 
 
-def _best_state(best: Best, checkpoints: Checkpoints, target: TrainState) -> TrainState | None:
-    state = checkpoints.load(best.step, target)
+def _best_state(best: Best, last: TrainState, checkpoints: Checkpoints, target: TrainState) -> TrainState:
+    """The state after the best step, or the last one if its checkpoint is gone."""
+    state = last if best.step == int(last.step) else checkpoints.load(best.step, target)
     if state is None:
         console.print(
-            f"The checkpoint of step {best.step:,}, the best, is gone; the last one serves.",
-            style="bold red",
+            f"The checkpoint of step {best.step:,}, the best, is gone; the last one serves.", style="bold red"
         )
-    else:
-        console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}: the model is of that step.")
+        return last
+    console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}: the model is of that step.")
     return state
 
 
