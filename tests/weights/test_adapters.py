@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_models import TRANSFORMER, transformer_params
+from tiny_models import TRANSFORMER, released_model, transformer_params
 
 from chameleon_jax.config import LoRAConfig
 from chameleon_jax.files import FileError
@@ -121,3 +121,27 @@ def test_adapters_of_no_finite_numbers_are_refused(folder, value, message):
 def test_a_folder_without_adapters_is_named(tmp_path):
     with pytest.raises(FileError, match=r"adapter_config\.json: no such file"):
         read_adapters(tmp_path, TRANSFORMER)
+
+
+@pytest.mark.torch
+def test_peft_itself_computes_the_same_and_its_own_files_are_read(tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    import chameleon_jax
+
+    model = released_model()
+    model.save(tmp_path / "base", "huggingface")
+    config = dataclasses.replace(model.config, lora=LORA)
+    adapted = tree_of({**leaves_of(transformer_params(config, seed=3)), **leaves_of(model.params)})
+    write_adapters(tmp_path / "adapters", config, adapted, "base")
+    theirs = transformers.ChameleonForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapters")).eval()
+    theirs.save_pretrained(tmp_path / "again")
+
+    ids = np.random.default_rng(0).integers(0, model.vocabulary.size, (2, 9))
+    text = np.setdiff1d(np.arange(model.vocabulary.size), model.vocabulary.image_ids)  # pictures they mask
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(ids)).logits.numpy()[..., text]
+    for adapters in ("adapters", "again"):
+        ours = chameleon_jax.load(tmp_path / "base", dtype="float32", adapters=tmp_path / adapters)
+        np.testing.assert_allclose(np.asarray(ours.logits(ids))[..., text], expected, rtol=1e-4, atol=1e-4)
