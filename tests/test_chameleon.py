@@ -675,7 +675,7 @@ def test_precision_is_that_of_the_files_by_default(bare, tmp_path, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_preprocessing_is_chosen_when_opening_and_kept_when_saving(released, folders, tmp_path, format):
+def test_preprocessing_is_chosen_when_opening_and_kept_when_saving(released, folders, tmp_path, format, capsys):
     """Another preprocessing gives other codes, so a model has to keep its own."""
     style = PreprocessingConfig(style="huggingface", fit="pad", pad_colour=(0, 9, 200))
     model = load(folders / "meta", preprocessing=style)
@@ -686,6 +686,8 @@ def test_preprocessing_is_chosen_when_opening_and_kept_when_saving(released, fol
     model.save(tmp_path / "model", format)
     again = load(tmp_path / "model")
     assert again.image_tokenizer.preprocessing == style
+    said = "only chameleon_jax.json says" in capsys.readouterr().err
+    assert said == (format != "chameleon")
     np.testing.assert_array_equal(again.tokenize_images([picture]), expected)
 
 

@@ -12,10 +12,8 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from chameleon_jax.cloud import as_path, download, explain_cloud_errors, finish, is_cloud
-from chameleon_jax.distributed import gather_texts, is_first
+from chameleon_jax.distributed import from_first
 from chameleon_jax.files import FileError, read_json
 from chameleon_jax.progress import console
 from chameleon_jax.replacing import recover
@@ -92,18 +90,14 @@ def fetch(name: str) -> Fetched:
         raise FileError(f"{name}: must be hf://organisation/model, with @revision or /folder behind it if needed")
     revision = urllib.parse.unquote(found["revision"]) if found["revision"] else None
     repository = _Repository(name, found["repo"], revision, found["inside"].strip("/"))
-    if jax.process_count() == 1:
-        return repository.fetch()
-    fetched, failure = None, ""
-    if is_first():
-        try:
-            fetched = repository.fetch()
-        except FileError as error:
-            failure = str(error)
-    commit, failure = gather_texts(f"{repository.commit or ''}\n{failure}")[0].split("\n", 1)
-    if failure:
-        raise FileError(failure)
-    repository.commit = commit or None
+    fetched = None
+
+    def commit() -> str:
+        nonlocal fetched
+        fetched = repository.fetch()
+        return repository.commit or ""
+
+    repository.commit = from_first(commit) or None
     return fetched or repository.fetch()
 
 

@@ -43,6 +43,16 @@ CONFIG = {
 SMALL = Accelerator("a small chip", 1e9, 1e6, 1e6, 1e6)
 
 
+def test_vocabulary_that_only_prepared_data_knows_is_asked_for(tmp_path, capsys):
+    recipe = tmp_path / "train.yaml"
+    sizes = {key: value for key, value in CONFIG["model"].items() if key != "vocab_size"}
+    recipe.write_text(json.dumps({**CONFIG, "model": sizes}))
+    assert main(["compile", str(recipe)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.splitlines() == [said]
+    assert "model.vocab_size = None: must be a number, there is no prepared data here" in said
+
+
 def test_the_report_of_the_command(tmp_path, capsys):
     recipe, program = tmp_path / "train.yaml", tmp_path / "step.bin"
     recipe.write_text(json.dumps(CONFIG))

@@ -12,10 +12,12 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_models import released_model
 
+from chameleon_jax import distributed
 from chameleon_jax.chameleon import load
 from chameleon_jax.files import FileError
 from chameleon_jax.weights import hub
@@ -257,25 +259,25 @@ def test_name_that_is_none_is_refused_without_asking(fake, name):
 
 def several_processes(monkeypatch, number: int, says: list[str]) -> None:
     """This is process `number` of two; process 0 says or said what is in `says`."""
-    monkeypatch.setattr(hub.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hub, "is_first", lambda: number == 0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "is_first", lambda: number == 0)
 
     def gather(text: str) -> list[str]:
         if number == 0:
             says[:] = [text]
         return [says[0], text]
 
-    monkeypatch.setattr(hub, "gather_texts", gather)
+    monkeypatch.setattr(distributed, "gather_texts", gather)
 
 
 def test_one_process_downloads_and_the_others_read_the_same_commit(fake, monkeypatch):
     says: list[str] = []
-    several_processes(monkeypatch, 1, [f"{COMMIT}\n"])
+    several_processes(monkeypatch, 1, [json.dumps([COMMIT, None])])
     assert hub.fetch("hf://someone/whole").format == "huggingface"
     assert set(fake.revisions) == {COMMIT}  # told by the first, and only then asked
     several_processes(monkeypatch, 0, says)
     hub.fetch("hf://someone/whole@main")
-    assert says == [f"{COMMIT}\n"]
+    assert json.loads(says[0]) == [COMMIT, None]
 
 
 def test_failure_of_the_first_is_that_of_all_and_nobody_else_asks(fake, monkeypatch):

@@ -82,9 +82,9 @@ def test_config_of_transformers_itself_is_read():
 def test_attention_over_a_map_that_takes_all_memory_is_refused():
     with pytest.raises(ConfigError, match=r"attn_resolutions = \[512\]: .* 256 GiB a picture"):
         ImageTokenizerConfig(attn_resolutions=(512,))
-    with pytest.raises(ConfigError, match=r"resolution = 8192: .* up to 128"):
-        ImageTokenizerConfig(resolution=8192)
-    assert ImageTokenizerConfig(resolution=8192, attn_type="none").grid == 512
+    with pytest.raises(ConfigError, match=r"resolution = 4096: .* up to 128"):
+        ImageTokenizerConfig(resolution=4096)
+    assert ImageTokenizerConfig(resolution=4096, attn_type="none").grid == 256
 
 
 def test_attention_at_a_map_that_is_not_there_is_refused_in_our_configs():
