@@ -152,7 +152,8 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Steps that process 0 sees, the newest first; also those too damaged for Orbax to see them."""
-        found = [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
+        children = self.folder.iterdir() if self.folder.exists() else ()  # buckets have no empty folders
+        found = [int(path.name) for path in children if path.name.isdecimal()]
         return json.loads(gather_texts(json.dumps(sorted(found, reverse=True)))[0])
 
     def _set_aside(self, steps: list[int]) -> None:
