@@ -254,6 +254,8 @@ def to_rgb(image: Image, style: Literal["meta", "huggingface"] = "meta") -> Imag
       DocumentError: for floating-point and Lab pictures, pictures without pixels, and those that are not loaded yet and
         cannot be, as `open_image` says.
     """
+    if not is_picture(image):
+        raise DocumentError(f"a picture (PIL.Image.Image) is expected, not {type(image).__name__}")
     with _explained(getattr(image, "filename", "")):
         if image.width == 0 or image.height == 0:
             raise DocumentError(f"the picture has no pixels: {image.width} x {image.height}")

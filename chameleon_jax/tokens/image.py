@@ -12,7 +12,7 @@ import numpy as np
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
-from chameleon_jax.document import DocumentError, to_rgb
+from chameleon_jax.document import DocumentError, is_picture, to_rgb
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.resize import resize_part
@@ -183,7 +183,12 @@ class ImageTokenizer:
         return codes.astype(np.int32)
 
     def tokenize(self, images: Sequence[Image]) -> np.ndarray:
-        """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode."""
+        """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode.
+
+        Raises:
+          DocumentError: for what is no picture, or cannot be converted.
+        """
+        images = [images] if is_picture(images) else list(images)
         if not images:
             return np.zeros((0, self.config.codes_per_image), np.int32)
 

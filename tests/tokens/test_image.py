@@ -284,6 +284,17 @@ def test_codes_that_stand_for_no_picture_are_refused(codes, message):
             decode(np.array(codes))
 
 
+def test_lone_picture_is_a_list_of_one():
+    picture = random_picture(3)
+    np.testing.assert_array_equal(image_tokenizer().tokenize(picture), image_tokenizer().tokenize([picture]))
+
+
+@pytest.mark.parametrize("value", ["kite.png", np.zeros((4, 4, 3), np.uint8), None])
+def test_what_is_no_picture_is_refused(value):
+    with pytest.raises(DocumentError, match=r"a picture .* is expected, not \w+"):
+        image_tokenizer().tokenize([value])
+
+
 def test_no_pictures_give_no_codes():
     tokenizer = image_tokenizer()
     assert tokenizer.tokenize([]).shape == (0, IMAGE_TOKENIZER.codes_per_image)
