@@ -92,7 +92,7 @@ def refusal(folder: str | Path, kind: type[ChameleonError] = ChameleonError, **o
         patch.setattr(FileWeights, "fetch", read)
         with pytest.raises(kind) as caught:
             open_checkpoint(folder, **options)
-    assert type(caught.value) in (FileError, VocabularyError, ConfigError, ConversionError)
+    assert isinstance(caught.value, (FileError, VocabularyError, ConfigError, ConversionError))
     message = str(caught.value)
     assert message
     assert "\n" not in message
