@@ -256,6 +256,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         config.sequence_length,
         f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
     )
+    config = dataclasses.replace(config, sequence_length=data.sequence_length)
     vocabulary = data.tokenizer(with_image=False).vocabulary
     config, initial, drew = _open_initial(config, vocabulary)
     is_image_id = np.zeros(config.model.vocab_size, bool)

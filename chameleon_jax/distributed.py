@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
+import traceback
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -247,22 +249,40 @@ def check_shared(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explain_lost_processes() -> Iterator[None]:
-    """Ends this process with a message if a collective operation fails because another process is gone.
+    """Ends one of several processes with a message if JAX fails: because another is gone, or by itself.
 
-    Nothing can be tidied up then: every way to do so waits for the one that died. A process that hangs instead of
-    failing is ended by JAX itself after `heartbeat_seconds`, which says so too.
+    Nothing can be tidied up then: every way to do so waits for the others, and they for this one. A process that hangs
+    instead of failing is ended by JAX itself after `heartbeat_seconds`, which says so too.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if jax.process_count() == 1:
             raise
         reason = str(error).strip().splitlines()[0][:300]
+        if tells_of_lost_processes(str(error)):
+            what = f"lost the others: one of them died or cannot be reached ({reason}). Its own output says why."
+        else:
+            traceback.print_exc()
+            what = f"failed: {reason}. It ends here, and the others with it."
         print(
-            f"chameleon: process {jax.process_index()} of {jax.process_count()} lost the others: one of them died or "
-            f"cannot be reached ({reason}). Its own output says why. Start all processes again with the same command: "
-            "the run goes on from its last checkpoint.",
+            f"chameleon: process {jax.process_index()} of {jax.process_count()} {what} Start all processes again with "
+            "the same command: the run goes on from its last checkpoint.",
             file=sys.stderr,
             flush=True,
         )
         os._exit(1)
+
+
+def tells_of_lost_processes(message: str) -> bool:
+    """Whether an error of JAX comes from talking to other processes, and not from compiling or computing here.
+
+    Collectives on CPUs are Gloo's and on GPUs NCCL's; their errors have all kinds of status codes.
+    """
+    if message.startswith(("RESOURCE_EXHAUSTED", "UNIMPLEMENTED")):
+        return False
+    codes, signs = (
+        "DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED|CANCELLED",
+        "gloo|nccl|megascale|heartbeat|coordination|connection",
+    )
+    return bool(re.match(codes, message) or re.search(signs, message.splitlines()[0] if message else "", re.I))

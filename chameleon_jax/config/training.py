@@ -313,7 +313,8 @@ class TrainConfig:
     compile` has no data and needs it."""
     accumulation: int = 1
     """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
-    same as with all rows at once."""
+    same as with all rows at once, but for rounding; with dropout each part draws a mask of its own. Held-out rows are
+    read in the same parts."""
     loss_chunk: int = 0
     """Positions of each row whose logits are computed at a time, again in the backward pass; 0: all at once. The logits
     of a whole batch over 65,536 ids are often the largest array of a step."""

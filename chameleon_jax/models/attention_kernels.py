@@ -185,6 +185,12 @@ def cudnn_function() -> Callable:
     return functools.partial(cudnn.dot_product_attention, mask_type=cudnn.MaskType.PADDING_CAUSAL)
 
 
+def keeps_what_cudnn_computed(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint`: output and row statistics of the forward kernel, which JAX's wrapper does not name.
+    Without them the backward pass would run it again."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 def attend_cudnn(
     q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], seen: Visibility
 ) -> Float[Array, "B T H D"]:

@@ -20,7 +20,7 @@ from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import TransformerConfig, require
 from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate, rotations
 from chameleon_jax.models.attention_choice import plain_attention
-from chameleon_jax.models.attention_kernels import attend_rows
+from chameleon_jax.models.attention_kernels import attend_rows, keeps_what_cudnn_computed
 from chameleon_jax.models.lora import A as LORA_A
 from chameleon_jax.models.lora import Adapter, add_adapter
 from chameleon_jax.models.lora import B as LORA_B
@@ -223,7 +223,8 @@ def remat_policy(name: str):
             offload_src="device",
             offload_dst="pinned_host",
         )
-    return policies.save_only_these_names(*SAVED[name])
+    names = policies.save_only_these_names(*SAVED[name])
+    return policies.save_from_both_policies(names, keeps_what_cudnn_computed) if SAVED[name] else names
 
 
 def readout(x: Float[Array, "B T d"], params: Any, config: TransformerConfig) -> Float[Array, "B T V"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,46 +14,81 @@ from jax.sharding import AxisType, Mesh
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import TransformerConfig
+from chameleon_jax.distributed import gather_texts
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.models.attention import Visibility
+from chameleon_jax.models.attention import Visibility, attend, causal_mask
 from chameleon_jax.models.attention_choice import KERNELS, resolved
 from chameleon_jax.models.attention_kernels import attend_rows
+from chameleon_jax.models.transformer import remat_policy
+from chameleon_jax.progress import console
 from chameleon_jax.sharding import AXES, constraints_on, replicated
 
 LENGTH = 512
-"""Tokens that each device has of a row."""
+"""Tokens that each device has of a row, where the length of a run's rows is not known yet."""
+QUERIES = 512
+"""At most so many queries at a time are compared with, so that the scores of whole rows never exist."""
 TIMES_PLAIN, AT_LEAST = 4.0, 1e-4
 """A kernel may deviate from float32 so many times as far as plain attention in the same dtype does, plus so much."""
 
 
-def check_attention(config: TransformerConfig, where: Any) -> None:
+def check_attention(config: TransformerConfig, where: Any, length: int | None = None) -> TransformerConfig:
     """Compares the kernel that `config.attention` means on a mesh (or a device) with plain attention.
 
-    Values and gradients, on a random packed batch of two rows per part of the mesh, in the model's heads, head
-    dimension and dtype. Nothing is done for 'xla' and 'blockwise', which are plain.
+    Values and gradients, on a random packed row per part of the mesh: the run's length, heads, head dimension, dtype
+    and remat policy, so that blocks and kernels are those of the run. 'xla' and 'blockwise' are plain and not compared.
+
+    Args:
+      length: tokens of the run's rows; by default `LENGTH` on each device.
+
+    Returns:
+      `config`; or with another backend if that of 'auto' does not compute what it should, which is said.
 
     Raises:
       ConfigError: if `config.attention` names a backend that cannot run there.
-      TrainingError: if the kernel deviates by more than the dtype explains.
+      TrainingError: if it names a kernel that deviates by more than the dtype explains, or fails.
     """
     if not isinstance(where, Mesh):
         where = Mesh(np.asarray(where).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    shape = dict(where.shape)
-    rows, length = 2 * shape.get("data", 1) * shape.get("fsdp", 1), LENGTH * shape.get("sequence", 1)
-    backend = resolved(config, where, length).attention
-    if backend not in KERNELS:
-        return
-    compare = jax.jit(functools.partial(_deviations, config, backend, rows, length), out_shardings=replicated(where))
-    with jax.set_mesh(where), constraints_on(where):
-        found, plain = map(np.asarray, compare(jax.random.key(0)))
-    for name, deviation, usual in zip(("values", "gradient of q", "gradient of k", "gradient of v"), found, plain):  # noqa: B905
+    length = length or LENGTH * where.shape.get("sequence", 1)
+    kernel = resolved(config, where, length).attention
+    if kernel not in KERNELS:
+        return config
+    found = _problem(config, kernel, where, length)
+    if found is None:
+        return config
+    problem = f"attention backend {kernel!r} on {where.devices.flat[0].device_kind}: {found}"
+    if config.attention != "auto":
+        raise TrainingError(
+            f"{problem}. With this kernel, documents packed into one row may see each other or wrong tokens be learnt "
+            "from; set model.attention = 'blockwise'"
+        )
+    plain = "blockwise" if _problem(config, "blockwise", where, length) is None else "xla"
+    console.print(f"{problem}. Going on with {plain!r}, which is slower.", style="bold red", markup=False)
+    return dataclasses.replace(config, attention=plain)
+
+
+def _problem(config: TransformerConfig, backend: str, mesh: Mesh, length: int) -> str | None:
+    """What is wrong with a backend; None if nothing is. All processes give the same answer."""
+    rows = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
+    compare = jax.jit(functools.partial(_deviations, config, backend, rows, length), out_shardings=replicated(mesh))
+    try:
+        with jax.set_mesh(mesh), constraints_on(mesh):
+            found, plain = map(np.asarray, compare(jax.random.key(0)))
+        problem = _too_far(found, plain, config.compute_dtype)
+    except Exception as error:  # whatever a kernel does not bear: it is refused or left, with the reason
+        problem = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
+    if jax.process_count() > 1:
+        problem = next(filter(None, gather_texts(problem or "")), None)
+    return problem
+
+
+def _too_far(found: np.ndarray, plain: np.ndarray, dtype: str) -> str | None:
+    names = ("values", "gradient of q", "gradient of k", "gradient of v")
+    for name, deviation, usual in zip(names, found, plain, strict=True):
         if deviation > TIMES_PLAIN * usual + AT_LEAST:
-            raise TrainingError(
-                f"attention backend {backend!r} on {where.devices.flat[0].device_kind}: its {name} deviate by "
-                f"{deviation:.2g} of their size from plain attention, {config.compute_dtype} explains {usual:.1g}. "
-                "With this kernel, documents packed into one row may see each other or wrong tokens be learnt from; "
-                "set model.attention = 'blockwise'"
-            )
+            size = f"{deviation:.2g} of their size"
+            return f"its {name} deviate by {size} from plain attention, {dtype} explains {usual:.1g}"
+    return None
 
 
 def documents(rows: int, length: int) -> np.ndarray:
@@ -69,8 +105,9 @@ def documents(rows: int, length: int) -> np.ndarray:
 
 def _deviations(config: TransformerConfig, backend: str, rows: int, length: int, key: Array) -> tuple[Array, Array]:
     """Of the kernel and of plain attention in the same dtype from plain attention in float32: the largest difference
-    over the largest value, for values and the gradients of q, k and v."""
-    D, slots = config.head_dim, jnp.arange(length)
+    over the largest value, for values and the gradients of q, k and v. Plain attention is computed for one key head
+    after the other."""
+    D, K, slots = config.head_dim, config.num_kv_heads, jnp.arange(length)
     segments = nn.with_logical_constraint(jnp.asarray(documents(rows, length)), ("batch", "length"))
     seen = Visibility(slots, slots, segments, segments)
 
@@ -80,19 +117,52 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
 
     queries, keys = ("batch", "length", "heads", None), ("batch", None, "kv_heads", None)
     q, upstream = random(0, config.num_heads, queries), random(1, config.num_heads, queries)
-    k, v = random(2, config.num_kv_heads, keys), random(3, config.num_kv_heads, keys)
+    k, v = random(2, K, keys), random(3, K, keys)
 
-    def attended(backend: str, dtype: str) -> list[Array]:
-        out, gradients = jax.vjp(lambda *qkv: attend_rows(*qkv, seen, backend), *(x.astype(dtype) for x in (q, k, v)))
+    kernel = functools.partial(attend_rows, seen=seen, backend=backend)
+    if config.remat != "none":
+        kernel = jax.checkpoint(kernel, policy=remat_policy(config.remat))
+
+    def attended(attention: Any, dtype: str, q: Array, k: Array, v: Array, upstream: Array) -> list[Array]:
+        out, gradients = jax.vjp(attention, *(x.astype(dtype) for x in (q, k, v)))
         return [x.astype(jnp.float32) for x in (out, *gradients(upstream.astype(dtype)))]
 
-    with jax.default_matmul_precision("highest"):
-        exact = attended("xla", "float32")
+    out, gradients = jax.vjp(kernel, q, k, v)
+    computed = out, *gradients(upstream)
 
-    def deviations(backend: str) -> Array:
-        def largest(x, right):  # XLA's maximum on a CPU passes over NaN
-            return jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x - right), jnp.inf)) / jnp.max(jnp.abs(right))
+    def of_head(arrays: tuple[Array, ...]) -> Array:
+        *inputs, out, of_q, of_k, of_v = arrays
+        plain = functools.partial(_attend_in_slices, seen=seen)
+        with jax.default_matmul_precision("highest"):
+            exact = attended(plain, "float32", *inputs)
+        usual = attended(plain, config.compute_dtype, *inputs)
 
-        return jnp.stack([largest(*pair) for pair in zip(attended(backend, config.compute_dtype), exact, strict=True)])
+        def largest(x: Array) -> Array:  # XLA's maximum on a CPU passes over NaN
+            return jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.inf))
 
-    return deviations(backend), deviations("xla")
+        return jnp.stack([
+            jnp.stack([largest(x - right), largest(same - right), largest(right)])
+            for x, same, right in zip((out, of_q, of_k, of_v), usual, exact, strict=True)
+        ])  # fmt: skip
+
+    by_head = [jnp.moveaxis(x.reshape(rows, length, K, -1, D), 2, 0) for x in (q, k, v, upstream, *computed)]
+    found, plain, size = jnp.moveaxis(jnp.max(jax.lax.map(of_head, tuple(by_head)), axis=0), 1, 0)
+    return found / size, plain / size
+
+
+def _attend_in_slices(q: Array, k: Array, v: Array, seen: Visibility) -> Array:
+    """`attend` under `causal_mask(*seen)`, for a slice of the queries at a time; so are its gradients."""
+    B, T, H, D = q.shape
+    size = next(size for size in range(min(QUERIES, T), 0, -1) if T % size == 0)
+
+    @jax.checkpoint
+    def of_slice(arrays: tuple[Array, Array, Array]) -> Array:
+        q, slots, segments = arrays
+        return attend(q, k, v, causal_mask(slots, seen.key_slots, segments, seen.key_segments))
+
+    slices = (
+        jnp.moveaxis(q.reshape(B, -1, size, H, D), 1, 0),
+        seen.query_slots.reshape(-1, size),
+        jnp.moveaxis(seen.query_segments.reshape(B, -1, size), 1, 0),
+    )
+    return jnp.moveaxis(jax.lax.map(of_slice, slices), 0, 1).reshape(q.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import time
@@ -85,6 +86,7 @@ def train(
     with StopRequest() as stop:
         mesh = make_mesh(config.mesh)
         target = _check(config, mesh, data_fingerprint)
+        model = check_attention(config.model, mesh, config.sequence_length)
         with (
             only_trainer(as_path(config.output)),
             jax.set_mesh(mesh),
@@ -101,7 +103,7 @@ def train(
             stop.check(start, config.steps)
             log = Log(config, start, unlogged, rows_of_batch)
             best = _best_so_far(config, held_out, start)
-            run = _Run(config, mesh, is_image_id, held_out, sample, log, best, stop)
+            run = _Run(dataclasses.replace(config, model=model), mesh, is_image_id, held_out, sample, log, best, stop)
 
             def save(state: TrainState) -> None:
                 checkpoints.keep_best(best.step)
@@ -136,7 +138,6 @@ def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) 
     """Refuses before anything is computed what cannot work here; returns the shapes of the state."""
     check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
-    check_attention(config.model, mesh)
     target = abstract_state(config, mesh)
     for array in replicated_arrays(target, mesh):
         axes, size = " and ".join(array.axes), array.nbytes / 2**20

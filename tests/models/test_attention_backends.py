@@ -203,6 +203,25 @@ def test_the_program_for_nvidia_calls_cudnn_with_documents_each_way(monkeypatch)
         assert "fmha_scale\\22: 0.25" in call
 
 
+@pytest.mark.parametrize(("remat", "calls"), [("full", 3), ("save_attention", 2), ("save_projections", 2)])
+def test_the_backward_pass_runs_no_second_forward_kernel_of_cudnn_unless_told_to(monkeypatch, remat, calls):
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
+    config = dataclasses.replace(TRANSFORMER, attention="cudnn", compute_dtype="bfloat16", remat=remat)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), SEGMENTS.shape)
+
+    def loss(params, ids):
+        return jnp.sum(Transformer(config).apply({"params": params}, ids, positions, jnp.asarray(SEGMENTS)))
+
+    traced = jax.jit(jax.grad(loss)).trace(transformer_params(config), jnp.zeros(SEGMENTS.shape, jnp.int32))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    # One scanned layer each way.
+    assert sum("__cudnn$fmha" in line for line in text.splitlines()) == calls
+
+
 def test_more_rows_than_cudnn_can_count_are_refused():
     q = jax.ShapeDtypeStruct((512, 4096, 8, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((512, 4096), jnp.int32)

@@ -157,7 +157,58 @@ def test_a_wrong_kernel_is_found_out(monkeypatch, short_rows, kernel, what):
 @pytest.mark.parametrize("attention", ["auto", "xla", "blockwise"])
 def test_plain_attention_needs_no_check(monkeypatch, attention):
     monkeypatch.setattr(attention_check, "_deviations", None)  # would be called
-    check_attention(dataclasses.replace(MODEL, attention=attention), jax.devices()[0])
+    config = dataclasses.replace(MODEL, attention=attention)
+    assert check_attention(config, jax.devices()[0]) is config
+
+
+def test_the_check_runs_what_the_run_will(monkeypatch):
+    """Length, heads, dtype and what is kept for the backward pass."""
+    asked = []
+
+    def told(q, k, v, seen):
+        asked.append((q.shape, k.shape, q.dtype.name))
+        return attention_kernels._attend_masked(q, k, v, seen)
+
+    monkeypatch.setattr(attention_kernels, "attend_splash", told)
+    config = dataclasses.replace(MODEL, remat="save_attention")
+    assert check_attention(config, make_mesh(MeshConfig(data=4, sequence=2)), 256) is config
+    assert set(asked) == {((4, 256, 4, 16), (4, 256, 2, 16), "bfloat16")}
+
+
+def automatic(monkeypatch) -> TransformerConfig:
+    """'auto' chooses splash, as it does on a TPU."""
+    choose = lambda config, where, length: dataclasses.replace(config, attention="splash")  # noqa: E731
+    monkeypatch.setattr(attention_check, "resolved", choose)
+    return dataclasses.replace(MODEL, attention="auto")
+
+
+def breaks(q, k, v, seen):
+    raise NotImplementedError("this chip has no such instruction")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"), [(leaks, "its values deviate by"), (breaks, "fails (this chip has no such instruction)")]
+)
+def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(monkeypatch, capsys, kernel, reason):
+    monkeypatch.setattr(attention_kernels, "attend_splash", kernel)
+    config = automatic(monkeypatch)
+    found = check_attention(config, jax.devices()[0], 128)
+    assert found == dataclasses.replace(config, attention="blockwise")
+    said = " ".join(capsys.readouterr().err.split())
+    assert reason in said
+    assert "Going on with 'blockwise'" in said
+
+
+def test_blockwise_that_is_wrong_too_leaves_plain_attention(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "attend_splash", leaks)
+    monkeypatch.setattr(attention_kernels, "attend_blockwise", leaks)
+    assert check_attention(automatic(monkeypatch), jax.devices()[0], 128).attention == "xla"
+
+
+def test_the_check_of_long_rows_never_holds_all_scores():
+    compare = functools.partial(attention_check._deviations, MODEL, "blockwise", 1, 4096)
+    compiled = jax.jit(compare).lower(jax.random.key(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 4096 * 4  # of one head
 
 
 def hopper_is_here() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax.config import ConfigError, DistributedConfig
-from chameleon_jax.distributed import _from_environment, start
+from chameleon_jax.distributed import _from_environment, start, tells_of_lost_processes
 from chameleon_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -139,6 +139,41 @@ def test_the_death_of_one_process_ends_the_other_within_a_minute_and_says_why(tm
     assert status != 0
     assert "lost the others" in errors or "another task died" in errors
     processes[victim].communicate()
+
+
+def test_an_error_of_one_process_is_its_own_and_ends_both(tmp_path):
+    """The second meets a program that its compiler refuses."""
+    (status, errors), (own_status, own_errors) = wait(*spawn_two(tmp_path / "run", refuse_at=3))
+    assert own_status == 1
+    assert "process 1 of 2 failed: INVALID_ARGUMENT: No such compile option: 'xla_no_such_option'" in own_errors
+    assert "lost the others" not in own_errors
+    assert status != 0
+    assert "lost the others" in errors or "another task died" in errors
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        (
+            "INTERNAL: Gloo all-reduce failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+            True,
+        ),
+        (
+            "UNKNOWN: Buffer Definition Event: Gloo AllGather failed: Read error: Connection reset",
+            True,
+        ),
+        ("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: save", True),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: unhandled system error", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes for NCCL", False),
+        ("INVALID_ARGUMENT: No such compile option: 'xla_no_such_option'", False),
+        ("INTERNAL: Mosaic failed to compile TPU kernel: unsupported shape cast", False),
+        ("UNIMPLEMENTED: Could not find registered platform with id: 0x7f", False),
+        ("FAILED_PRECONDITION: DNN library initialization failed", False),
+    ],
+)
+def test_only_errors_of_talking_to_others_tell_of_lost_processes(message, lost):
+    assert tells_of_lost_processes(message) is lost
 
 
 def test_processes_with_different_configs_are_refused_by_the_name_of_the_difference(tmp_path):
