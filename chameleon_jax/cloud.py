@@ -84,6 +84,19 @@ def objects_in(folder: str | Path) -> dict[str, dict[str, Any]]:
         return {name.removeprefix(prefix): info for name, info in found.items() if name.startswith(prefix)}
 
 
+def read_object(path: str | Path, limit: int) -> bytes:
+    """The content of an object of no more than `limit` bytes."""
+    path = as_path(path)
+    with explain_cloud_errors(path):
+        if not path.exists():
+            raise FileError(f"{path}: no such file")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    if len(content) > limit:
+        raise FileError(f"{path}: has more than {limit:,} bytes, which no such file needs; is it another file?")
+    return content
+
+
 def upload(source: Path, target: str | Path) -> None:
     """Writes a file, or all files of a folder, to a bucket."""
     target = as_path(target)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.cloud import append, as_path, is_cloud, local_copy
+from chameleon_jax.cloud import append, as_path, is_cloud, local_copy, read_object
 from chameleon_jax.errors import ChameleonError, DamagedFile, FileError
 from chameleon_jax.locks import in_use, is_unused
 from chameleon_jax.reading import LARGEST_JSON, parse_json, read_bytes
@@ -145,7 +145,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
       FileError: if it cannot be read, is larger than such files are, or is no JSON (`parse_json`).
     """
-    content = read_bytes(path, LARGEST_JSON)
+    content = read_object(path, LARGEST_JSON) if is_cloud(path) else read_bytes(path, LARGEST_JSON)
     try:
         return parse_json(content)
     except ValueError as error:

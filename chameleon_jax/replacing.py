@@ -7,7 +7,6 @@ import ctypes
 import dataclasses
 import fnmatch
 import itertools
-import json
 import os
 import shutil
 import stat
@@ -169,8 +168,8 @@ def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Pa
 def read_mark(path: Path) -> dict[str, Any]:
     """The JSON object in a file by which a folder is known; empty if there is none, or it is damaged."""
     try:
-        mark = read_json(path) if not is_cloud(path) else json.loads(as_path(path).read_bytes())
-    except (FileError, OSError, ValueError):
+        mark = read_json(path)
+    except FileError:
         return {}
     return mark if isinstance(mark, dict) else {}
 
