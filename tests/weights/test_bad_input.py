@@ -1018,7 +1018,7 @@ def open_with(folder: Path, file: str, content: bytes) -> None:
     finally:
         (folder / file).write_bytes(original)
     if refused is not None:
-        assert type(refused) in (FileError, VocabularyError, ConfigError)
+        assert isinstance(refused, (FileError, VocabularyError, ConfigError))
         assert str(folder) in str(refused)
         assert "\n" not in str(refused)
 
@@ -1080,6 +1080,7 @@ def test_values_of_another_kind_never_lead_to_another_error(scratch, name, file)
         length = struct.unpack("<Q", original[:8])[0]
         original, weights = original[8 : 8 + length], original[8 + length :]
     content = yaml.safe_load(original) if file.endswith(".yaml") else json.loads(original)
+    content.pop("sha256", None)  # else every change would be found by it
 
     @few
     @given(st.sampled_from(list(places_in(content))), st.sampled_from(VALUES))
