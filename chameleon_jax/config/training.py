@@ -326,6 +326,10 @@ class TrainConfig:
     n / (n + 10)."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
+    dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
+    """How the random bits of dropout are made from the seed and the step. Those of 'threefry2x32' are the same on all
+    devices and meshes, but cost TPUs much; 'rbg' is their own generator, each device makes the bits of its own rows,
+    and another mesh or kind of device draws other masks."""
     compiler_options: Literal["auto", "none"] = "auto"
     """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/compiler_options.py` for the devices at hand,
     'none' leaves all to XLA, its defaults and XLA_FLAGS."""

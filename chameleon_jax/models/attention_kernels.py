@@ -63,7 +63,7 @@ def _attend_masked(q, k, v, seen):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _mesh_axes(*names: str | None) -> tuple[tuple[str, ...], ...]:
+def mesh_axes(*names: str | None) -> tuple[tuple[str, ...], ...]:
     """The axes of the current mesh that the logical rules give to each axis of an array."""
     mesh = jax.sharding.get_abstract_mesh()
 
@@ -78,8 +78,8 @@ def _on_each_device(kernel: Callable, *specs: Any) -> Callable:
     """`kernel(q, k, v, query_segments, key_segments, *more)` per device; `specs` are those of `more`."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
-    q = PartitionSpec(*_mesh_axes("batch", "length", "heads", None))
-    kv = PartitionSpec(*_mesh_axes("batch", None, "kv_heads", None))
+    q = PartitionSpec(*mesh_axes("batch", "length", "heads", None))
+    kv = PartitionSpec(*mesh_axes("batch", None, "kv_heads", None))
     segments = PartitionSpec(*q[:2]), PartitionSpec(*kv[:2])
     return jax.shard_map(kernel, in_specs=(q, kv, kv, *segments, *specs), out_specs=q, check_vma=False)
 
@@ -127,7 +127,7 @@ def attend_splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     mesh = jax.sharding.get_abstract_mesh()
-    _, length_axes, heads_axes, _ = _mesh_axes("batch", "length", "heads", None)
+    _, length_axes, heads_axes, _ = mesh_axes("batch", "length", "heads", None)
     heads = q.shape[2] // math.prod(mesh.shape[axis] for axis in heads_axes)
     shards = math.prod(mesh.shape[axis] for axis in length_axes)
     if q.shape[1] % (LANES * shards):

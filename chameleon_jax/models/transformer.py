@@ -21,6 +21,7 @@ from chameleon_jax.config import TransformerConfig, require
 from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate, rotations
 from chameleon_jax.models.attention_choice import plain_attention
 from chameleon_jax.models.attention_kernels import attend_rows, keeps_what_cudnn_computed
+from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.lora import A as LORA_A
 from chameleon_jax.models.lora import Adapter, add_adapter
 from chameleon_jax.models.lora import B as LORA_B
@@ -191,7 +192,7 @@ class Block(nn.Module):
         mlp_norm = RMSNorm(config, name="mlp_norm")
         attention = Attention(config, name="attention")
         mlp = MLP(config, name="mlp")
-        dropout = nn.Dropout(config.dropout, deterministic=self.deterministic, name="dropout")
+        dropout = Dropout(config.dropout, self.deterministic, name="dropout")
 
         if config.norm_order == "pre":
             branch, cache = attention(attention_norm(x), turns, seen, cache, slot)

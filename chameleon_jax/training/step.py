@@ -154,7 +154,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch):
         key = None
         if config.model.dropout > 0:
-            key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+            key = jax.random.fold_in(jax.random.key(config.seed, impl=config.dropout_bits), state.step)
         with constraints_on(mesh):
             loss, measures, gradients = accumulated_gradients(
                 _resolved(config, mesh, batch), is_image_id, state.params, batch, key

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.config import MeshConfig
 from chameleon_jax.models import attention
+from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.sharding import make_mesh
+from chameleon_jax.sharding import constraints_on, make_mesh
 from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_signals, make_train_step
 
@@ -219,8 +222,35 @@ def test_signals_of_stability_are_what_they_are_called(tiny):
     assert mean == pytest.approx(np.average(log_z, weights=batch.loss_weights[real]), rel=1e-5)
 
 
-def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device):
-    config, mesh = tiny.config(model__dropout=0.3), mesh_of(ONE)
+def test_dropout_of_threefry_is_that_of_flax_so_that_older_runs_go_on(tiny):
+    x, key = jnp.ones((8, 12, 16)), jax.random.key(3)
+    ours, flaxs = Dropout(0.3, False), nn.Dropout(0.3, deterministic=False)
+    expected = flaxs.apply({}, x, rngs={"dropout": key})
+    np.testing.assert_array_equal(ours.apply({}, x, rngs={"dropout": key}), expected)
+
+
+def test_each_device_makes_the_bits_of_its_own_rows(tiny):
+    mesh = mesh_of(MESHES["data 2, sequence 2, tensor 2"])
+
+    def drop(x):
+        with constraints_on(mesh):
+            return Dropout(0.5, False).apply({}, x, rngs={"dropout": jax.random.key(3, impl="rbg")})
+
+    spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
+    compiled = jax.jit(drop, in_shardings=spread, out_shardings=spread).lower(jnp.ones((8, 12, 16))).compile()
+    assert "all-gather" not in compiled.as_text()
+    assert "u32[8,12,16]" not in compiled.as_text()
+    dropped = np.asarray(compiled(jnp.ones((8, 12, 16))))
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+    assert abs(dropped.mean() - 1) < 0.1
+    parts = [dropped[rows, places] for rows in (slice(4), slice(4, 8)) for places in (slice(6), slice(6, 12))]
+    assert len({part.tobytes() for part in parts}) == 4
+    np.testing.assert_array_equal(np.asarray(compiled(jnp.ones((8, 12, 16)))), dropped)
+
+
+@pytest.mark.parametrize("bits", ["threefry2x32", "rbg"])
+def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, bits):
+    config, mesh = tiny.config(model__dropout=0.3, dropout_bits=bits), mesh_of(ONE)
     step = make_train_step(config, tiny.is_image_id, mesh)
 
     def loss_of_first_step(state) -> float:

@@ -1,0 +1,48 @@
+"""Dropout whose random bits each device makes for its own part of the activations."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from chameleon_jax.array_types import Array, Bool, Float
+from chameleon_jax.models.attention_kernels import mesh_axes
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout` of `[B, T, d]`, bit for bit for keys of threefry.
+
+    XLA makes the bits of other keys (`rbg`) for the whole array on every device, so each makes those of its own rows
+    and positions from a key of its own: the mask depends on how batch and length are cut.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+        if self.rate == 0.0 or self.deterministic:
+            return x
+        keep = 1.0 - self.rate
+        return jnp.where(_mask(self.make_rng("dropout"), keep, x.shape), x / keep, jnp.zeros_like(x))
+
+
+def _mask(key: Array, keep: float, shape: tuple[int, int, int]) -> Bool[Array, "B T d"]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or jax.random.key_impl(key) == "threefry2x32":
+        return jax.random.bernoulli(key, keep, shape)
+    batch, length, _ = mesh_axes("batch", "length", None)
+    parts = (math.prod(mesh.shape[axis] for axis in axes) for axes in (batch, length, ()))
+    own_shape = tuple(size // part for size, part in zip(shape, parts, strict=True))
+
+    def on_device(key: Array) -> Array:
+        for axis in (*batch, *length):
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        return jax.random.bernoulli(key, keep, own_shape)
+
+    spec = PartitionSpec(batch, length, None)
+    return jax.shard_map(on_device, in_specs=PartitionSpec(), out_specs=spec, check_vma=False)(key)
