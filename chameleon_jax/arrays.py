@@ -103,6 +103,45 @@ def load_arrays(path: str | Path, abstract: Any, checksums: Mapping[str, str] | 
     return read_verified(path, read, abstract, checksums)
 
 
+def verify_arrays(path: str | Path, checksums: Mapping[str, str] | None) -> str:
+    """Reads the arrays of a folder one by one and compares them; returns what was found.
+
+    Raises:
+      FileError, DamagedFile: as `load_arrays`.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path)
+
+    def read(wanted: Any) -> Any:
+        with reading_alone(_orbax()):
+            return ocp.load(path.absolute(), wanted)
+
+    def stored() -> Any:
+        with reading_alone(ocp.Context()):
+            return ocp.metadata(path.absolute()).metadata
+
+    return compare_arrays(path, together(path, stored, shared=False), read, checksums)
+
+
+def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksums: Mapping[str, str] | None) -> str:
+    """Compares the arrays that `stored` describes, one by one; `read` is that of `read_verified`."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(stored)
+    names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in paths]
+    if checksums is None:
+        return f"{len(names)} arrays, written before there were checksums"
+    if set(names) != set(checksums):
+        raise DamagedFile(f"{path}: damaged: {min(set(names) ^ set(checksums))} is missing or was never written")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    for number, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True)):
+        wanted = [...] * len(names)
+        wanted[number] = jax.ShapeDtypeStruct(leaf.shape, dtype_of(checksums[name]), sharding=here)
+        tree = structure.unflatten(wanted)
+        leaves = together(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared=False)
+        _refuse(path, differences({name: leaves[number]}, checksums))
+    return f"{len(names)} arrays compared"
+
+
 def check_arrays(path: str | Path, abstract: Any) -> None:
     """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
     from orbax.checkpoint import v1 as ocp

@@ -34,7 +34,7 @@ from chameleon_jax.config import (
 from chameleon_jax.distributed import is_first
 from chameleon_jax.distributed import start as start_processes
 from chameleon_jax.document import Document, open_image, parse_prompt
-from chameleon_jax.errors import LONGEST_MESSAGE, printable
+from chameleon_jax.errors import LONGEST_MESSAGE, DamagedFile, printable
 from chameleon_jax.files import FileError, new_file
 from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.models.lora import merge
@@ -63,6 +63,7 @@ from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_voc
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
+from chameleon_jax.verify import verify
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
@@ -420,7 +421,13 @@ def convert(config: ConvertCommand, source: str, target: str) -> dict[str, Any]:
 
 
 def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
-    """Prints what a model folder holds."""
+    """Prints what a model folder holds, or with `verify` what is damaged in a folder of any kind.
+
+    Raises:
+      DamagedFile: after the last line, if anything is.
+    """
+    if config.verify:
+        return _verify(path, config.json)
     found = describe(open_checkpoint(path))
     if config.json:
         print(json.dumps(found, indent=2))
@@ -430,6 +437,21 @@ def inspect(config: InspectCommand, path: str) -> dict[str, Any]:
         lines = value if isinstance(value, list) else [value]
         for place, line in enumerate(lines):
             print(f"{name if place == 0 else '':<{width}}{printable(line, LONGEST_MESSAGE)}")
+    return {}
+
+
+def _verify(path: str, as_json: bool) -> dict[str, Any]:
+    damaged, results = 0, []
+    for place, found, sound in verify(path):
+        damaged += not sound
+        results.append({"path": place, "sound": sound, "found": found})
+        if not as_json:
+            line = found if found.startswith(place) else f"{place}: {found}"
+            print(printable(f"{'sound' if sound else 'DAMAGED':<9}{line}", LONGEST_MESSAGE))
+    if as_json:
+        print(json.dumps(results, indent=2))
+    if damaged:
+        raise DamagedFile(f"{path}: {damaged} of {len(results)} parts are damaged, or cannot be read")
     return {}
 
 

@@ -616,7 +616,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "shards": "test_more_shards_hold_the_same_model",
         "image_tokenizer": "test_decoder_comes_from_another_folder",
     },
-    configs.InspectCommand: {"json": "test_inspect_gives_json"},
+    configs.InspectCommand: {"json": "test_inspect_gives_json", "verify": "test_what_is_damaged_is_named"},
     BenchCommand: dict.fromkeys(("model", "repeats", "folder"), _bench_weights),
     BenchTrainConfig: {
         **{

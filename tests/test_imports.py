@@ -31,7 +31,7 @@ LAYERS = (
     ("weights",),
     ("chameleon",),
     ("data_pipeline",),
-    ("commands", "compilation", "bench", "demo", "cli"),
+    ("commands", "compilation", "bench", "demo", "cli", "verify"),
 )  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {
     "document", "batch", "cloud", "tokens", "config", "files", "replacing", "progress", "array_types", "errors",

@@ -32,6 +32,9 @@ class InspectCommand:
 
     json: bool = False
     """One JSON object instead of lines for people."""
+    verify: bool = False
+    """Read everything in PATH (a model, prepared data, a run, a tokenizer) and compare it with its checksums,
+    instead of describing it."""
 
 
 @config

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from chameleon_jax.arrays import read_verified, reading_alone, together, without_patterns
+from chameleon_jax.arrays import compare_arrays, read_verified, reading_alone, together, without_patterns
 from chameleon_jax.checksums import array_checksums
 from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, stage_ends, to_dict
 from chameleon_jax.distributed import gather_texts, is_first
@@ -195,6 +195,22 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise DamagedFile(f"{path}: damaged: its run has no format_version")
     check_version(header, path)
     return header
+
+
+def verify_checkpoint(path: Path) -> str:
+    """Compares header and arrays of a checkpoint with their checksums, on whatever devices are here.
+
+    Raises:
+      FileError, DamagedFile: if it cannot be read, or is damaged.
+    """
+    header = together(path, lambda: _read_header(path), shared=False)
+
+    def stored() -> Any:
+        with reading_alone(_context()):
+            return ocp.checkpointables_metadata(path.absolute()).metadata["state"]
+
+    state = together(path, stored, shared=False)
+    return compare_arrays(path, state, functools.partial(_read_state, path.absolute()), header.get("checksums"))
 
 
 def _restore_state(path: Path, abstract_state: TrainState, header: dict[str, Any]) -> TrainState:

@@ -13,6 +13,7 @@ from chameleon_jax.config import DType
 from chameleon_jax.files import FileError
 from chameleon_jax.progress import console
 from chameleon_jax.replacing import Kind, new_folder
+from chameleon_jax.weights.checklist import CHECKLIST, write_checklist
 from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionError, Format, check_parts, numpy_dtype
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
@@ -138,6 +139,8 @@ def write_checkpoint(
         else:
             config, params = checkpoint.load_params(None, dtype, progress)
             write_native(aside, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
+        if format != "chameleon":  # whose own arrays carry checksums
+            write_checklist(aside)
 
 
 def _is_model(folder: Path) -> bool:
@@ -153,7 +156,7 @@ ANY_MODEL = Kind(
         "model*.safetensors", "model.safetensors.index.json", "image_decoder/model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json",
         "params.json", "consolidate_params.json", "consolidated*.pth", "tokenizer/text_tokenizer.json",
-        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", NOTE_FILE,
+        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", NOTE_FILE, CHECKLIST,
     ),
 )  # fmt: skip
 

@@ -164,7 +164,7 @@ def test_ours_through_huggingface_is_the_same_model(tmp_path, kind, dtype):
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "image_decoder/model.safetensors",
         "tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
-        "chameleon_jax.json",
+        "chameleon_jax.json", "checklist.chk",
     }  # fmt: skip
     back = chameleon_jax.load(tmp_path / "back")
     assert_same_model(back, original)
