@@ -119,7 +119,7 @@ def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
     ]
     config, tokenizer = sampling(tiny, tmp_path, prompts)
     params = transformer_params(config.model)
-    answers = _sampler(config, tokenizer)(params)
+    answers = _sampler(config, tokenizer, None)(params)
     whole = Chameleon(
         dataclasses.replace(config.model, lora=LoRAConfig()), merge(params, config.model.lora), tokenizer,
         image_head_trained=True,
@@ -134,12 +134,12 @@ def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
 
 def test_samples_that_could_not_be_drawn_are_refused_before_the_run(tiny, tmp_path):
     with pytest.raises(DocumentError, match=r"gone\.png"):
-        _sampler(*sampling(tiny, tmp_path, [SamplePrompt(images=("gone.png",))]))
+        _sampler(*sampling(tiny, tmp_path, [SamplePrompt(images=("gone.png",))]), None)
     with pytest.raises(ConfigError, match=r"samples\.generation\.max_new_tokens = 3: one picture needs 5"):
-        _sampler(*sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")], max_new_tokens=3))
+        _sampler(*sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")], max_new_tokens=3), None)
     config, _ = sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")])
     with pytest.raises(ConfigError, match="has no image decoder"):
-        _sampler(config, types.SimpleNamespace(image=None, image_block=6))
+        _sampler(config, types.SimpleNamespace(image=None, image_block=6), None)
     with pytest.raises(ConfigError, match="must list at least one prompt"):
         SamplesConfig(every=3)
     with pytest.raises(ConfigError, match=r"generation\.mode = 'text': goes with each prompt"):
