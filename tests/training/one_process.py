@@ -32,7 +32,7 @@ def batches(first, rows):
         if number == options.get("stop_at"):
             raise ChameleonError(f"stopped before batch {number}")
         if (number, options.get("changes", {}).get("distributed__process")) == (options.get("refuse_at"), 1):
-            jax.jit(np.negative, compiler_options={"xla_no_such_option": True})(1.0)
+            jax.jit(lambda x: -x, compiler_options={"xla_no_such_option": True})(1.0)
         time.sleep(options.get("pause", 0.0))
         yield batch
 
