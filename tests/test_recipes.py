@@ -35,8 +35,6 @@ SIZES = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "he
          "norm_order")  # fmt: skip
 LENGTH = 48
 GREEDY = SamplingConfig(temperature=0)
-QUICK = {"model.attention": "xla", "model.remat": "none", "model.compute_dtype": "float32"}
-"""Compiles sooner. That other ways give the same numbers is tested with the train step."""
 
 
 def options(values: dict) -> list[str]:
@@ -78,15 +76,21 @@ def prepared(recipe: str, **changes) -> str:
     return command.output
 
 
-def tiny(recipe: str, **changes) -> TrainConfig:
-    """A recipe of training with sizes that fit the tiny model; `changes` by dotted key."""
+def tiny(recipe: str, *, rows: int = 8, **changes) -> TrainConfig:
+    """A recipe of training, or a documented variant of it, in small: sizes that fit the tiny model, `rows` in each part
+    of a batch, few steps. How it accumulates, evaluates, attends and saves memory is its own.
+
+    Args:
+      changes: by dotted key, those of the variant.
+    """
+    whole = read_config(TrainConfig, CONFIGS / recipe, options(changes))
     sizes = to_dict(released_model().config)
-    values = {f"model.{name}": sizes[name] for name in SIZES}
-    values |= {
-        "sequence_length": LENGTH, "steps": 3, "batch_size": 8, "accumulation": 1, "log_every": 1, "loss_chunk": 0,
-        "checkpoint": {"every": 2}, "evaluate_every": 0, "optimizer.warmup_steps": 1,
+    small = {f"model.{name}": sizes[name] for name in SIZES} | {
+        "sequence_length": LENGTH, "loss_chunk": whole.loss_chunk * LENGTH // whole.sequence_length,
+        "batch_size": rows * whole.accumulation, "mesh.fsdp": min(whole.mesh.fsdp, jax.device_count()),
+        "steps": 3, "optimizer.warmup_steps": 1, "log_every": 1, "checkpoint.every": 2, "evaluate_every": 2,
     }  # fmt: skip
-    return read_config(TrainConfig, CONFIGS / recipe, options(values | changes))
+    return read_config(TrainConfig, CONFIGS / recipe, options(small | changes))
 
 
 def arrays(model: chameleon_jax.Chameleon) -> dict[str, np.ndarray]:
@@ -105,7 +109,8 @@ def test_image_head_learns_to_draw_what_it_saw():
     prepared("prepare_image_head.yaml")
     config = tiny(
         "finetune_image_head.yaml",
-        **{"steps": 150, "checkpoint": {"every": 150}, "log_every": 50, "optimizer.learning_rate": 0.3, **QUICK},
+        **{"steps": 150, "checkpoint.every": 150, "log_every": 50, "evaluate_every": 0, "optimizer.learning_rate": 0.3,
+           "model.compute_dtype": "float32"},
     )  # fmt: skip
     train(config)
     assert changed(config.output) == {"['output']"}
@@ -134,7 +139,7 @@ def test_image_head_learns_to_draw_what_it_saw():
 def test_supervised_fine_tuning_changes_every_matrix_and_answers():
     data = PreparedData(prepared("prepare_sft.yaml"))
     assert data.header["sources"]["chat"]["source"]["prompt_fit"] == "pad"
-    config = tiny("sft_7b.yaml", **{"optimizer.learning_rate": 0.01, "accumulation": 2, "batch_size": 16})
+    config = tiny("sft_7b.yaml", **{"optimizer.learning_rate": 0.01})
     train(config)
     model = chameleon_jax.load(config.output)
     assert changed(config.output) == arrays(model).keys()
@@ -144,7 +149,10 @@ def test_supervised_fine_tuning_changes_every_matrix_and_answers():
     assert all(isinstance(segment, str) for segment in answer)
 
 
-LORA = {"model.lora.rank": 2, "optimizer.learning_rate": 0.01, **QUICK}
+LORA = {
+    "model.lora.rank": 16, "optimizer.learning_rate": 0.01, "accumulation": 64, "model.compute_dtype": "float32",
+}  # fmt: skip
+"""The command of docs/finetuning.md for one GPU, on the devices of the tests and in float32, which is sooner here."""
 
 
 @pytest.mark.slow
@@ -215,8 +223,7 @@ def test_recipes_train_from_nothing_too(recipe):
     names = sorted({name for stage in stages for name in stage.weights})
     sources = [{"kind": "documents", "name": name, "path": "data/pictures.jsonl"} for name in names]
     data = prepared("prepare_image_head.yaml", sources=sources, held_out=[], output=f"out/{recipe}/rows")
-    mesh = {"data": 1, "fsdp": -1}  # theirs are for more devices than there are here
-    config = tiny(recipe, data=data, output=f"out/{recipe}", initial="", steps=2, mesh=mesh, **QUICK)
+    config = tiny(recipe, data=data, output=f"out/{recipe}", initial="", steps=2)
     train(config)
     model = chameleon_jax.load(config.output)
     drawing = model.generate(["A red kite. "], GenerationConfig(mode="image"))

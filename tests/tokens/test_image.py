@@ -345,7 +345,7 @@ def test_weights_without_decoder_still_read_pictures():
         ({"resolution": 2048}, 1),
         ({"resolution": 256}, 16),
         ({"space_to_depth": 4}, 64),
-        ({"channel_multipliers": (1, 2)}, 2),
+        ({"channel_multipliers": (1, 2), "attn_type": "none"}, 2),
     ],
 )
 def test_batches_shrink_with_the_size_of_the_maps(changes, batch):
