@@ -347,6 +347,20 @@ def test_inspect_gives_json(model, saved, format, capsys):
     assert found["parameters"] == "{:,}, image tokenizer {:,}".format(*sizes)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_damaged_is_named(saved, format, tmp_path, capsys):
+    folder = shutil.copytree(saved / format, tmp_path / format)
+    assert main(["inspect", str(folder), "--verify", "true"]) == 0
+    assert "DAMAGED" not in capsys.readouterr().out
+    (text,) = [*folder.rglob("text.model"), *folder.rglob("text.json"), *folder.rglob("*tokenizer.json")]
+    text.write_bytes(text.read_bytes().replace(b"a", b"b", 1))
+    assert main(["inspect", str(folder), "--verify", "true", "--json", "true"]) == 1
+    found = capsys.readouterr()
+    damaged = [part["found"] for part in json.loads(found.out) if not part["sound"]]
+    assert any(text.name in part for part in damaged)
+    assert f"{len(damaged)} of" in found.err
+
+
 def test_inspect_says_what_is_missing(saved, no_decoder, tmp_path, capsys):
     assert main(["inspect", str(no_decoder)]) == 0
     said = capsys.readouterr().out
