@@ -18,7 +18,7 @@ from chameleon_jax.tokens.json_checks import check_tokenizer
 from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, bracketed, check_ids, text_names
 
-LARGEST_FILE = 24 << 20
+LARGEST_FILE = 16 << 20
 """Bytes of a file; the released one has 7 MB."""
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
 

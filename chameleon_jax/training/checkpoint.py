@@ -270,15 +270,14 @@ def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> list[str]:
-    """Refuses to go on with another run; returns the changes that are allowed but change rounding."""
-    before, now = (to_dict(from_dict(TrainConfig, header["config"])), to_dict(config))
+    """Refuses to go on with another run; returns the changes that are allowed but change the numbers."""
     old = from_dict(TrainConfig, header["config"])
     before, now = to_dict(old), to_dict(config)
     difference = first_difference(*(_without(values, MAY_CHANGE + CHANGES_ROUNDING) for values in (before, now)))
     if difference:
-        key, old, new = difference
+        key, was, value = difference
         raise FileError(
-            f"{path}: is a checkpoint of another config: {key} was {old!r}, now {new!r}. Go on with the old value, "
+            f"{path}: is a checkpoint of another config: {key} was {was!r}, now {value!r}. Go on with the old value, "
             "or start anew in another output folder (--output)"
         )
     if header["data"]["fingerprint"] != data_fingerprint:
@@ -287,11 +286,15 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             "or start anew in another output folder (--output)"
         )
     _check_steps(old, config, header["data"]["next_batch"], path)
-    return [
+    changed = [
         f"{key} = {_value(now, key)!r} (was {_value(before, key)!r})"
         for key in CHANGES_ROUNDING
         if _value(now, key) != _value(before, key)
     ]
+    meshes = [(before["mesh"], header.get("devices")), (now["mesh"], jax.device_count())]
+    if config.model.dropout and config.dropout_bits == "rbg" and meshes[0] != meshes[1]:
+        changed.append("another mesh (dropout_bits = 'rbg' draws other masks on it)")
+    return changed
 
 
 def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -> None:

@@ -138,6 +138,14 @@ def test_a_run_can_move_to_other_hardware_and_says_that_bits_may_differ(folder, 
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected.astype(jnp.bfloat16)))
 
 
+@pytest.mark.parametrize(("bits", "said"), [("rbg", True), ("threefry2x32", False)])
+def test_another_mesh_is_said_where_dropout_depends_on_it(folder, tiny, mesh, at_step, capsys, bits, said):
+    config = tiny.config(model__dropout=0.1, dropout_bits=bits)
+    save(folder, config, at_step(1))
+    restore(folder, dataclasses.replace(config, mesh=MeshConfig(fsdp=2)), mesh)
+    assert ("draws other masks on it): no longer the same run bit for bit" in capsys.readouterr().err) is said
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Other runs
 # ----------------------------------------------------------------------------------------------------------------------
