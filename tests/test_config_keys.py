@@ -270,7 +270,7 @@ def asks_in(run: Callable[[Any], Any], command: Any) -> Check:
     class Asked(Exception):
         pass
 
-    def ask(source, datasets):
+    def ask(source, datasets, open_picture=None):
         raise Asked(datasets)
 
     def check(folder: Path) -> None:

@@ -60,6 +60,7 @@ class GenerationConfig:
     def __post_init__(self):
         if self.max_new_tokens is not None:
             require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "must be at least 1")
+        require(abs(self.seed) < 2**63, "seed", self.seed, "must be below 2^63")
         require(self.context_length > 1, "context_length", self.context_length, "must be at least 2")
         require(
             self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "must be positive; 1 is off"

@@ -136,7 +136,8 @@ class ImageTokenizer:
         config = self.config
         widest = max(config.channel_multipliers[:2])  # the decoder enlarges its second level before it narrows it
         largest = config.maps[0] ** 2 * config.channels * widest
-        attended = max(config.attn_resolutions, default=config.grid)
+        middle = (config.grid,) if config.attn_type == "vanilla" else ()
+        attended = max((*config.attn_resolutions, *middle), default=0)
         return max(1, min(64, 2**29 // (4 * max(largest, attended**4))))
 
     def _in_batches(

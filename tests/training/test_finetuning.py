@@ -263,7 +263,7 @@ def test_muon_trains_what_may_change_too(tiny, recipe):
     [
         ({**LORA, **HEAD}, r"trainable = 'image_head': must be 'all' with model\.lora\.rank"),
         ({**LORA, "fresh_image_head": True}, r"fresh_image_head = True: must be false with model\.lora\.rank"),
-        ({"model__lora__rank": -1}, r"model\.lora\.rank = -1: must be 0 or more"),
+        ({"model__lora__rank": -1}, r"model\.lora\.rank = -1: must be from 0 to 65536"),
         ({"model__lora__targets": ["q", "embed"]}, r"model\.lora\.targets\.1 = 'embed': must be one of 'q', 'k'"),
         ({"model__lora__targets": ["q", "q"]}, r"model\.lora\.targets = .*: must name each matrix once"),
     ],

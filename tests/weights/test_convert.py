@@ -51,6 +51,7 @@ def no_decoder(saved, tmp_path_factory) -> Path:
     """A folder as Hugging Face's releases are."""
     folder = shutil.copytree(saved / "huggingface", tmp_path_factory.mktemp("released") / "huggingface")
     shutil.rmtree(folder / "image_decoder")
+    (folder / "checklist.chk").unlink()
     return folder
 
 
@@ -156,10 +157,11 @@ def test_decoder_comes_from_another_folder(saved, no_decoder, tmp_path, capsys):
 
 def test_model_without_a_decoder_can_be_converted_otherwise(no_decoder, tmp_path):
     assert convert(no_decoder, tmp_path / "out", "--format", "huggingface") == 0
-    assert contents(tmp_path / "out") == contents(no_decoder)
     assert convert(no_decoder, tmp_path / "ours", "--format", "chameleon") == 0
     assert convert(tmp_path / "ours", tmp_path / "back", "--format", "huggingface") == 0
-    assert contents(tmp_path / "back") == contents(no_decoder)
+    for folder in (tmp_path / "out", tmp_path / "back"):
+        (folder / "checklist.chk").unlink()  # released models have none
+        assert contents(folder) == contents(no_decoder)
 
 
 @pytest.mark.torch

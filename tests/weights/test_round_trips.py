@@ -182,7 +182,7 @@ def test_ours_through_meta_huggingface_and_meta_is_the_same_model(tmp_path, shar
     numbers = ["consolidated.pth"] if shards == 1 else [f"consolidated.{shard:02d}.pth" for shard in range(shards)]
     assert set(files(tmp_path / "meta")) == {
         *numbers, "params.json", "consolidate_params.json", "chameleon_jax.json", "tokenizer/text_tokenizer.json",
-        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt",
+        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", "checklist.chk",
     }  # fmt: skip
     convert(tmp_path / "meta", tmp_path / "huggingface", "huggingface")
     convert(tmp_path / "huggingface", tmp_path / "meta again", "meta")
