@@ -145,7 +145,9 @@ def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dic
         "first_step_seconds": round(first_step, 3),
         "loss": losses,
         "memory": memory,
-        "compiler_options": compiler_options(mesh, config.compiler_options),
+        "compiler_options": compiler_options(
+            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
+        ),
         "config": to_dict(config),
         **environment(),
     }

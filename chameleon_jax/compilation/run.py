@@ -99,7 +99,7 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
             raise
         raise _too_large(error, config, mesh, state) from error
     report = _report(config, mesh, compiled, evaluation, state, batch, accelerator)
-    options = compiler_options(mesh, config.compiler_options)
+    options = compiler_options(mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop)
     return compiled, {**report, "compile_seconds": round(seconds, 1), "compiler_options": options}
 
 

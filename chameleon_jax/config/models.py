@@ -82,6 +82,12 @@ class TransformerConfig:
     """Layers in one turn of the loop over them. More compile longer, and copy less between the turns: with all of them
     in one, small models train 3 to 5 % faster on a CPU."""
 
+    @property
+    def remat_outside_loop(self) -> bool:
+        """Whether layers are computed again where no loop keeps that apart from what was computed first: XLA takes a
+        single turn out of its loop, and JAX the layers that are left over."""
+        return self.remat != "none" and (self.unroll > 1 or self.num_layers == 1)
+
     def __post_init__(self):
         _require_sizes(
             self, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12, head_dim=2**12, mlp_dim=2**22,

@@ -301,10 +301,8 @@ class Transformer(nn.Module):
         turns = _kept(rotations(positions, config.head_dim, config.rope_theta))
         block = Block
         if config.remat != "none":
-            # A loop keeps what is computed again apart from what was computed first. Outside of one (XLA takes a single
-            # turn out of it, JAX the layers that are left over), XLA would see that both are the same and keep it all.
-            loop = config.unroll == 1 and config.num_layers > 1
-            block = nn.remat(Block, prevent_cse=not loop, policy=remat_policy(config.remat))
+            # Outside of a loop XLA would see that both computations are the same, and keep it all.
+            block = nn.remat(Block, prevent_cse=config.remat_outside_loop, policy=remat_policy(config.remat))
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -188,7 +188,9 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh, config.compiler_options),
+        compiler_options=compiler_options(
+            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
+        ),
     )
 
 
@@ -232,5 +234,7 @@ def make_evaluation_step(
         evaluate,
         in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options(mesh, config.compiler_options),
+        compiler_options=compiler_options(
+            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
+        ),
     )

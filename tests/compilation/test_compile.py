@@ -72,7 +72,7 @@ def test_the_report_of_the_command(tmp_path, capsys):
     # Evaluation has the optimizer state beside it, but keeps nothing for a backward pass.
     evaluation = found["evaluation_memory"]
     assert evaluation["optimizer_state"] == found["memory"]["optimizer_state"]
-    assert found["compiler_options"] == {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    assert found["compiler_options"] == {}
     assert 0 < evaluation["temporaries"] < found["memory"]["temporaries"]
     held = sum(evaluation[name] for name in ("parameters", "optimizer_state", "batch", "temporaries", "program"))
     assert evaluation["peak"] >= held
