@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import json
 import tempfile
@@ -91,16 +92,9 @@ def load_arrays(path: str | Path, abstract: Any, checksums: Mapping[str, str] | 
       FileError: if the folder is missing, cannot be read, or holds other names or shapes.
       DamagedFile: if it is damaged.
     """
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(path)
     together(path, lambda: check_arrays(path, abstract), _is_shared(abstract))
-
-    def read(wanted: Any) -> Any:
-        with reading_alone(_orbax()):
-            return ocp.load(path.absolute(), wanted)
-
-    return read_verified(path, read, abstract, checksums)
+    return read_verified(path, functools.partial(_read, path), abstract, checksums)
 
 
 def verify_arrays(path: str | Path, checksums: Mapping[str, str] | None) -> str:
@@ -109,19 +103,24 @@ def verify_arrays(path: str | Path, checksums: Mapping[str, str] | None) -> str:
     Raises:
       FileError, DamagedFile: as `load_arrays`.
     """
+    path = Path(path)
+    stored = together(path, lambda: _stored(path), shared=False)
+    return compare_arrays(path, stored, functools.partial(_read, path), checksums)
+
+
+def _read(path: Path, wanted: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    path = Path(path)
+    with reading_alone(_orbax()):
+        return ocp.load(path.absolute(), wanted)
 
-    def read(wanted: Any) -> Any:
-        with reading_alone(_orbax()):
-            return ocp.load(path.absolute(), wanted)
 
-    def stored() -> Any:
-        with reading_alone(ocp.Context()):
-            return ocp.metadata(path.absolute()).metadata
+def _stored(path: Path) -> Any:
+    """Names, shapes and types of the arrays in a folder."""
+    from orbax.checkpoint import v1 as ocp
 
-    return compare_arrays(path, together(path, stored, shared=False), read, checksums)
+    with reading_alone(ocp.Context()):
+        return ocp.metadata(path.absolute()).metadata
 
 
 def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksums: Mapping[str, str] | None) -> str:
@@ -144,15 +143,12 @@ def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksum
 
 def check_arrays(path: str | Path, abstract: Any) -> None:
     """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(path)
     if not path.is_dir():
         raise FileError(f"{path}: no such folder of arrays")
     size = check_folder(path)
     try:
-        with reading_alone(ocp.Context()):
-            stored = ocp.metadata(path.absolute()).metadata
+        stored = _stored(path)
         wanted, found = _shapes(abstract), _shapes(stored)
     except Exception as error:
         raise explain_reading(path, error, "is not a complete folder of arrays") from error

@@ -200,6 +200,12 @@ class Chameleon:
             _check_length(number, len(prompt), new_tokens, config.context_length)
         left = config.context_length - max(map(len, prompts))
         config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, left))
+        if config.mode == "interleaved" and config.max_new_tokens <= tokenizer.image_block:
+            warnings.warn(
+                f"max_new_tokens = {config.max_new_tokens}: only text is written, as a picture needs room for "
+                f"{tokenizer.image_block + 1} tokens",
+                stacklevel=2,
+            )
         codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
@@ -227,11 +233,6 @@ class Chameleon:
         room = config.max_new_tokens or (block - 1 if config.mode == "image" else TEXT_TOKENS + block)
         if config.mode == "image":
             require(room >= block - 1, "max_new_tokens", room, f"one picture needs {block - 1}")
-        elif room <= block:
-            warnings.warn(
-                f"max_new_tokens = {room}: only text is written, as a picture needs room for {block + 1} tokens",
-                stacklevel=3,
-            )
         return dataclasses.replace(config, max_new_tokens=room)
 
     def save(

@@ -308,9 +308,9 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
         require(tokenizer.image is not None and tokenizer.image.can_decode, "samples.prompts", modes,
                 f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
     if "image" in modes:
-        needed = tokenizer.image_block - 1
-        given = generation.max_new_tokens
-        require(given >= needed, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
+        needed, given = tokenizer.image_block - 1, generation.max_new_tokens
+        enough = given is None or given >= needed
+        require(enough, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
 
     def sample(params: Any) -> list[Document]:
         model_config = dataclasses.replace(config.model, lora=LoRAConfig())

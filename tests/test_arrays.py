@@ -190,7 +190,7 @@ def test_damage_is_told_from_what_the_machine_lacks(error, expected):
 def test_damaged_array_in_one_process_only_is_said_to_the_others(monkeypatch):
     answers = iter([None, [True, "DamagedFile: two.bin: damaged"]])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(arrays, "gather_texts", lambda mine: [mine, json.dumps(next(answers))])
+    monkeypatch.setattr(arrays, "gather_texts", lambda mine: [mine, json.dumps([next(answers), 0])])
     assert together(Path("here"), lambda: 3) == 3
     with pytest.raises(DamagedFile, match=r"in process 1: DamagedFile: two\.bin"):
         together(Path("here"), lambda: 3)
@@ -198,7 +198,7 @@ def test_damaged_array_in_one_process_only_is_said_to_the_others(monkeypatch):
 
 def test_what_has_no_remedy_goes_before_damage(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(arrays, "gather_texts", lambda mine: [mine, json.dumps([False, "MemoryError: "])])
+    monkeypatch.setattr(arrays, "gather_texts", lambda mine: [mine, json.dumps([[False, "MemoryError: "], 0])])
 
     def read():
         raise DamagedFile("mine is damaged")

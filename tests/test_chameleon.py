@@ -192,11 +192,14 @@ def test_by_default_there_is_room_for_a_picture(model, monkeypatch, mode, contex
     assert asked[0].max_new_tokens == expected
 
 
-def test_lack_of_room_for_a_picture_is_said(model):
+@pytest.mark.parametrize("where", ["asked for", "left by the prompt"])
+def test_lack_of_room_for_a_picture_is_said(model, where):
+    length = 1 + len(model.encode("Once"))
+    change = {"max_new_tokens": 6} if where == "asked for" else {"max_new_tokens": None, "context_length": length + 6}
     with pytest.warns(
         UserWarning, match="max_new_tokens = 6: only text is written, as a picture needs room for 7 tokens"
     ):
-        answer = model.generate("Once", dataclasses.replace(CONFIG, max_new_tokens=6))
+        answer = model.generate("Once", dataclasses.replace(CONFIG, **change))
     assert all(isinstance(part, str) for part in answer)
 
 

@@ -453,7 +453,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
             }.items()
         },
         "model": differs(placement, TRAIN, model=dataclasses.replace(MODEL, d_model=16)),
-        "compiler_options": differs(options_for_xla, TRAIN, compiler_options="none"),
+        "compiler_options": differs(
+            options_for_xla, dataclasses.replace(TRAIN, model=dataclasses.replace(MODEL, remat="full", unroll=2)),
+            compiler_options="none",
+        ),
         "dropout_bits": "test_dropout_follows_from_the_seed_and_the_step_alone",
         "mesh": differs(placement, TRAIN, mesh=MeshConfig(fsdp=2)),
         "batch_size": differs(mixed_rows, TRAIN, batch_size=16),

@@ -24,6 +24,7 @@ from chameleon_jax.config import (
     read_yaml,
     to_dict,
 )
+from chameleon_jax.document import open_image
 from chameleon_jax.files import FileError
 from chameleon_jax.training.metrics import read_metrics
 from data_pipeline.loader import PreparedData
@@ -83,7 +84,7 @@ def tiny(recipe: str, *, rows: int = 8, **changes) -> TrainConfig:
     Args:
       changes: by dotted key, those of the variant.
     """
-    whole = read_config(TrainConfig, CONFIGS / recipe, options(changes))
+    whole = read_config(TrainConfig, CONFIGS / recipe, options({"optimizer.warmup_steps": 1} | changes))
     sizes = to_dict(released_model().config)
     small = {f"model.{name}": sizes[name] for name in SIZES} | {
         "sequence_length": LENGTH, "loss_chunk": whole.loss_chunk * LENGTH // whole.sequence_length,
@@ -110,9 +111,11 @@ def test_image_head_learns_to_draw_what_it_saw():
     config = tiny(
         "finetune_image_head.yaml",
         **{"steps": 150, "checkpoint.every": 150, "log_every": 50, "evaluate_every": 0, "optimizer.learning_rate": 0.3,
-           "model.compute_dtype": "float32"},
+           "model.compute_dtype": "float32",
+           "samples": {"every": 150, "prompts": [{"text": CAPTIONS[0], "mode": "image"}]}},
     )  # fmt: skip
     train(config)
+    assert open_image(Path(config.output) / "samples/step-150/01-1.png").size == (8, 8)
     assert changed(config.output) == {"['output']"}
     before, model = chameleon_jax.load(config.initial), chameleon_jax.load(config.output)
     text = np.setdiff1d(np.arange(model.config.vocab_size), model.vocabulary.image_ids)

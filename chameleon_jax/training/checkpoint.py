@@ -246,7 +246,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     steps = sorted((path for path in folder.glob("[0-9]*") if path.name.isdecimal()), key=lambda path: -int(path.name))
     for step in steps:
         with contextlib.suppress(Exception):  # whatever is wrong with it is said when it is restored
-            return dict(ocp.load_checkpointables(absolute(step), {"run": None})["run"]["config"])
+            return _read_header(absolute(step))["config"]
     return None
 
 

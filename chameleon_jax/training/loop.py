@@ -89,7 +89,6 @@ def train(
         model = check_attention(config.model, mesh, config.sequence_length)
         with (
             only_trainer(as_path(config.output)),
-            jax.set_mesh(mesh),
             Checkpoints(as_path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
             explain_lost_processes(),
         ):
