@@ -17,12 +17,11 @@ from typing import Any
 _HOMES = {
     "chameleon_jax.chameleon": ("CannotDraw", "Chameleon", "load"),
     "chameleon_jax.config": (
-        "ConfigError", "GenerationConfig", "ImageTokenizerConfig", "MeshConfig", "PreprocessingConfig",
+        "GenerationConfig", "ImageTokenizerConfig", "MeshConfig", "PreprocessingConfig",
         "SamplingConfig", "TrainConfig", "TransformerConfig", "read_config",
     ),
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
-    "chameleon_jax.errors": ("ChameleonError",),
-    "chameleon_jax.files": ("FileError",),
+    "chameleon_jax.errors": ("ChameleonError", "ConfigError", "FileError"),
     "chameleon_jax.models.transformer": ("KVCache", "Transformer"),
     "chameleon_jax.models.vq": ("VQModel",),
     "chameleon_jax.sharding": ("make_mesh",),

@@ -21,7 +21,7 @@ from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.progress import bytes_bar
+from chameleon_jax.runtime.progress import bytes_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary

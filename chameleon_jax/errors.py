@@ -31,6 +31,10 @@ class ChameleonError(Exception):
         return printable(super().__str__(), LONGEST_MESSAGE)
 
 
+class ConfigError(ChameleonError, ValueError):
+    """A configuration that cannot be used. The message is one line."""
+
+
 class FileError(ChameleonError):
     """A file or folder that cannot be read or written."""
 

@@ -9,11 +9,12 @@ import grain
 import numpy as np
 
 from chameleon_jax.batch import Batch, from_rows, row_dtype
-from chameleon_jax.cloud import is_cloud, on_disk
 from chameleon_jax.config import ConfigError, TrainConfig
-from chameleon_jax.files import DamagedFile, FileError, read_header
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import recover
+from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.runtime.cloud import is_cloud, on_disk
+from chameleon_jax.runtime.folders import recover
+from chameleon_jax.runtime.headers import read_header
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
 from data_pipeline.prepare import ROWS_PER_FILE

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig, PrepareCommand, SourceConfig, to_dict
-from chameleon_jax.files import FORMAT_VERSION, sealed, write_json
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import Kind, new_folder, read_mark
+from chameleon_jax.runtime.files import write_json
+from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
+from chameleon_jax.runtime.headers import FORMAT_VERSION, sealed
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from data_pipeline.packing import pack

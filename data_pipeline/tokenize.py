@@ -12,7 +12,7 @@ import numpy as np
 
 from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import Document, DocumentError, open_image
-from chameleon_jax.progress import progress_bar
+from chameleon_jax.runtime.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer, to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary

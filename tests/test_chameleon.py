@@ -30,7 +30,7 @@ from chameleon_jax.config import (
     SamplingConfig,
 )
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.generation import engine
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.documents import DocumentTokenizer

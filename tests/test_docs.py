@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from chameleon_jax.cli import _commands
-from chameleon_jax.distributed import ENVIRONMENT
+from chameleon_jax.console.cli import _commands
+from chameleon_jax.runtime.distributed import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.md")])

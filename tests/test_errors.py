@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chameleon_jax.cli import main
+from chameleon_jax.console.cli import main
 from chameleon_jax.document import DocumentError, open_image
 from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, printable
 

@@ -12,7 +12,6 @@ import pytest
 from tiny_models import random_picture, released_model
 
 import chameleon_jax
-from chameleon_jax.commands import prepare, train
 from chameleon_jax.config import (
     ConfigError,
     GenerationConfig,
@@ -24,8 +23,9 @@ from chameleon_jax.config import (
     read_yaml,
     to_dict,
 )
+from chameleon_jax.console.commands import prepare, train
 from chameleon_jax.document import open_image
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.training.metrics import read_metrics
 from data_pipeline.loader import PreparedData
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.versions import versions
+from chameleon_jax.runtime.versions import versions
 
 
 def environment(also: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.accelerators import find_accelerator
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.bench.environment import environment
-from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_dict
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.host_memory import keep_freed_memory
 from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.runtime.accelerators import find_accelerator
+from chameleon_jax.runtime.compiler_options import compiler_options
+from chameleon_jax.runtime.host_memory import keep_freed_memory
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
 from chameleon_jax.training.step import make_train_step

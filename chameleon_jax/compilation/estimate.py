@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from chameleon_jax.accelerators import Accelerator
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.config import TrainConfig
+from chameleon_jax.runtime.accelerators import Accelerator
 from chameleon_jax.training.clock import flops_per_token
 
 FITS_BELOW = 0.9

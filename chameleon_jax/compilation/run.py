@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.accelerators import Accelerator, find_accelerator
 from chameleon_jax.batch import Batch, row_dtype
 from chameleon_jax.compilation.collectives import read_collectives
 from chameleon_jax.compilation.estimate import (
@@ -27,12 +26,13 @@ from chameleon_jax.compilation.estimate import (
 )
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compilation.topologies import describe_topology
-from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config, require
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.files import new_file
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import Kind, check_file
+from chameleon_jax.runtime.accelerators import Accelerator, find_accelerator
+from chameleon_jax.runtime.compiler_options import compiler_options
+from chameleon_jax.runtime.files import new_file
+from chameleon_jax.runtime.folders import Kind, check_file
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state

@@ -12,9 +12,7 @@ from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, LoRAConfig, PreprocessingConfig, TransformerConfig
 from chameleon_jax.config.reading import (
-    ConfigError,
     find_configs,
-    first_difference,
     from_dict,
     read_config,
     read_yaml,
@@ -38,6 +36,7 @@ from chameleon_jax.config.training import (
     stage_ends,
 )
 from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand
+from chameleon_jax.errors import ConfigError
 
 __all__ = [
     "BadStepsConfig",
@@ -73,7 +72,6 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "find_configs",
-    "first_difference",
     "from_dict",
     "read_config",
     "read_yaml",

@@ -29,8 +29,8 @@ class BenchTrainConfig:
     loss_chunk: int = 0
     """Positions of each row whose logits are computed at a time; 0: all at once."""
     compiler_options: Literal["auto", "none"] = "auto"
-    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/compiler_options.py` for the devices at hand,
-    'none' leaves all to XLA, its defaults and XLA_FLAGS."""
+    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the devices
+    at hand, 'none' leaves all to XLA, its defaults and XLA_FLAGS."""
     warmup: int = 2
     """Steps before the clock starts; the first of them compiles."""
     steps: int = 10

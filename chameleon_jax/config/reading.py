@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from chameleon_jax.errors import ChameleonError, FileError, printable
-from chameleon_jax.reading import DEEPEST, LONGEST_NUMBER, read_bytes
+from chameleon_jax.errors import ConfigError, FileError, printable
+from chameleon_jax.runtime.reading import DEEPEST, LONGEST_NUMBER, read_bytes
 
 T = TypeVar("T")
 
@@ -31,10 +31,6 @@ BEYOND_WHOLE_NUMBERS = 2**31
 """Whole numbers are counted in 32 bits on a device, all but seeds (`require_seed`). Sizes have limits of their own."""
 
 _UNIONS = (types.UnionType, typing.Union)  # `int | None` is one, `Literal[…] | None` the other
-
-
-class ConfigError(ChameleonError, ValueError):
-    """A configuration that cannot be used. The message is one line."""
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -216,19 +212,6 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, dict):
         return {name: to_dict(item) for name, item in config.items()}
     return config
-
-
-def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Where two configs as plain data first differ: the dotted key and both values; None if they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return first_difference(dict(enumerate(old)), dict(enumerate(new)), key)
-    return None if old == new else (key, old, new)
 
 
 def _override(values: Any, path: list[str], value: Any, flag: str) -> None:

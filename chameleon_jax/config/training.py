@@ -331,8 +331,8 @@ class TrainConfig:
     devices and meshes, but cost TPUs much; 'rbg' is their own generator, each device makes the bits of its own rows,
     and another mesh or kind of device draws other masks."""
     compiler_options: Literal["auto", "none"] = "auto"
-    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/compiler_options.py` for the devices at hand,
-    'none' leaves all to XLA, its defaults and XLA_FLAGS."""
+    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the devices
+    at hand, 'none' leaves all to XLA, its defaults and XLA_FLAGS."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     bad_steps: BadStepsConfig = BadStepsConfig()
     profile: ProfileConfig = ProfileConfig()

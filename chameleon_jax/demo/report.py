@@ -20,7 +20,7 @@ from chameleon_jax.config import TrainConfig
 from chameleon_jax.demo import charts
 from chameleon_jax.demo.evaluate import Answers, Drawings, Evaluation
 from chameleon_jax.demo.page import CSS, PAGE
-from chameleon_jax.files import write_text
+from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.image import to_image
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from chameleon_jax.training.metrics import read_metrics

@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chameleon_jax import commands
 from chameleon_jax.chameleon import load
-from chameleon_jax.cloud import is_cloud
 from chameleon_jax.config import (
     ConfigError,
     DemoCommand,
@@ -30,9 +28,12 @@ from chameleon_jax.config import (
     read_config,
     to_dict,
 )
-from chameleon_jax.files import FileError, read_json, write_json
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import Kind, check_file, check_folder, remove_folder
+from chameleon_jax.console import commands
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.cloud import is_cloud
+from chameleon_jax.runtime.files import read_json, write_json
+from chameleon_jax.runtime.folders import Kind, check_file, check_folder, remove_folder
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from chameleon_jax.training.run_folder import RUN
 from data_pipeline.prepare import PREPARED

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.arrays import load_arrays, save_arrays
-from chameleon_jax.cloud import on_disk
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError, as_documents
-from chameleon_jax.files import FORMAT_VERSION, DamagedFile, FileError, read_header, sealed, write_json
+from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.models.vq import VQModel
-from chameleon_jax.replacing import Kind, model_in, recover
+from chameleon_jax.runtime.arrays import load_arrays, save_arrays
+from chameleon_jax.runtime.cloud import on_disk
+from chameleon_jax.runtime.files import write_json
+from chameleon_jax.runtime.folders import Kind, model_in, recover
+from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, sealed
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, TextTokenizer
 from chameleon_jax.tokens.text_json import JSONTokenizer
@@ -201,7 +203,7 @@ class DocumentTokenizer:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into an empty or new folder; use inside `replacing.new_folder`."""
+        """Writes the tokenizer into an empty or new folder; use inside `runtime.folders.new_folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.image:

@@ -16,7 +16,7 @@ import numpy as np
 
 from chameleon_jax.config import TextTokenizerConfig
 from chameleon_jax.errors import FileError
-from chameleon_jax.reading import read_bytes
+from chameleon_jax.runtime.reading import read_bytes
 from chameleon_jax.tokens.sentencepiece_checks import check_model
 
 LARGEST_MODEL = 16 << 20

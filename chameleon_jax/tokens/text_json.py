@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.errors import FileError, printable
-from chameleon_jax.reading import parse_json, read_bytes
+from chameleon_jax.runtime.reading import parse_json, read_bytes
 from chameleon_jax.tokens.json_checks import check_tokenizer
 from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, bracketed, check_ids, text_names

@@ -14,13 +14,13 @@ from jax.sharding import AxisType, Mesh
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.distributed import gather_texts
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.models.attention import Visibility, attend, causal_mask
 from chameleon_jax.models.attention_choice import KERNELS, resolved
 from chameleon_jax.models.attention_kernels import attend_rows
 from chameleon_jax.models.transformer import remat_policy
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.distributed import gather_texts
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import AXES, constraints_on, replicated
 
 LENGTH = 512

@@ -15,24 +15,18 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from chameleon_jax.arrays import compare_arrays, read_verified, reading_alone, together, without_patterns
-from chameleon_jax.checksums import array_checksums
-from chameleon_jax.config import CheckpointConfig, TrainConfig, first_difference, from_dict, stage_ends, to_dict
-from chameleon_jax.distributed import gather_texts, is_first
-from chameleon_jax.files import (
-    FORMAT_VERSION,
-    DamagedFile,
-    FileError,
-    absolute,
-    check_version,
-    explain_disk_errors,
-    read_header,
-    sealed,
-)
-from chameleon_jax.progress import console, say_that_it_goes_on
+from chameleon_jax.config import CheckpointConfig, TrainConfig, from_dict, stage_ends, to_dict
+from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.runtime.arrays import compare_arrays, read_verified, reading_alone, together, without_patterns
+from chameleon_jax.runtime.checksums import array_checksums
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.distributed import first_difference, gather_texts, is_first
+from chameleon_jax.runtime.files import absolute
+from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, sealed
+from chameleon_jax.runtime.progress import console, say_that_it_goes_on
+from chameleon_jax.runtime.versions import versions
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
-from chameleon_jax.versions import versions
 
 MAY_CHANGE = (
     "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers", "log_every",

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.accelerators import find_accelerator
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.flops import (
     adapter_parameters,
@@ -17,6 +16,7 @@ from chameleon_jax.models.flops import (
     matmul_parameters,
     train_flops_per_token,
 )
+from chameleon_jax.runtime.accelerators import find_accelerator
 
 WAITS = ("startup", "data", "checkpoint", "evaluation")
 """What keeps a run from computing. 'startup' is the first step of a process, which compiles; 'data' counts only while

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.cloud import as_path
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.distributed import is_first
 from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.progress import Bar, console
+from chameleon_jax.runtime.cloud import as_path
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
 from chameleon_jax.training.metrics import MetricsFile, append_line, per_modality, read_metrics
 from chameleon_jax.training.samples import write_samples

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 
 from chameleon_jax.batch import Batch
-from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.config import TrainConfig, to_dict
-from chameleon_jax.distributed import check_same, check_shared, explain_lost_processes, is_first
-from chameleon_jax.errors import TrainingError
-from chameleon_jax.files import FileError, explain_disk_errors
-from chameleon_jax.progress import console, progress_bar
+from chameleon_jax.errors import FileError, TrainingError
+from chameleon_jax.runtime.cloud import as_path, is_cloud
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.distributed import check_same, check_shared, explain_lost_processes, is_first
+from chameleon_jax.runtime.progress import console, progress_bar
+from chameleon_jax.runtime.versions import versions
 from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.best import Best
@@ -38,7 +39,6 @@ from chameleon_jax.training.step import make_evaluation_step, make_signals, make
 from chameleon_jax.training.stopping import StopRequest
 from chameleon_jax.training.tracing import StepTrace
 from chameleon_jax.training.trainable import join, split, with_fresh_image_head
-from chameleon_jax.versions import versions
 
 Batches = Callable[[int, np.ndarray], Iterator[Batch]]
 """Gives the batches from a number on, of each only the rows with the given numbers: those this process has to read. On

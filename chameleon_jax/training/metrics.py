@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.errors import FileError, printable
-from chameleon_jax.files import append_text, new_file
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.cloud import as_path, is_cloud
+from chameleon_jax.runtime.files import append_text, new_file
+from chameleon_jax.runtime.progress import console
 
 
 def per_modality(sums: dict[str, Any]) -> dict[str, float]:

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from chameleon_jax.cloud import as_path, is_cloud
-from chameleon_jax.distributed import from_first
 from chameleon_jax.errors import FileError
-from chameleon_jax.files import explain_disk_errors
-from chameleon_jax.locks import only_writer
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import Kind, check_writable
+from chameleon_jax.runtime.cloud import as_path, is_cloud
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.distributed import from_first
+from chameleon_jax.runtime.folders import Kind, check_writable
+from chameleon_jax.runtime.locks import only_writer
+from chameleon_jax.runtime.progress import console
 
 RUN = Kind(
     "a training run",

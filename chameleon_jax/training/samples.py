@@ -8,7 +8,8 @@ from typing import Any
 
 from chameleon_jax.config import SamplePrompt
 from chameleon_jax.document import Document
-from chameleon_jax.files import explain_disk_errors, new_file, write_text
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.files import new_file, write_text
 
 Sampler = Callable[[Any], Sequence[Document]]
 """Gives, from the parameters, what the model writes after each prompt."""

@@ -13,10 +13,10 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
-from chameleon_jax.compiler_options import compiler_options
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.models.attention_choice import resolved
 from chameleon_jax.models.transformer import Transformer, readout
+from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.sharding import batch_sharding, constraints_on, replicated
 from chameleon_jax.training.average import Averaged, follow
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss

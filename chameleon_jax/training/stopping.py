@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax
 
 from chameleon_jax.errors import Stopped
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.progress import console
 
 
 class StopRequest:

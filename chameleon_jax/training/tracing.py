@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.cloud import as_path, is_cloud, upload
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.cloud import as_path, is_cloud, upload
+from chameleon_jax.runtime.progress import console
 
 
 class StepTrace:

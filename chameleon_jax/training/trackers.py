@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chameleon_jax.cloud import as_path, is_cloud
 from chameleon_jax.config import TrainConfig, to_dict
 from chameleon_jax.document import Document
-from chameleon_jax.files import absolute, write_text
+from chameleon_jax.runtime.cloud import as_path, is_cloud
+from chameleon_jax.runtime.files import absolute, write_text
 
 
 class Tracker(Protocol):

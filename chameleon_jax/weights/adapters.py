@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from chameleon_jax.cloud import on_disk
 from chameleon_jax.config import LoRAConfig, TransformerConfig
-from chameleon_jax.distributed import is_first
-from chameleon_jax.files import FileError, read_json, write_json
+from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import A, B, is_adapter, merge
-from chameleon_jax.replacing import Kind, new_folder, read_mark
+from chameleon_jax.runtime.cloud import on_disk
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.files import read_json, write_json
+from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
 from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import TRANSFORMER
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from chameleon_jax.errors import DamagedFile, FileError
-from chameleon_jax.reading import LARGEST_JSON, open_file, read_bytes
+from chameleon_jax.runtime.reading import LARGEST_JSON, open_file, read_bytes
 
 CHECKLIST = "checklist.chk"
 _LINE = re.compile(r"([0-9a-fA-F]{32})\s+\*?(\S.*)")

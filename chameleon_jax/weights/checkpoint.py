@@ -24,9 +24,10 @@ from chameleon_jax.config import (
     to_dict,
 )
 from chameleon_jax.config.reading import shortened
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.files import FORMAT_VERSION, FileError, check_version, read_json, write_json
+from chameleon_jax.errors import ChameleonError, FileError
 from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.runtime.files import read_json, write_json
+from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version
 from chameleon_jax.sharding import params_shardings
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from chameleon_jax.cloud import as_path
 from chameleon_jax.config import DType
-from chameleon_jax.files import FileError
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import Kind, new_folder
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.cloud import as_path
+from chameleon_jax.runtime.folders import Kind, new_folder
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.weights.checklist import CHECKLIST, write_checklist
 from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionError, Format, check_parts, numpy_dtype
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder

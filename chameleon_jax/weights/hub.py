@@ -12,11 +12,12 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
-from chameleon_jax.cloud import as_path, download, explain_cloud_errors, finish, is_cloud
-from chameleon_jax.distributed import from_first
-from chameleon_jax.files import FileError, read_json
-from chameleon_jax.progress import console
-from chameleon_jax.replacing import recover
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.cloud import as_path, download, explain_cloud_errors, finish, is_cloud
+from chameleon_jax.runtime.distributed import from_first
+from chameleon_jax.runtime.files import read_json
+from chameleon_jax.runtime.folders import recover
+from chameleon_jax.runtime.progress import console
 from chameleon_jax.weights.huggingface import DECODER_FILE
 from chameleon_jax.weights.meta import IMAGE_CONFIG_FILE, IMAGE_FILE, TEXT_FILE
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.config.reading import shortened
-from chameleon_jax.files import FileError, read_json
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.files import read_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
-from chameleon_jax.files import write_json
+from chameleon_jax.runtime.files import write_json
 from chameleon_jax.tokens.export import processor_files, tokenizer_config, tokenizer_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, write_note
@@ -23,7 +23,7 @@ LARGEST_FILE = 5 * 10**9
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress) -> None:
-    """Writes a checkpoint as transformers reads it, into a new folder; use inside `replacing.new_folder`.
+    """Writes a checkpoint as transformers reads it, into a new folder; use inside `runtime.folders.new_folder`.
 
     Raises:
       ConversionError: if transformers has no such model.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.config import ConfigError, TrainConfig, to_dict
-from chameleon_jax.distributed import is_first
-from chameleon_jax.progress import bytes_bar, console
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.progress import bytes_bar, console
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.sources import leaves_of, tree_of

@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, read_yaml
-from chameleon_jax.errors import printable
-from chameleon_jax.files import FileError, read_json, write_json, write_text
+from chameleon_jax.errors import FileError, printable
+from chameleon_jax.runtime.files import read_json, write_json, write_text
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.weights.checkpoint import (
@@ -264,7 +264,7 @@ def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeight
 
 
 def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress, shards: int) -> None:
-    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `replacing.new_folder`.
+    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `runtime.folders.new_folder`.
 
     Raises:
       ConversionError: if it cannot be cut into so many shards, or its image tokenizer is of another kind.

@@ -12,20 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.arrays import check_arrays, load_arrays, save_arrays
-from chameleon_jax.cloud import copy_folder
 from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerConfig, from_dict, to_dict
-from chameleon_jax.distributed import is_first
-from chameleon_jax.files import (
-    FORMAT_VERSION,
-    FileError,
-    read_header,
-    read_json,
-    sealed,
-    write_json,
-)
+from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
-from chameleon_jax.replacing import Kind, model_in, new_folder_of_all
+from chameleon_jax.runtime.arrays import check_arrays, load_arrays, save_arrays
+from chameleon_jax.runtime.cloud import copy_folder
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.files import read_json, write_json
+from chameleon_jax.runtime.folders import Kind, model_in, new_folder_of_all
+from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, sealed
 from chameleon_jax.tokens.documents import (
     NOT_ASKED_FOR,
     TOKENIZER_FILES,
@@ -173,7 +168,7 @@ def write_native(
     tokenizer: DocumentTokenizer,
     image_head_trained: bool | None,
 ) -> None:
-    """Writes a model into a new folder; use inside `replacing.new_folder`."""
+    """Writes a model into a new folder; use inside `runtime.folders.new_folder`."""
     checksums = save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", _header_of(config, image_head_trained, checksums))

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from chameleon_jax.errors import FileError, printable
-from chameleon_jax.files import read_json
-from chameleon_jax.reading import LARGEST_JSON, open_file, parse_json
+from chameleon_jax.runtime.files import read_json
+from chameleon_jax.runtime.reading import LARGEST_JSON, open_file, parse_json
 from chameleon_jax.weights.layout import IGNORED
 from chameleon_jax.weights.stored import BFLOAT16, MOST_AXES, StoredTensor
 
@@ -103,7 +103,7 @@ def write_safetensors(
     """Writes a file tensor by tensor, so that never more than one is in memory.
 
     Args:
-      path: the file, best inside `replacing.new_folder`.
+      path: the file, best inside `runtime.folders.new_folder`.
       specs: shape and type of every tensor, in the order in which they are written.
       value: gives the tensor of a name; called once for each.
       progress: told the bytes of each tensor that was written.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.weights.layout import IGNORED, Entry, swap_pairs
 from chameleon_jax.weights.stored import BFLOAT16, FLOATS, Tensor, all_finite
 

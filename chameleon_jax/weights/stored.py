@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16), np.dtype(np.float64))

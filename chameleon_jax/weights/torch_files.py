@@ -19,8 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from chameleon_jax.files import FileError
-from chameleon_jax.reading import open_file
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.reading import open_file
 from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_pickle import PLAIN, Complaint, Storage, UnplacedTensor, unpickle
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.weights.checkpoint import require_kinds
 
 _NAMES = {

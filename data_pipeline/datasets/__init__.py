@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.cloud import is_cloud
 from chameleon_jax.config import ConfigError
-from chameleon_jax.files import explain_disk_errors
+from chameleon_jax.runtime.cloud import is_cloud
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
 
 NAMES = ("handwritten_digits", "python_reference", "python_stdlib")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import Document, DocumentError, open_image
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from chameleon_jax.bench.train import random_batch, speed, train_config
-from chameleon_jax.cli import main
 from chameleon_jax.config import BenchTrainConfig, TransformerConfig, find_configs, read_config
+from chameleon_jax.console.cli import main
 from chameleon_jax.weights.checkpoint import abstract_params
 
 PRESETS = find_configs() / "bench"

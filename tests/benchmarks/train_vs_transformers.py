@@ -41,7 +41,7 @@ def our_step(config: BenchTrainConfig) -> Callable[[], float]:
     import jax
 
     from chameleon_jax.bench.train import image_ids, random_batch, train_config
-    from chameleon_jax.host_memory import keep_freed_memory
+    from chameleon_jax.runtime.host_memory import keep_freed_memory
     from chameleon_jax.sharding import make_mesh
     from chameleon_jax.training.state import init_state
     from chameleon_jax.training.step import make_train_step

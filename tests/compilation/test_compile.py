@@ -19,16 +19,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import chameleon_jax.compiler_options
-from chameleon_jax.accelerators import Accelerator
-from chameleon_jax.cli import main
+import chameleon_jax.runtime.compiler_options
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
 from chameleon_jax.compilation.table import lines
-from chameleon_jax.compiler_options import OPTIONS, Option, compiler_options
 from chameleon_jax.config import MeshConfig, TrainConfig, find_configs, from_dict
+from chameleon_jax.console.cli import main
 from chameleon_jax.models.flops import train_flops_per_token
+from chameleon_jax.runtime.accelerators import Accelerator
+from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options
 from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.state import abstract_state
 
@@ -206,7 +206,7 @@ def test_every_option_has_a_reason_and_one_value_for_a_device():
 
 
 def test_options_go_by_the_device(monkeypatch):
-    monkeypatch.setattr("chameleon_jax.compiler_options._refusal", lambda device, options: None)
+    monkeypatch.setattr("chameleon_jax.runtime.compiler_options._refusal", lambda device, options: None)
     v5p, gpu = Device("tpu", "TPU v5"), Device("gpu", "NVIDIA H100 80GB HBM3")
     for_tpu = compiler_options(mesh_of(v5p))
     assert for_tpu["xla_tpu_scoped_vmem_limit_kib"] == "65536"  # libtpu reads texts
@@ -222,14 +222,14 @@ def test_options_go_by_the_device(monkeypatch):
 def test_options_that_this_compiler_does_not_know_are_left_out_with_a_line(monkeypatch, capsys):
     known = next(each for each in OPTIONS if "cpu" in each.devices)
     unknown = Option("xla_cpu_no_such_option", True, ("cpu",), "to be refused")
-    monkeypatch.setattr("chameleon_jax.compiler_options.OPTIONS", (unknown, known))
-    chameleon_jax.compiler_options._known.cache_clear()
+    monkeypatch.setattr("chameleon_jax.runtime.compiler_options.OPTIONS", (unknown, known))
+    chameleon_jax.runtime.compiler_options._known.cache_clear()
     try:
         with jax.set_mesh(make_mesh(MeshConfig())):
             for _ in range(2):
                 assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
     finally:
-        chameleon_jax.compiler_options._known.cache_clear()
+        chameleon_jax.runtime.compiler_options._known.cache_clear()
     said = capsys.readouterr().err
     assert said.count("compiler option xla_cpu_no_such_option is left out") == 1
 
@@ -250,7 +250,7 @@ def compile_elsewhere(tmp_path: Path, *arguments: str) -> dict:
         f"{{data: a, output: b, steps: 100, batch_size: 32, sequence_length: 512, model: {MODEL}, "
         "stages: [{share: 1, weights: {a: 1}}], optimizer: {warmup_steps: 10}}"
     )
-    program = "import sys; from chameleon_jax.cli import main; sys.exit(main())"
+    program = "import sys; from chameleon_jax.console.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", program, "compile", str(tmp_path / "train.yaml"), "--json", "true", *arguments]
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(find_configs().parent)}
     result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)

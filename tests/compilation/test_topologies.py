@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from chameleon_jax.cli import main
 from chameleon_jax.compilation.topologies import _parse, describe_topology
 from chameleon_jax.config import ConfigError, MeshConfig, find_configs
+from chameleon_jax.console.cli import main
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.sharding import make_mesh
 

@@ -116,7 +116,7 @@ def read_prepared(folder: Path) -> str:
 
 def read_verified(folder: Path) -> str:
     """What other formats have is compared on demand."""
-    from chameleon_jax.verify import verify
+    from chameleon_jax.console.verify import verify
 
     wrong = [found for _, found, sound in verify(folder) if not sound]
     if wrong:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_models import image_tokenizer, random_picture, text_tokenizer
 
-from chameleon_jax.commands import prepare
 from chameleon_jax.config import PrepareCommand, SourceConfig
-from chameleon_jax.files import write_text
+from chameleon_jax.console.commands import prepare
+from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.documents import save_image_tokenizer
 
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import random_picture, scrambled_vocabulary
 
-from chameleon_jax import commands
 from chameleon_jax.chameleon import load
-from chameleon_jax.commands import prepare
 from chameleon_jax.config import (
     ConfigError,
     PrepareCommand,
@@ -26,6 +24,8 @@ from chameleon_jax.config import (
     TrainConfig,
     from_dict,
 )
+from chameleon_jax.console import commands
+from chameleon_jax.console.commands import prepare
 from chameleon_jax.document import DocumentError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.vocabulary import IMAGE

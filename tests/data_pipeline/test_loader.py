@@ -15,7 +15,7 @@ from tiny_models import TRANSFORMER
 
 from chameleon_jax.batch import from_rows
 from chameleon_jax.config import CheckpointConfig, ConfigError, OptimizerConfig, StageConfig, TrainConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import Piece, cut, pack
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from tiny_models import image_tokenizer, text_tokenizer
 
-from chameleon_jax import commands
 from chameleon_jax.bench import weights as bench
-from chameleon_jax.cli import main
 from chameleon_jax.config import BenchCommand, TransformerConfig
+from chameleon_jax.console import commands
+from chameleon_jax.console.cli import main
 from chameleon_jax.tokens.documents import save_image_tokenizer
 
 NOWHERE = [{"kind": "documents", "name": "none", "path": "there/is/no/such.jsonl"}]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_models import image_tokenizer, random_picture, released_model
 
-from chameleon_jax import commands
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.commands import open_tokenizer
 from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, from_dict
+from chameleon_jax.console import commands
+from chameleon_jax.console.commands import open_tokenizer
 from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer, save_image_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT

@@ -15,7 +15,7 @@ from tiny_models import random_picture
 
 from chameleon_jax.config import SourceConfig
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.handwritten_digits import WORDS
 from data_pipeline.sources import jsonl as sources_jsonl

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from chameleon_jax import load
-from chameleon_jax.cli import main
 from chameleon_jax.config import find_configs
+from chameleon_jax.console.cli import main
 from chameleon_jax.demo.judge import Judge, nearest_distances
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ import harness
 import hostile
 import numpy as np
 
-from chameleon_jax.arrays import load_arrays, save_arrays
+from chameleon_jax.runtime.arrays import load_arrays, save_arrays
 from chameleon_jax.weights.safetensors import read_index, read_safetensors, write_safetensors
 from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_files import read_torch_file

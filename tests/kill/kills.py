@@ -29,8 +29,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from chameleon_jax import locks, replacing  # noqa: E402
-from chameleon_jax.files import write_text  # noqa: E402
+from chameleon_jax.runtime import folders, locks  # noqa: E402
+from chameleon_jax.runtime.files import write_text  # noqa: E402
 
 Counts = collections.Counter
 
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 STEPS = (
     (os, "open"), (os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync"),
-    (replacing, "_swap"), (shutil, "rmtree"), (locks.fcntl, "flock"),
+    (folders, "_swap"), (shutil, "rmtree"), (locks.fcntl, "flock"),
 )  # fmt: skip
 """What changes the disk."""
 
@@ -94,8 +94,8 @@ def die_at(number: int, when: str) -> None:
 
 
 def write_folder(path: Path, text: str) -> None:
-    kind = replacing.Kind("pages", lambda folder: (folder / "1").exists(), ("1", "more/2"))
-    with replacing.new_folder(path, kind) as aside:
+    kind = folders.Kind("pages", lambda folder: (folder / "1").exists(), ("1", "more/2"))
+    with folders.new_folder(path, kind) as aside:
         (aside / "more").mkdir()
         for name in ("1", "more/2"):
             (aside / name).write_text(text)
@@ -110,7 +110,7 @@ def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str
 
             def work(path: Path = path, number: int = number, when: str = when) -> None:
                 if not can_swap:
-                    replacing._swap = lambda one, other: False
+                    folders._swap = lambda one, other: False
                 die_at(number, when)
                 write(path, "new")
 
@@ -120,7 +120,7 @@ def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str
             if status == 0:
                 return counts
             counts["kills"] += 1
-            replacing.recover(path)  # as every reader does
+            folders.recover(path)  # as every reader does
             counts["lost"] += not path.exists()
             found = {f"it/{name}": text for name, text in contents(path).items()} if path.is_dir() else (
                 {"it": path.read_text()} if path.exists() else {})  # fmt: skip
@@ -188,7 +188,7 @@ class Story:
         assert None not in self.expected
 
     def start(self, turn: int) -> int:
-        from chameleon_jax.cli import main
+        from chameleon_jax.console.cli import main
 
         return fork(lambda: main(self.arguments[turn]), self.place.parent / f"{self.place.name}.log")
 
@@ -256,7 +256,7 @@ def stories(base: Path) -> dict[str, Story]:
     (base / "train.yaml").write_text(yaml.safe_dump(train))
     for name in ("prepare", "train", "convert"):
         (base / name).mkdir()
-    rows = fork(lambda: __import__("chameleon_jax.cli").cli.main([*prepare[0], "--output", str(base / "rows")]))
+    rows = fork(lambda: __import__("chameleon_jax.console.cli").cli.main([*prepare[0], "--output", str(base / "rows")]))
     assert status_of(rows) == 0
     convert = ["convert", str(base / "hf"), str(base / "convert" / "model"), "--format", "chameleon"]
     return {

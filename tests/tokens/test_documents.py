@@ -21,7 +21,7 @@ from tiny_models import (
 
 from chameleon_jax.config import PreprocessingConfig
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.documents import (
     DocumentTokenizer,
     load_image_tokenizer,

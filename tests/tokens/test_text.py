@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import TEXTS, text_tokenizer
 
 from chameleon_jax.config import TextTokenizerConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))

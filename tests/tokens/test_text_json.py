@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import TEXTS, released_json, scrambled_json, text_tokenizer
 
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.documents import load_text_tokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json

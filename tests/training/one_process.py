@@ -22,8 +22,8 @@ sys.path[:0] = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.pa
 
 from conftest import TinyRun  # noqa: E402
 
-from chameleon_jax.distributed import start  # noqa: E402
 from chameleon_jax.errors import ChameleonError  # noqa: E402
+from chameleon_jax.runtime.distributed import start  # noqa: E402
 from chameleon_jax.training.loop import train  # noqa: E402
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import CheckpointConfig, MeshConfig, TrainConfig, from_dict
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import checkpoint as checkpoint_module
 from chameleon_jax.training.checkpoint import Checkpoints, stored_config

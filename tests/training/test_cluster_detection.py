@@ -8,9 +8,9 @@ import threading
 import jax
 import pytest
 
-from chameleon_jax import distributed
 from chameleon_jax.config import ConfigError, DistributedConfig
-from chameleon_jax.distributed import _cluster, _hosts_of_tpu_vm, start
+from chameleon_jax.runtime import distributed
+from chameleon_jax.runtime.distributed import _cluster, _hosts_of_tpu_vm, start
 
 SLURM_STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9",

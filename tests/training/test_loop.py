@@ -21,7 +21,7 @@ import pytest
 
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import ConfigError, MeshConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import StageConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.training.checkpoint import _check_steps
 from chameleon_jax.training.loop import train
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax.config import ConfigError, DistributedConfig
-from chameleon_jax.distributed import _from_environment, start, tells_of_lost_processes
+from chameleon_jax.runtime.distributed import _from_environment, start, tells_of_lost_processes
 from chameleon_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,7 @@ def test_half_a_description_is_refused(monkeypatch, config, variables, message):
 
 def test_a_process_0_that_is_not_there_is_said_in_one_line():
     program = (
-        "from chameleon_jax.distributed import jax, start; from chameleon_jax.config import DistributedConfig\n"
+        "from chameleon_jax.runtime.distributed import jax, start; from chameleon_jax.config import DistributedConfig\n"
         "jax.distributed.initialize = __import__('functools').partial(jax.distributed.initialize,"
         " initialization_timeout=1)\n"
         "start(DistributedConfig('localhost:9', 2, 1))"

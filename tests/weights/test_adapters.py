@@ -11,7 +11,7 @@ import pytest
 from tiny_models import TRANSFORMER, released_model, transformer_params
 
 from chameleon_jax.config import LoRAConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import is_adapter, merge
 from chameleon_jax.weights.adapters import add_adapters, read_adapters, write_adapters
 from chameleon_jax.weights.layout import transformer_entries

@@ -29,8 +29,7 @@ from tiny_models import random_picture, released_model
 from chameleon_jax.chameleon import CannotDraw, load
 from chameleon_jax.config import ConfigError, GenerationConfig
 from chameleon_jax.document import DocumentError
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import ChameleonError, FileError
 from chameleon_jax.tokens.vocabulary import VocabularyError
 from chameleon_jax.weights import huggingface_writing
 from chameleon_jax.weights.checkpoint import ConversionError

@@ -20,9 +20,9 @@ import pytest
 from tiny_models import released_model
 
 from chameleon_jax.chameleon import Chameleon, load
-from chameleon_jax.cli import main
 from chameleon_jax.config import GenerationConfig, SamplingConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.console.cli import main
+from chameleon_jax.errors import FileError
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.safetensors import read_safetensors

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from tiny_models import released_model
 
-from chameleon_jax import distributed
 from chameleon_jax.chameleon import load
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime import distributed
 from chameleon_jax.weights import hub
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors

@@ -20,7 +20,7 @@ from tiny_models import transformer_params
 import chameleon_jax
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import MeshConfig, TransformerConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh, params_shardings
 from chameleon_jax.weights import sources

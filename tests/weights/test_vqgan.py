@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig
-from chameleon_jax.files import FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.weights.layout import image_tokenizer_entries
 from chameleon_jax.weights.vqgan import huggingface_config, meta_config, read_vqgan_config, why_not_released
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax import arrays
-from chameleon_jax.arrays import load_arrays, save_arrays, together
-from chameleon_jax.files import DamagedFile, FileError
+from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.runtime import arrays
+from chameleon_jax.runtime.arrays import load_arrays, save_arrays, together
 
 
 def tree() -> dict:

@@ -11,11 +11,13 @@ import pytest
 import yaml
 from tiny_models import image_tokenizer, text_tokenizer
 
-from chameleon_jax import cloud, load
-from chameleon_jax.cli import main
-from chameleon_jax.cloud import as_path, download, objects_in
-from chameleon_jax.files import FileError, append_text, new_file, write_text
-from chameleon_jax.replacing import Kind, new_folder
+from chameleon_jax import load
+from chameleon_jax.console.cli import main
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime import cloud
+from chameleon_jax.runtime.cloud import as_path, download, objects_in
+from chameleon_jax.runtime.files import append_text, new_file, write_text
+from chameleon_jax.runtime.folders import Kind, new_folder
 from chameleon_jax.tokens.documents import save_image_tokenizer
 
 NOTES = Kind("notes", lambda folder: (folder / "mark").is_file(), ("mark", "pages/*"))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_jax import distributed, replacing
-from chameleon_jax.files import FileError, new_file, write_text
-from chameleon_jax.locks import only_writer
-from chameleon_jax.replacing import Kind, check_file, check_folder, new_folder, recover
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime import distributed, folders
+from chameleon_jax.runtime.files import new_file, write_text
+from chameleon_jax.runtime.folders import Kind, check_file, check_folder, new_folder, recover
+from chameleon_jax.runtime.locks import only_writer
 
 NOTES = Kind("notes", lambda folder: (folder / "mark").is_file(), ("mark", "pages/*"))
 LETTER = Kind("a letter", lambda path: path.read_bytes().startswith(b"Dear"))
@@ -39,7 +40,7 @@ def replace_notes(path: Path, text: str) -> None:
 @pytest.fixture
 def without_swap(monkeypatch):
     """As on file systems that cannot exchange two folders in one step."""
-    monkeypatch.setattr(replacing, "_swap", lambda one, other: False)
+    monkeypatch.setattr(folders, "_swap", lambda one, other: False)
 
 
 @pytest.fixture(params=["swap", "two renames"])
@@ -251,7 +252,7 @@ def test_second_writer_is_refused_with_the_name_of_the_first(tmp_path):
 
 def test_lock_of_a_killed_process_holds_nobody_up(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from chameleon_jax.locks import only_writer\n"
+        "import os, signal, sys; from pathlib import Path; from chameleon_jax.runtime.locks import only_writer\n"
         "with only_writer(Path(sys.argv[1]), 'it'): os.kill(os.getpid(), signal.SIGKILL)"
     )
     lock = tmp_path / "lock"
@@ -300,7 +301,7 @@ def test_processes_of_a_run_all_hear_why_the_first_could_not_begin(tmp_path, mon
     for first in (True, False):
         monkeypatch.setattr(distributed, "is_first", lambda first=first: first)
         heard = pytest.raises(FileError, match=r"notes: is there already; .*it holds 'thesis.txt'")
-        with heard, replacing.new_folder_of_all(tmp_path / "notes", NOTES):
+        with heard, folders.new_folder_of_all(tmp_path / "notes", NOTES):
             pytest.fail("went on")
 
 

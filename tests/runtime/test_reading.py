@@ -8,8 +8,8 @@ import os
 import pytest
 
 from chameleon_jax.errors import FileError
-from chameleon_jax.files import read_json
-from chameleon_jax.reading import DEEPEST, parse_json, read_bytes
+from chameleon_jax.runtime.files import read_json
+from chameleon_jax.runtime.reading import DEEPEST, parse_json, read_bytes
 
 
 @pytest.mark.parametrize(

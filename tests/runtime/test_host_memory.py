@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_jax.host_memory import keep_freed_memory
+from chameleon_jax.runtime.host_memory import keep_freed_memory
 
 SIZE = 64 << 20
 

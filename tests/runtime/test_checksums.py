@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax import checksums
-from chameleon_jax.checksums import array_checksums, differences
+from chameleon_jax.runtime import checksums
+from chameleon_jax.runtime.checksums import array_checksums, differences
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_jax.errors import FileError
-from chameleon_jax.locks import only_writer
-from chameleon_jax.progress import bytes_bar, console
+from chameleon_jax.runtime.locks import only_writer
+from chameleon_jax.runtime.progress import bytes_bar, console
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _OLD = datetime.timedelta(days=1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.progress import console
 
 
 class Option(NamedTuple):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chameleon_jax import progress
-from chameleon_jax.progress import bytes_bar
+from chameleon_jax.runtime import progress
+from chameleon_jax.runtime.progress import bytes_bar
 
 MIB = 1 << 20
 SMALLEST = 256 * MIB

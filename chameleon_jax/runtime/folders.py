@@ -18,11 +18,22 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.cloud import as_path, download, finish, is_cloud, new_aside, objects_in, put_in_place, remove, upload
-from chameleon_jax.distributed import from_first, wait_for_all
 from chameleon_jax.errors import FileError
-from chameleon_jax.files import explain_disk_errors, flush_to_disk, leftovers, read_json
-from chameleon_jax.locks import only_writer
+from chameleon_jax.runtime.cloud import (
+    as_path,
+    download,
+    finish,
+    is_cloud,
+    new_aside,
+    objects_in,
+    put_in_place,
+    remove,
+    upload,
+)
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.distributed import from_first, wait_for_all
+from chameleon_jax.runtime.files import flush_to_disk, leftovers, read_json
+from chameleon_jax.runtime.locks import only_writer
 
 _THERE = "is there already; choose another folder or remove it first"
 COMPLETE, REPLACED = "complete", "replaced"

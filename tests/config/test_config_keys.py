@@ -250,7 +250,7 @@ def jsonl(path: Path, text: str) -> SourceConfig:
 
 def _text_command(folder: Path) -> None:
     """Another output, other sources, another tokenizer: another file, other bytes."""
-    from chameleon_jax.commands import train_text_tokenizer
+    from chameleon_jax.console.commands import train_text_tokenizer
 
     command = TextTokenizerCommand(str(folder / "a.model"), TEXT, (jsonl(folder / "one.jsonl", "one"),))
     train_text_tokenizer(command)
@@ -296,7 +296,7 @@ def _prepare(command: PrepareCommand) -> None:
 
 
 def _command(name: str) -> Callable[[Any], Any]:
-    from chameleon_jax import commands
+    from chameleon_jax.console import commands
 
     return getattr(commands, name)
 
@@ -311,7 +311,7 @@ def _image_command(folder: Path) -> None:
     """What the learning is handed, and what is measured afterwards."""
     from PIL import Image
 
-    from chameleon_jax import commands
+    from chameleon_jax.console import commands
 
     def source(name: str, grey: int) -> SourceConfig:
         Image.new("RGB", (16, 16), (grey,) * 3).save(folder / f"{name}.png")
@@ -357,7 +357,7 @@ STAGED = dataclasses.replace(TRAIN, stages=TWO_STAGES)
 
 def meant_by(config: DistributedConfig) -> Any:
     """What JAX is asked for, or the reason why it is not."""
-    from chameleon_jax import distributed
+    from chameleon_jax.runtime import distributed
 
     with pytest.MonkeyPatch.context() as patch:
         asked = []

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from chameleon_jax.cli import main
+from chameleon_jax.console.cli import main
 
 COMMANDS = (
     "demo",
@@ -136,8 +136,8 @@ def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
 
 
 def test_a_finished_run_says_its_losses_where_the_model_is_and_what_to_type_next(monkeypatch, tmp_path, capsys):
-    from chameleon_jax import commands
     from chameleon_jax.config import find_configs
+    from chameleon_jax.console import commands
     from chameleon_jax.training.metrics import MetricsFile
 
     metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
@@ -156,8 +156,8 @@ def test_a_finished_run_says_its_losses_where_the_model_is_and_what_to_type_next
 
 
 def test_a_run_that_was_stopped_by_hand_ends_with_130_and_by_a_scheduler_with_143(monkeypatch, capsys):
-    from chameleon_jax import commands
     from chameleon_jax.config import find_configs
+    from chameleon_jax.console import commands
     from chameleon_jax.errors import Stopped
 
     def stop(config):
@@ -172,8 +172,8 @@ def test_a_run_that_was_stopped_by_hand_ends_with_130_and_by_a_scheduler_with_14
 def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_path, capsys):
     from PIL import Image
 
-    from chameleon_jax import commands
     from chameleon_jax.config import find_configs
+    from chameleon_jax.console import commands
 
     def press(*args):
         assert list((tmp_path / "out").parent.glob(".out*"))  # it has begun to write
@@ -202,7 +202,7 @@ def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_p
     ],
 )
 def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
-    from chameleon_jax import commands
+    from chameleon_jax.console import commands
 
     received = []
     monkeypatch.setattr(commands, "generate", lambda config, *positional: received.append(positional) or {})
@@ -218,7 +218,7 @@ def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
 def test_warnings_are_one_line(monkeypatch, capsys):
     import warnings
 
-    from chameleon_jax import commands
+    from chameleon_jax.console import commands
 
     monkeypatch.setattr(commands, "generate", lambda *given: warnings.warn("no room\x1b[31m", stacklevel=2) or {})
     assert main(["generate", "out/model", "Once"]) == 0
@@ -226,7 +226,7 @@ def test_warnings_are_one_line(monkeypatch, capsys):
 
 
 def test_what_a_model_writes_steers_no_terminal(monkeypatch, capsys):
-    from chameleon_jax import commands
+    from chameleon_jax.console import commands
 
     class Model:
         def generate(self, document, config):

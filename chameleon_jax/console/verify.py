@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chameleon_jax.arrays import verify_arrays
 from chameleon_jax.errors import ChameleonError, DamagedFile, FileError
-from chameleon_jax.files import read_header
+from chameleon_jax.runtime.arrays import verify_arrays
+from chameleon_jax.runtime.headers import read_header
 from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokenizer, load_text_tokenizer
 from chameleon_jax.training.checkpoint import verify_checkpoint
 from chameleon_jax.weights.checklist import CHECKLIST, verify_checklist

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chameleon_jax.errors import FileError
-from chameleon_jax.progress import console
+from chameleon_jax.runtime.progress import console
 
 _NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 """What file systems answer that keep no locks."""

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from chameleon_jax.array_folders import check_claims, check_folder
-from chameleon_jax.checksums import array_checksums, differences, dtype_of
-from chameleon_jax.cloud import is_cloud
-from chameleon_jax.distributed import gather_texts
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.files import DamagedFile, FileError, absolute
+from chameleon_jax.errors import ChameleonError, DamagedFile, FileError
+from chameleon_jax.runtime.array_folders import check_claims, check_folder
+from chameleon_jax.runtime.checksums import array_checksums, differences, dtype_of
+from chameleon_jax.runtime.cloud import is_cloud
+from chameleon_jax.runtime.distributed import gather_texts
+from chameleon_jax.runtime.files import absolute
 
 Result = TypeVar("Result")
 

@@ -13,14 +13,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from chameleon_jax.config import ConfigError, DistributedConfig, first_difference
-from chameleon_jax.errors import FileError
-from chameleon_jax.progress import console
+from chameleon_jax.errors import ConfigError, FileError
+from chameleon_jax.runtime.progress import console
+
+if TYPE_CHECKING:
+    from chameleon_jax.config import DistributedConfig
 
 ENVIRONMENT = {
     "coordinator": "CHAMELEON_COORDINATOR",
@@ -286,3 +288,16 @@ def tells_of_lost_processes(message: str) -> bool:
         "gloo|nccl|megascale|heartbeat|coordination|connection",
     )
     return bool(re.match(codes, message) or re.search(signs, message.splitlines()[0] if message else "", re.I))
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Where two configs as plain data first differ: the dotted key and both values; None if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return first_difference(dict(enumerate(old)), dict(enumerate(new)), key)
+    return None if old == new else (key, old, new)

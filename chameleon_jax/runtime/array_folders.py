@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from chameleon_jax.errors import FileError
-from chameleon_jax.reading import LARGEST_JSON
+from chameleon_jax.runtime.reading import LARGEST_JSON
 
 MOST_FILES = 100_000
 MOST_CHUNKS = 100_000

@@ -17,6 +17,8 @@ from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config, require
 from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, Stopped, printable
 
+COMMANDS = "chameleon_jax.console.commands"
+
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
     "tensorboardX": "tensorboard", "wandb": "wandb",
@@ -63,7 +65,7 @@ def _commands() -> dict[str, _Command]:
         return call
 
     def with_recipe(summary: str, config: type, name: str, recipe: str, *then: str) -> _Command:
-        run = lazily("chameleon_jax.commands", name)
+        run = lazily(COMMANDS, name)
         return _Command(summary, config, run, "CONFIG", f"configs/demo/{recipe}.yaml", then=then)
 
     return {
@@ -87,7 +89,7 @@ def _commands() -> dict[str, _Command]:
         ),
         "show": _Command(
             "print rows of prepared data, prompts and answers told apart", configs.ShowCommand,
-            lazily("chameleon_jax.commands", "show"), "DATA", "out/demo/rows --source digit_sums --rows 3,17",
+            lazily(COMMANDS, "show"), "DATA", "out/demo/rows --source digit_sums --rows 3,17",
             (
                 "DATA           a folder that `chameleon prepare` wrote",
                 "--rows N,N,…   numbers of rows of the source, from 0 (default: 0)",
@@ -113,7 +115,7 @@ def _commands() -> dict[str, _Command]:
         ),
         "generate": _Command(
             "continue a document of text and pictures", configs.GenerationConfig,
-            lazily("chameleon_jax.commands", "generate"), "MODEL and PROMPT (quote the prompt)",
+            lazily(COMMANDS, "generate"), "MODEL and PROMPT (quote the prompt)",
             'out/demo/run "⟨image⟩ Which digit is this?" --image digit.png',
             (
                 "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or "
@@ -128,7 +130,7 @@ def _commands() -> dict[str, _Command]:
             ("--image", "--output", "--adapters", "--config"), (1, 2),
         ),
         "convert": _Command(
-            "write a model in another format", configs.ConvertCommand, lazily("chameleon_jax.commands", "convert"),
+            "write a model in another format", configs.ConvertCommand, lazily(COMMANDS, "convert"),
             "SRC and DST", "models/chameleon-7b models/chameleon-7b-jax --format chameleon",
             (
                 "SRC            a model folder: ours, Hugging Face's or Meta's; which one is found out; or hf://org/name",
@@ -151,7 +153,7 @@ def _commands() -> dict[str, _Command]:
         ),
         "inspect": _Command(
             "say what a model folder holds, and what it lacks", configs.InspectCommand,
-            lazily("chameleon_jax.commands", "inspect"), "PATH", "models/chameleon-7b",
+            lazily(COMMANDS, "inspect"), "PATH", "models/chameleon-7b",
             ("PATH           a model folder: ours, Hugging Face's or Meta's; or hf://org/name",), count=(1, 1),
         ),
     }  # fmt: skip

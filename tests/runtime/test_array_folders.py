@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.arrays import load_arrays, save_arrays
 from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.arrays import load_arrays, save_arrays
 
 ARRAYS = {"embed": np.arange(12, dtype=np.float32).reshape(3, 4), "norm": np.ones(4, np.float32)}
 

@@ -12,19 +12,12 @@ import pytest
 
 from chameleon_jax.config import ConfigError
 from chameleon_jax.document import DocumentError
-from chameleon_jax.files import (
-    FORMAT_VERSION,
-    FileError,
-    check_version,
-    explain_disk_errors,
-    new_file,
-    read_header,
-    read_json,
-    sealed,
-    write_json,
-)
-from chameleon_jax.replacing import Kind
-from chameleon_jax.replacing import new_folder as new_folder_of
+from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.files import new_file, read_json, write_json
+from chameleon_jax.runtime.folders import Kind
+from chameleon_jax.runtime.folders import new_folder as new_folder_of
+from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, sealed
 
 new_folder = functools.partial(new_folder_of, kind=Kind("folders of any files", lambda folder: True, ("*",)))
 

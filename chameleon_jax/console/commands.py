@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon, load
-from chameleon_jax.cloud import as_path, on_disk
 from chameleon_jax.config import (
     ConfigError,
     ConvertCommand,
@@ -31,16 +30,18 @@ from chameleon_jax.config import (
     TrainConfig,
     require,
 )
-from chameleon_jax.distributed import is_first
-from chameleon_jax.distributed import start as start_processes
+from chameleon_jax.console.terminal import can_show_images, half_blocks
+from chameleon_jax.console.verify import verify
 from chameleon_jax.document import Document, open_image, parse_prompt
-from chameleon_jax.errors import LONGEST_MESSAGE, DamagedFile, printable
-from chameleon_jax.files import FileError, new_file
-from chameleon_jax.host_memory import keep_freed_memory
+from chameleon_jax.errors import LONGEST_MESSAGE, DamagedFile, FileError, printable
 from chameleon_jax.models.lora import merge
-from chameleon_jax.progress import bytes_bar, console, progress_bar
-from chameleon_jax.replacing import check_file, check_folder, check_writable, new_folder
-from chameleon_jax.terminal import can_show_images, half_blocks
+from chameleon_jax.runtime.cloud import as_path, on_disk
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.distributed import start as start_processes
+from chameleon_jax.runtime.files import new_file
+from chameleon_jax.runtime.folders import check_file, check_folder, check_writable, new_folder
+from chameleon_jax.runtime.host_memory import keep_freed_memory
+from chameleon_jax.runtime.progress import bytes_bar, console, progress_bar
 from chameleon_jax.tokens.documents import (
     IMAGE_TOKENIZER,
     TEXT_TOKENIZER,
@@ -63,7 +64,6 @@ from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_voc
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
-from chameleon_jax.verify import verify
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.describe import describe
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint

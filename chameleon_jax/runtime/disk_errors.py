@@ -1,0 +1,56 @@
+"""Messages that name the file and the reason where the disk refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.errors import ChameleonError, FileError
+
+
+@contextlib.contextmanager
+def explain_disk_errors(path: str | Path) -> Iterator[None]:
+    """Turns a full disk, a missing permission and the like into a `FileError` that names the file.
+
+    That is `path`, which is being written, unless the system names another one: what is read meanwhile may fail too.
+    Orbax and ArrayRecord write through C++ and report the system's error as text in a ValueError or RuntimeError.
+    """
+    try:
+        yield
+    except ChameleonError:
+        raise
+    except OSError as error:
+        if error.filename is not None and not _belongs_to(error.filename, Path(path)):
+            raise FileError(f"{os.fsdecode(error.filename)}: {error.strerror or error}") from error
+        if error.filename is None and error.errno not in _OF_WRITING:
+            raise
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        reason = next((text for text in map(os.strerror, _OF_WRITING) if text in str(error)), None)
+        if reason is None:
+            raise
+        raise _cannot_write(path, reason) from error
+
+
+_OF_WRITING = (errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EPERM)
+
+
+def _cannot_write(path: str | Path, reason: str) -> FileError:
+    return FileError(
+        f"{path}: cannot be written: {reason}. What was complete before is untouched; free space or choose another "
+        "folder and run the command again"
+    )
+
+
+def _belongs_to(filename: Any, path: Path) -> bool:
+    """Whether the file is `path`, lies in it, is one of the unfinished things beside it, or a folder above it."""
+    if not isinstance(filename, (str, bytes, os.PathLike)):  # a number that the system knows an open file by
+        return True
+    file, path = Path(os.path.realpath(os.fsdecode(filename))), Path(os.path.realpath(path))
+    if path.is_relative_to(file) or file.is_relative_to(path):
+        return True
+    return any(part.name.startswith(f".{path.name}.") and part.parent == path.parent for part in (file, *file.parents))

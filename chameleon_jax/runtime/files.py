@@ -1,0 +1,105 @@
+"""Files that are either whole or not there, on disk or in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.runtime.cloud import append, as_path, is_cloud, local_copy, read_object
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from chameleon_jax.runtime.locks import in_use, is_unused
+from chameleon_jax.runtime.reading import LARGEST_JSON, parse_json, read_bytes
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise.
+
+    A link is followed. What killed processes left beside it goes. For a path in a bucket, the file is uploaded at the
+    end instead.
+    """
+    if is_cloud(path):
+        with local_copy(as_path(path)) as aside:
+            yield aside
+        return
+    path = Path(path)
+    with explain_disk_errors(path):
+        real = Path(os.path.realpath(path))
+        if os.path.lexists(real) and not real.is_file():
+            raise FileError(f"{path}: is no plain file and cannot be replaced by one")
+        real.parent.mkdir(parents=True, exist_ok=True)
+        for file in leftovers(real, r"\d+"):
+            if is_unused(file):
+                file.unlink()
+        aside = real.with_name(f".{real.name}.{os.getpid()}.part")
+        try:
+            with in_use(aside):
+                yield aside
+                flush_to_disk(aside)
+                os.replace(aside, real)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+
+
+def leftovers(path: Path, *states: str) -> list[Path]:
+    """Unfinished things beside `path`, named after it and one of the patterns in `states`."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    found = [re.compile(rf"\.{re.escape(path.name)}\.(?:{state})\.part") for state in states]
+    return [path.with_name(name) for pattern in found for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns once a file, or the list of names in a folder, would survive a loss of power; where the file system can
+    promise that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def absolute(path: str | Path) -> Path:
+    """The path from the root of this machine, or of its bucket, as Orbax wants it."""
+    return as_path(path) if is_cloud(path) else Path(path).absolute()
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Adds text to a file, or begins it."""
+    if is_cloud(path):
+        append(path, text)
+        return
+    with explain_disk_errors(path), Path(path).open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file of ours or of a released model says.
+
+    Raises:
+      FileError: if it cannot be read, is larger than such files are, or is no JSON (`parse_json`).
+    """
+    content = read_object(path, LARGEST_JSON) if is_cloud(path) else read_bytes(path, LARGEST_JSON)
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DamagedFile(f"{path}: cannot be read as JSON: {error}") from None

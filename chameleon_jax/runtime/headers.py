@@ -1,0 +1,53 @@
+"""Headers of our own folders: JSON with the version of the layout and a hash of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.runtime.files import read_json
+
+FORMAT_VERSION = 1
+"""Version of the layout of our own folders. Raised when older code could no longer read them."""
+
+
+def sealed(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of a folder of ours, with a hash of everything in it that `read_header` compares."""
+    return {**header, "sha256": _hash_of_header(header)}
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Reads what `write_json(path, sealed(header))` wrote; older folders have no hash.
+
+    Raises:
+      FileError: if there is no such file, or a newer version wrote it.
+      DamagedFile: if it is not what was written.
+    """
+    header = read_json(path)
+    found = header.pop("sha256", None) if isinstance(header, dict) else None
+    if found is not None and found != _hash_of_header(header):
+        raise DamagedFile(
+            f"{path}: damaged: it does not match its sha256; restore a copy, or if it was edited by hand, take the "
+            "key sha256 out"
+        )
+    check_version(header, path)
+    return header
+
+
+def _hash_of_header(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header).encode()).hexdigest()
+
+
+def check_version(header: dict[str, Any], path: str | Path) -> None:
+    """Refuses a folder that a newer version of this library wrote."""
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if not isinstance(version, int):
+        raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
+    if version > FORMAT_VERSION:
+        raise FileError(
+            f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
+            "update chameleon_jax"
+        )
