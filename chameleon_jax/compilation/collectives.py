@@ -1,9 +1,14 @@
-"""What a compiled program moves between devices, read from its HLO text.
+"""The bytes that a compiled program moves between devices, read from its HLO text.
 
-Loops count as often as they run: XLA notes the trip count of loops that it understands, such as those of `lax.scan`;
-where it does not (on TPUs), they count from 0 up to the constant that their condition compares with. An operation that
-starts and ends asynchronously counts once. Compilers wrap collectives in fusions; those are entered. Where a TPU runs a
-collective beside several products, each of their fusions carries a copy of it; the copies share a channel.
+The text is parsed here because JAX gives nothing else: `Compiled.cost_analysis` counts no collectives and the body of a
+loop once, the message types of serialized HLO come with TensorFlow only, and the HLO objects of jaxlib are private and
+show attributes, such as replica groups, as the same text.
+
+A collective in a loop counts once per iteration. XLA notes the trip count of loops that it understands, such as those
+of `lax.scan`; on TPUs it does not, and the count is the constant that the loop's condition compares with. An
+asynchronous operation, which has a start and an end, counts once. Collectives inside fusions are counted. Where a TPU
+overlaps a collective with several matrix products, each of their fusions holds a copy of it; copies share a channel and
+count once.
 """
 
 from __future__ import annotations
@@ -37,19 +42,19 @@ class Collective(NamedTuple):
     dtype: str
     """HLO's name, such as bf16; of the largest array if there are several."""
     nbytes: int
-    """Received by each device, once, by a ring: of an all-gather, what the device does not have yet."""
+    """Bytes that each device receives per run, with a ring algorithm; of an all-gather, those it does not have yet."""
     group: tuple[int, ...]
-    """Devices of the first group that works together, as places in the flattened mesh; empty: all of them."""
+    """Devices of the first replica group, as indices into the flattened mesh; empty for all devices."""
     times: int
-    """How often it runs in one run of the program."""
+    """How often it runs each time the program runs."""
 
 
 class Traffic(NamedTuple):
-    """What one run of a program moves."""
+    """The collectives of one run of a program."""
 
     collectives: list[Collective]
     unknown_loops: int
-    """Loops with collectives whose trip count XLA does not tell; they count as one turn."""
+    """Loops with collectives whose trip count is unknown; they count as one iteration."""
 
 
 class _Instruction(NamedTuple):
@@ -60,18 +65,18 @@ class _Instruction(NamedTuple):
 
 
 def read_collectives(hlo: str, num_devices: int) -> Traffic:
-    """Finds the collectives of a program.
+    """Finds the collectives of a program and how often each runs.
 
     Args:
       hlo: `compiled.as_text()`.
-      num_devices: devices of the program.
+      num_devices: number of devices that the program runs on.
     """
     computations, entry = _computations(hlo)
     found: Counter[Collective] = Counter()
     unknown = 0
 
     def walk(name: str, times: int, channels: set[str]) -> bool:
-        """Adds what a computation moves; returns whether it moves anything. `channels` are those counted already."""
+        """Counts the collectives of a computation; returns whether there are any. `channels` are counted already."""
         nonlocal unknown
         moves = False
         for instruction in computations.get(name, ()):
@@ -85,10 +90,10 @@ def read_collectives(hlo: str, num_devices: int) -> Traffic:
             if instruction.opcode.endswith(("-done", "-update")):
                 continue  # names what its start already ran
             loop = instruction.opcode == "while"
-            turns = _trip_count(instruction, computations) if loop else 1
+            trips = _trip_count(instruction, computations) if loop else 1
             for called in _called(instruction):
-                inside = walk(called, times * (turns or 1), channels if instruction.opcode == "fusion" else set())
-                unknown += inside and turns is None
+                inside = walk(called, times * (trips or 1), channels if instruction.opcode == "fusion" else set())
+                unknown += inside and trips is None
                 moves = moves or inside
         return moves
 
@@ -97,7 +102,7 @@ def read_collectives(hlo: str, num_devices: int) -> Traffic:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """The program's computations by name, and the name of the one that it starts with."""
+    """The program's computations by name, and the name of its entry computation."""
     computations: dict[str, list[_Instruction]] = {}
     entry, current = "", None
     for line in hlo.splitlines():
@@ -183,9 +188,9 @@ def _first_group(attributes: str) -> tuple[int, ...]:
     index: list[Any] = [np.zeros(1, int)] * len(sizes)
     for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[2]):
         step = sizes[name] // (int(before) * int(part)) if part else 1
-        places = np.arange(int(part) if part else sizes[name]) * step
+        indices = np.arange(int(part) if part else sizes[name]) * step
         axis = list(sizes).index(name)
-        index[axis] = (index[axis][:, None] + places[None]).ravel()
+        index[axis] = (index[axis][:, None] + indices[None]).ravel()
     return tuple(sorted(devices[np.ix_(*index)].ravel().tolist()))
 
 

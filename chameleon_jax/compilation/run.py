@@ -182,5 +182,5 @@ def save(compiled: jax.stages.Compiled, path: str) -> None:
     from jax.experimental import serialize_executable
 
     program = serialize_executable.serialize(compiled)
-    with new_file(path) as aside:
-        aside.write_bytes(pickle.dumps(program))
+    with new_file(path) as tmp:
+        tmp.write_bytes(pickle.dumps(program))

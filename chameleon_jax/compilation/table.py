@@ -71,7 +71,7 @@ def _collectives(report: dict[str, Any], line) -> Iterator[str]:
         dtypes = ", ".join(f"{dtype} {_size(nbytes)}" for dtype, nbytes in sorted(entry["dtypes"].items()))
         yield line(f"  {kind}", f"{entry['count']:>7,} times, each device receives {_size(entry['bytes'])} ({dtypes})")
     if report["loops_of_unknown_length"]:
-        yield f"  ({report['loops_of_unknown_length']} loops of unknown length count as one turn)"
+        yield f"  ({report['loops_of_unknown_length']} loops of unknown length count as one iteration)"
 
 
 def _estimate(report: dict[str, Any], line) -> Iterator[str]:

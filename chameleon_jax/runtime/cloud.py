@@ -135,7 +135,7 @@ def append(path: str | Path, text: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def new_aside(folder: Path) -> Path:
+def new_tmp_folder(folder: Path) -> Path:
     """Where to write what `put_in_place` then makes `folder`; sweeps what was left there long ago."""
     with explain_cloud_errors(folder):
         beside = list(folder.parent.iterdir()) if folder.parent.exists() else []
@@ -147,11 +147,11 @@ def new_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
 
 
-def put_in_place(aside: Path, folder: Path) -> None:
-    """Makes the objects below `aside` those of `folder`. Once begun, it is finished even if this process is killed: by
+def put_in_place(tmp: Path, folder: Path) -> None:
+    """Makes the objects below `tmp` those of `folder`. Once begun, it is finished even if this process is killed: by
     the next that writes or reads the folder."""
     with explain_cloud_errors(folder):
-        _journal(folder).write_text(aside.name)
+        _journal(folder).write_text(tmp.name)
     finish(folder)
 
 
@@ -162,15 +162,15 @@ def finish(folder: str | Path) -> None:
         journal = _journal(folder)
         if not journal.exists():
             return
-        aside = folder.with_name(journal.read_text())
-        new, system = objects_in(aside), _system()
+        tmp = folder.with_name(journal.read_text())
+        new, system = objects_in(tmp), _system()
         for name in new:
-            system.cp_file(_name(aside / name), _name(folder / name))
+            system.cp_file(_name(tmp / name), _name(folder / name))
         for name in objects_in(folder).keys() - new.keys():
             (folder / name).unlink()
         journal.unlink()
         for name in new:
-            (aside / name).unlink()
+            (tmp / name).unlink()
 
 
 def remove(folder: str | Path) -> None:

@@ -63,7 +63,7 @@ OPTIONS = (
     ),
     Option(
         "xla_gpu_enable_pipelined_all_gather", True, ("gpu",),
-        "Collectives of one loop turn may start in the turn before.",
+        "Collectives of one loop iteration may start in the one before.",
     ),
     Option("xla_gpu_enable_pipelined_reduce_scatter", True, ("gpu",), "The same for reduce-scatters."),
     Option("xla_gpu_enable_pipelined_all_reduce", True, ("gpu",), "The same for all-reduces."),
@@ -110,7 +110,7 @@ def _known(device: Any) -> tuple[tuple[str, bool | int | str], ...]:
     """Names and values for such a device, without those that its compiler refuses: names come and go."""
     kinds = (device.platform, device.device_kind.lower())
     options = {each.name: each.value for each in OPTIONS if set(kinds) & set(each.devices)}
-    if device.platform == "tpu":  # libtpu reads texts
+    if device.platform == "tpu":  # libtpu takes strings only
         options = {name: str(value).lower() for name, value in options.items()}
     if _refusal(device, options) is None:
         return tuple(options.items())

@@ -26,8 +26,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
     end instead.
     """
     if is_cloud(path):
-        with local_copy(as_path(path)) as aside:
-            yield aside
+        with local_copy(as_path(path)) as tmp:
+            yield tmp
         return
     path = Path(path)
     with explain_disk_errors(path):
@@ -38,15 +38,15 @@ def new_file(path: str | Path) -> Iterator[Path]:
         for file in leftovers(real, r"\d+"):
             if is_unused(file):
                 file.unlink()
-        aside = real.with_name(f".{real.name}.{os.getpid()}.part")
+        tmp = real.with_name(f".{real.name}.{os.getpid()}.part")
         try:
-            with in_use(aside):
-                yield aside
-                flush_to_disk(aside)
-                os.replace(aside, real)
+            with in_use(tmp):
+                yield tmp
+                flush_to_disk(tmp)
+                os.replace(tmp, real)
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink()
+                tmp.unlink()
 
 
 def leftovers(path: Path, *states: str) -> list[Path]:
@@ -70,8 +70,8 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with new_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with new_file(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def absolute(path: str | Path) -> Path:

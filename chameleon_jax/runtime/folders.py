@@ -24,7 +24,7 @@ from chameleon_jax.runtime.cloud import (
     download,
     finish,
     is_cloud,
-    new_aside,
+    new_tmp_folder,
     objects_in,
     put_in_place,
     remove,
@@ -136,24 +136,24 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
     """
     recover(path)
     if is_cloud(path):
-        with _new_cloud_folder(path, kind) as aside, tempfile.TemporaryDirectory(prefix="chameleon-") as local:
+        with _new_cloud_folder(path, kind) as tmp, tempfile.TemporaryDirectory(prefix="chameleon-") as local:
             yield Path(local)
-            upload(Path(local), aside)
+            upload(Path(local), tmp)
         return
     path = Path(path)
     real = check_folder(path, kind)
     with explain_disk_errors(path), _parents(real), only_writer(real.with_name(f".{real.name}.lock"), path):
         _sweep(real)
-        aside = real.with_name(f".{real.name}.{os.getpid()}.part")
+        tmp = real.with_name(f".{real.name}.{os.getpid()}.part")
         try:
-            aside.mkdir()
-            yield aside
-            _put_in_place(aside, real, path, kind)
+            tmp.mkdir()
+            yield tmp
+            _put_in_place(tmp, real, path, kind)
         finally:
             # Writers in the background may still add a file after a failure.
             for _ in range(50):
-                shutil.rmtree(aside, ignore_errors=True)
-                if not aside.exists():
+                shutil.rmtree(tmp, ignore_errors=True)
+                if not tmp.exists():
                     break
                 time.sleep(0.1)
 
@@ -166,12 +166,12 @@ def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Pa
     """
     new = _new_cloud_folder if is_cloud(path) else new_folder
     if jax.process_count() == 1:
-        with new(path, kind) as aside:
-            yield aside
+        with new(path, kind) as tmp:
+            yield tmp
         return
     with contextlib.ExitStack() as first:
-        aside = from_first(lambda: str(first.enter_context(new(path, kind))))
-        yield as_path(aside)
+        tmp = from_first(lambda: str(first.enter_context(new(path, kind))))
+        yield as_path(tmp)
         wait_for_all("folder is complete")
         from_first(lambda: first.close() or "in place")
 
@@ -222,18 +222,18 @@ def _check_cloud_folder(path: Path, kind: Kind | None) -> Path:
 def _new_cloud_folder(path: str | Path, kind: Kind | None) -> Iterator[Path]:
     """`new_folder` in a bucket."""
     path = check_folder(path, kind)
-    aside = new_aside(path)
+    tmp = new_tmp_folder(path)
     try:
-        yield aside
+        yield tmp
     except BaseException:
         with contextlib.suppress(FileError):
-            remove(aside)
+            remove(tmp)
         raise
     try:
         check_folder(path, kind)
     except FileError as error:
-        raise FileError(f"{error}. What is finished now was kept as {aside}") from None
-    put_in_place(aside, path)
+        raise FileError(f"{error}. What is finished now was kept as {tmp}") from None
+    put_in_place(tmp, path)
 
 
 def _taken(path: Path, stranger: str, kind: Kind | None) -> str:
@@ -294,16 +294,16 @@ def _sweep(real: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _put_in_place(aside: Path, real: Path, path: Path, kind: Kind | None) -> None:
+def _put_in_place(tmp: Path, real: Path, path: Path, kind: Kind | None) -> None:
     """Renames the finished folder to `real`. If that fails, it is kept under another name."""
-    for file in aside.rglob("*"):
+    for file in tmp.rglob("*"):
         flush_to_disk(file)
     try:
         check_folder(real, kind)
-        _replace(aside, real)
+        _replace(tmp, real)
     except (FileError, OSError) as error:
         complete = real.with_name(f".{real.name}.{COMPLETE}.part")
-        finished = complete if complete.exists() else aside
+        finished = complete if complete.exists() else tmp
         names = (real.with_name(f"{real.name}-finished{number}") for number in itertools.chain([""], range(2, 1000)))
         kept = next(name for name in names if not os.path.lexists(name))
         os.rename(finished, kept)

@@ -38,8 +38,8 @@ def _lines(folder: Path, step: int, prompts: Sequence[SamplePrompt], answers: Se
                 continue
             pictures += 1
             name = f"{number:02d}-{pictures}.png"
-            with new_file(folder / name) as aside:
-                segment.save(aside, "PNG")
+            with new_file(folder / name) as tmp:
+                segment.save(tmp, "PNG")
             yield f"\n![picture {pictures}]({name})\n"
 
 

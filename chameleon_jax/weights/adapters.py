@@ -77,10 +77,10 @@ def write_adapters(folder: Path, config: TransformerConfig, params: Any, base: s
         "lora_alpha": config.lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
         "target_modules": [_MODULES[name].rsplit(".")[-1] for name in config.lora.targets],
     }  # fmt: skip
-    with new_folder(folder, ADAPTERS) as aside:
+    with new_folder(folder, ADAPTERS) as tmp:
         specs = {key: (value.shape, value.dtype) for key, value in values.items()}
-        write_safetensors(aside / TENSORS, specs, values.__getitem__)
-        write_json(aside / CONFIG, header)
+        write_safetensors(tmp / TENSORS, specs, values.__getitem__)
+        write_json(tmp / CONFIG, header)
 
 
 def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRAConfig, Any]:

@@ -131,16 +131,16 @@ def write_checkpoint(
             f"{folder}: pictures in prompts are padded (fit: pad), which only {NOTE_FILE} says; other programs do not "
             "read it and crop"
         )
-    with new_folder(folder, ANY_MODEL) as aside:
+    with new_folder(folder, ANY_MODEL) as tmp:
         if format == "huggingface":
-            write_huggingface(checkpoint, aside, numbers, progress)
+            write_huggingface(checkpoint, tmp, numbers, progress)
         elif format == "meta":
-            write_meta(checkpoint, aside, numbers, progress, shards or config.qk_norm_groups)
+            write_meta(checkpoint, tmp, numbers, progress, shards or config.qk_norm_groups)
         else:
             config, params = checkpoint.load_params(None, dtype, progress)
-            write_native(aside, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
+            write_native(tmp, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
         if format != "chameleon":  # whose own arrays carry checksums
-            write_checklist(aside)
+            write_checklist(tmp)
 
 
 def _is_model(folder: Path) -> bool:

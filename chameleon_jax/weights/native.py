@@ -154,11 +154,11 @@ def write_trained(
     if config.lora.rank:
         params = jax.jit(functools.partial(merge, config=config.lora))(params)
         config = dataclasses.replace(config, lora=LoRAConfig())
-    with new_folder_of_all(folder, MODEL) as aside:
-        checksums = save_arrays(aside / "params", params)
+    with new_folder_of_all(folder, MODEL) as tmp:
+        checksums = save_arrays(tmp / "params", params)
         if is_first():
-            copy_folder(tokenizer, aside / "tokenizer")
-            write_json(aside / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit))
+            copy_folder(tokenizer, tmp / "tokenizer")
+            write_json(tmp / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit))
 
 
 def write_native(

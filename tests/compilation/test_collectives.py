@@ -97,7 +97,7 @@ def test_loops_multiply_and_a_fused_sum_and_slice_is_a_reduce_scatter():
     assert found.unknown_loops == 0
 
 
-def test_a_loop_of_unknown_length_is_told_and_counts_as_one_turn():
+def test_a_loop_of_unknown_length_is_told_and_counts_as_one_iteration():
     body = "  ROOT %w = (s32[], f32[8]{0}) while(%t), condition=%never_tells, body=%turn"
     found = read_collectives(program(body, LOOPS), 8)
     assert [each.times for each in found.collectives] == [1]

@@ -95,10 +95,10 @@ def die_at(number: int, when: str) -> None:
 
 def write_folder(path: Path, text: str) -> None:
     kind = folders.Kind("pages", lambda folder: (folder / "1").exists(), ("1", "more/2"))
-    with folders.new_folder(path, kind) as aside:
-        (aside / "more").mkdir()
+    with folders.new_folder(path, kind) as tmp:
+        (tmp / "more").mkdir()
         for name in ("1", "more/2"):
-            (aside / name).write_text(text)
+            (tmp / name).write_text(text)
 
 
 def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str], dict], can_swap: bool) -> Counts:

@@ -31,10 +31,10 @@ def contents(folder: str) -> dict[str, bytes]:
 
 
 def write_notes(path: str, text: str) -> None:
-    with new_folder(path, NOTES) as aside:
-        (aside / "pages").mkdir()
-        (aside / "mark").write_text(text)
-        (aside / "pages" / text).write_text(text)
+    with new_folder(path, NOTES) as tmp:
+        (tmp / "pages").mkdir()
+        (tmp / "mark").write_text(text)
+        (tmp / "pages" / text).write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_folder_appears_whole_and_replaces_only_its_kind():
 
 def test_failed_folder_leaves_nothing():
     def fail():
-        with new_folder("gs://bucket/b/notes", NOTES) as aside:
-            (aside / "mark").write_text("half")
+        with new_folder("gs://bucket/b/notes", NOTES) as tmp:
+            (tmp / "mark").write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -101,8 +101,8 @@ def test_lines_are_added_one_by_one():
 
 
 def test_copy_follows_what_changes_and_is_checked(monkeypatch):
-    with new_file("gs://bucket/e/data/1") as aside:
-        aside.write_text("one")
+    with new_file("gs://bucket/e/data/1") as tmp:
+        tmp.write_text("one")
     write_text("gs://bucket/e/data/2", "two")
     local = download("gs://bucket/e/data")
     before = (local / "1").stat().st_mtime_ns

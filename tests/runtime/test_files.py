@@ -30,10 +30,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def fail_to_write(new, path: Path, error: BaseException) -> None:
     """Half of what was to be written is there when `error` strikes."""
-    with new(path) as aside:
+    with new(path) as tmp:
         if new is new_folder:
-            (aside / "inner").mkdir()
-        (aside / "inner" / "new" if new is new_folder else aside).write_bytes(b"half of the n")
+            (tmp / "inner").mkdir()
+        (tmp / "inner" / "new" if new is new_folder else tmp).write_bytes(b"half of the n")
         raise error
 
 
@@ -65,11 +65,11 @@ def test_finished_file_and_folder_replace_the_old_ones(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
     (tmp_path / "file").write_text("old")
-    with new_file(tmp_path / "file") as aside:
-        aside.write_text("new")
+    with new_file(tmp_path / "file") as tmp:
+        tmp.write_text("new")
         assert (tmp_path / "file").read_text() == "old"
-    with new_folder(tmp_path / "folder") as aside:
-        (aside / "new").write_text("new")
+    with new_folder(tmp_path / "folder") as tmp:
+        (tmp / "new").write_text("new")
         assert (tmp_path / "folder" / "old").read_text() == "old"
     assert contents(tmp_path) == {"file": b"new", "folder/new": b"new"}
 
@@ -84,10 +84,10 @@ def test_full_disk_is_named_with_its_reason(tmp_path):
 
 
 def test_missing_parents_are_made(tmp_path):
-    with new_file(tmp_path / "a" / "b" / "file") as aside:
-        aside.write_text("x")
-    with new_folder(tmp_path / "c" / "d" / "folder") as aside:
-        (aside / "file").write_text("x")
+    with new_file(tmp_path / "a" / "b" / "file") as tmp:
+        tmp.write_text("x")
+    with new_folder(tmp_path / "c" / "d" / "folder") as tmp:
+        (tmp / "file").write_text("x")
     assert sorted(contents(tmp_path)) == ["a/b/file", "c/d/folder/file"]
 
 
@@ -116,9 +116,9 @@ def test_unwritable_folder_is_named(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_no_obstacle(tmp_path):
     """Process ids come round again."""
-    aside = tmp_path / f".folder.{os.getpid()}.part"
-    aside.mkdir()
-    (aside / "leftover").write_text("x")
+    tmp = tmp_path / f".folder.{os.getpid()}.part"
+    tmp.mkdir()
+    (tmp / "leftover").write_text("x")
     with new_folder(tmp_path / "folder") as folder:
         (folder / "new").write_text("new")
     assert contents(tmp_path) == {"folder/new": b"new"}

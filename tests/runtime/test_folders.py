@@ -33,8 +33,8 @@ def write_notes(folder: Path, text: str) -> None:
 
 
 def replace_notes(path: Path, text: str) -> None:
-    with new_folder(path, NOTES) as aside:
-        write_notes(aside, text)
+    with new_folder(path, NOTES) as tmp:
+        write_notes(tmp, text)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path):
         check_folder(tmp_path / "file", NOTES)
     with pytest.raises(FileError, match="folder: is a folder; expected the name of a file"):
         check_file(tmp_path / "folder", LETTER)
-    with pytest.raises(FileError, match="folder: is no plain file"), new_file(tmp_path / "folder") as aside:
-        aside.write_text("new")
+    with pytest.raises(FileError, match="folder: is no plain file"), new_file(tmp_path / "folder") as tmp:
+        tmp.write_text("new")
     with pytest.raises(FileError, match=r"file/below: cannot be written: .*file is a file"):
         check_folder(tmp_path / "file" / "below", NOTES)
     assert contents(tmp_path) == {"file": b"mine"}
@@ -146,16 +146,16 @@ def test_devices_and_pipes_are_never_replaced_by_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="pipe: is there already"):
         check_file(tmp_path / "pipe", LETTER)
-    with pytest.raises(FileError, match="pipe: is no plain file"), new_file(tmp_path / "pipe") as aside:
-        aside.write_text("new")
+    with pytest.raises(FileError, match="pipe: is no plain file"), new_file(tmp_path / "pipe") as tmp:
+        tmp.write_text("new")
 
 
 def test_folder_that_became_somebodys_during_the_work_stays_and_the_result_is_kept(tmp_path):
     folder = tmp_path / "notes"
 
     def work():
-        with new_folder(folder, NOTES) as aside:
-            write_notes(aside, "new")
+        with new_folder(folder, NOTES) as tmp:
+            write_notes(tmp, "new")
             folder.mkdir()
             (folder / "thesis.txt").write_text("three years of work")
 
@@ -243,8 +243,8 @@ def test_folders_made_above_a_failed_one_go_again(tmp_path):
 
 
 def test_second_writer_is_refused_with_the_name_of_the_first(tmp_path):
-    with new_folder(tmp_path / "notes", NOTES) as aside:
-        write_notes(aside, "first")
+    with new_folder(tmp_path / "notes", NOTES) as tmp:
+        write_notes(tmp, "first")
         with pytest.raises(FileError, match=rf"notes: is being written by process {os.getpid()} on '.*' since 2"):
             replace_notes(tmp_path / "notes", "second")
     assert contents(tmp_path) == {"notes/mark": b"first", "notes/pages/1": b"first"}
@@ -277,13 +277,13 @@ def test_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsy
 
 
 def test_unfinished_file_of_a_living_process_is_left_alone(tmp_path):
-    with new_file(tmp_path / "letter") as aside:
-        aside.write_text("unfinished")
+    with new_file(tmp_path / "letter") as tmp:
+        tmp.write_text("unfinished")
         other = tmp_path / ".letter.999999.part"
-        aside.rename(other)  # the same, as another process sees it
+        tmp.rename(other)  # the same, as another process sees it
         write_text(tmp_path / "letter", "second")
         assert other.read_text() == "unfinished"
-        other.rename(aside)
+        other.rename(tmp)
     assert contents(tmp_path) == {"letter": b"unfinished"}
     other.write_text("of a dead process")
     (tmp_path / ".letter.part").write_text("somebody's")
