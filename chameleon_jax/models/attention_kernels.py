@@ -1,6 +1,6 @@
-"""Whole-row attention by name of its backend: plain XLA, blockwise XLA, splash on TPU, cuDNN on NVIDIA.
+"""The backends of `attention.attend`: plain XLA, blockwise XLA, splash on TPUs, cuDNN on NVIDIA's GPUs.
 
-Legend as in `attention.py`: B batch, T query length, S key length, H query heads, K key/value heads, D head dimension;
+Legend: B batch, T query length, S key length, H query heads, K key/value heads, G = H / K, D head dimension,
 M documents that cuDNN takes per row. Kernels know nothing of meshes, so each device runs its own on its part: rows over
 the axes of "batch", heads over those of "heads", queries over those of "length", by flax's logical axis rules.
 """
@@ -8,11 +8,10 @@ the axes of "batch", heads over those of "heads", queries over those of "length"
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -20,8 +19,11 @@ from jax.sharding import PartitionSpec
 
 from chameleon_jax.array_types import Array, Bool, Float, Int
 from chameleon_jax.config import ConfigError
-from chameleon_jax.models.attention import Visibility, attend, attend_blockwise, causal_mask
+from chameleon_jax.models.attention_mask import Mask
+from chameleon_jax.models.partitioning import mesh_axes, num_partitions
 
+BLOCK, GROUPS = 128, 4
+"""Queries that blockwise attention takes at a time, and how many groups of blocks with keys of their own, at most."""
 LANES = 128
 """Splash takes queries and keys in multiples of this."""
 SPLASH_BLOCK, SPLASH_COMPUTE_BLOCK = 1024, 512
@@ -34,44 +36,183 @@ CUDNN_SEGMENTS = 64
 """M. The row statistics that cuDNN keeps for the backward pass are [B * M, H, T] float32: as large as q at D = 128."""
 
 
-def attend_rows(
+# ----------------------------------------------------------------------------------------------------------------------
+# XLA: all scores at once
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _heads_first(x: Float[Array, "B T H D"], heads: int) -> Float[Array, "B heads G T D"]:
+    """Heads before length, and the G query heads of a key head side by side: plain batched matrix products."""
+    B, T, _, D = x.shape
+    return x.reshape(B, T, heads, -1, D).transpose(0, 2, 3, 1, 4)
+
+
+def _heads_last(x: Float[Array, "B K G T D"]) -> Float[Array, "B T H D"]:
+    B, _, _, T, D = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(B, T, -1, D)
+
+
+def attend_xla(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B T K D"],
-    v: Float[Array, "B T K D"],
-    seen: Visibility,
-    backend: str,
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    mask: Mask,
 ) -> Float[Array, "B T H D"]:
-    """`attend` under `causal_mask(*seen)` for whole rows (slots 0 … T-1), computed by the backend of that name.
+    """Attention as its formula says it; holds all scores. The softmax is float32."""
+    B, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    G = H // K
+    q = _heads_first(q, K).reshape(B, K, G * T, D)
+    scores = jnp.einsum("BKtD,BSKD->BKtS", q, k, preferred_element_type=jnp.float32) * D**-0.5
+    scores = scores.reshape(B, K, G, T, S)
+    scores = jnp.where(mask.to_array()[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, G * T, S)
+    out = jnp.einsum("BKtS,BSKD->BKtD", weights, v)
+    return checkpoint_name(_heads_last(out.reshape(B, K, G, T, D)), "attention")
 
-    What `jax.checkpoint` may keep of it for the backward pass is called "attention".
 
-    Raises:
-      ConfigError: if the length does not suit splash, or the rows of a device are more than cudnn can count.
+# ----------------------------------------------------------------------------------------------------------------------
+# Blockwise XLA: the scores of a block of queries at a time
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def attend_blockwise(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    mask: Mask,
+) -> Float[Array, "B T H D"]:
+    """Attention of whole rows (T = S) by XLA, in memory linear in the length.
+
+    A loop takes one block of queries after the other (Rabe & Staats 2021). The backward pass recomputes the weights
+    from the logarithm of each softmax's sum, and otherwise needs only q, k, v and the output (Dao et al. 2022).
+
+    Each group of blocks reads the keys up to its own last query, so that little is computed for keys in the future. The
+    groups are few: XLA may run them side by side, and then holds the scores of one block of each.
     """
-    if backend in ("splash", "blockwise"):  # these name what they keep themselves
-        return {"splash": attend_splash, "blockwise": attend_blockwise}[backend](q, k, v, seen)
-    out = {"xla": _attend_masked, "cudnn": attend_cudnn}[backend](q, k, v, seen)
-    return checkpoint_name(out, "attention")
+    return _blockwise_forward(q, k, v, mask)[0]
 
 
-def _attend_masked(q, k, v, seen):
-    return attend(q, k, v, causal_mask(*seen))
+def _groups(length: int) -> list[tuple[int, int, int]]:
+    """First query, end, and size of the blocks of each group."""
+    blocks = length // BLOCK
+    count = min(GROUPS, blocks)
+    bounds = [blocks * group // count * BLOCK for group in range(count + 1)] if count else [0]
+    groups = [(start, end, BLOCK) for start, end in itertools.pairwise(bounds)]
+    return [*groups, (bounds[-1], length, length - bounds[-1])] if bounds[-1] < length else groups
+
+
+def _in_blocks(x: Array, group: tuple[int, int, int], axis: int) -> Array:
+    """The group's part of `axis`, split into blocks along a new first axis."""
+    start, end, size = group
+    x = jax.lax.slice_in_dim(x, start, end, axis=axis)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _join(groups: Sequence[Array]) -> Float[Array, "B K G T D"]:
+    """Undoes `_in_blocks` for what the loop of each group returned, `[blocks, B, K, G, size, D]`."""
+    whole = [jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, x.shape[5]) for x in groups]
+    return jnp.concatenate(whole, axis=3)
+
+
+def _query_blocks(mask: Mask, group: tuple[int, int, int]) -> tuple[Array, Array]:
+    return _in_blocks(mask.query_slots, group, 0), _in_blocks(mask.query_segments, group, 1)
+
+
+class _Keys(NamedTuple):
+    """The keys and values that a group of blocks reads, heads first: those up to the group's last query."""
+
+    k: Array  # [B, K, D, S], as a product with queries takes them
+    rows_of_k: Array  # [B, K, S, D]
+    v: Array  # [B, K, D, S]
+    rows_of_v: Array  # [B, K, S, D]
+    slots: Array  # [S]
+    segments: Array  # [B, S]
+
+    @classmethod
+    def until(cls, end: int, k: Array, v: Array, mask: Mask) -> _Keys:
+        rows, columns = (0, 2, 1, 3), (0, 2, 3, 1)
+        arrays = [x[:, :end].transpose(axes) for x in (k, v) for axes in (columns, rows)]
+        return cls(*arrays, mask.key_slots[:end], mask.key_segments[:, :end])
+
+    def scores(self, q: Array, slots: Array, segments: Array) -> Array:
+        """Scaled scores of a block of queries, float32 `[B, K, G, t, S]`; the smallest number where a key is masked."""
+        scores = _product("BKGtD,BKDS->BKGtS", q, self.k) * q.shape[-1] ** -0.5
+        mask = Mask(slots, self.slots, segments, self.segments).to_array()
+        return jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _block_forward(keys: _Keys, q: Array, slots: Array, segments: Array) -> tuple[Array, Array]:
+    """The output of a block of queries, and the logarithm of each softmax's sum."""
+    scores = keys.scores(q, slots, segments)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _product("BKGtS,BKSD->BKGtD", weights.astype(q.dtype), keys.rows_of_v)
+    return (out / total).astype(q.dtype), largest + jnp.log(total)
+
+
+def _block_backward(
+    keys: _Keys, q: Array, slots: Array, segments: Array, gradient: Array, shared: Array, log_sum: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of a block's queries, and what the block adds to those of its keys and values `[B, K, D, S]`."""
+    weights = jnp.exp(keys.scores(q, slots, segments) - log_sum)
+    of_weights = _product("BKGtD,BKDS->BKGtS", gradient, keys.v)
+    of_scores = (weights * (of_weights - shared) * q.shape[-1] ** -0.5).astype(q.dtype)
+    of_k = _product("BKGtD,BKGtS->BKDS", q, of_scores)
+    of_v = _product("BKGtD,BKGtS->BKDS", gradient, weights.astype(q.dtype))
+    return jnp.einsum("BKGtS,BKSD->BKGtD", of_scores, keys.rows_of_k), of_k, of_v
+
+
+def _blockwise_forward(q, k, v, mask):
+    T, S, heads = q.shape[1], k.shape[1], k.shape[2]
+    if T != S:
+        raise ValueError(f"{T} queries and {S} keys: blockwise attention is for whole rows")
+    queries, groups = _heads_first(q, heads), []
+    for group in _groups(T):
+        # Without the checkpoint, JAX would take the masks, which no gradient passes, out of the loop and hold them all.
+        forward = jax.checkpoint(functools.partial(_block_forward, _Keys.until(group[1], k, v, mask)))
+        blocks = _in_blocks(queries, group, 3), *_query_blocks(mask, group)
+        groups.append(jax.lax.map(lambda block, forward=forward: forward(*block), blocks))
+    out, log_sum = map(_join, zip(*groups, strict=True))
+    out = checkpoint_name(_heads_last(out), "attention")
+    return out, (q, k, v, mask, out, checkpoint_name(log_sum, "attention"))
+
+
+def _blockwise_backward(residuals, gradient):
+    q, k, v, mask, out, log_sum = residuals
+    queries, out, gradient = (_heads_first(x, k.shape[2]) for x in (q, out, gradient))
+    # What the gradients of a softmax's inputs share: the sum of weight times gradient over its keys.
+    shared = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1, keepdims=True)
+    of_q, of_k, of_v = [], *(jnp.zeros(x.transpose(0, 2, 3, 1).shape, jnp.float32) for x in (k, v))
+    for group in _groups(q.shape[1]):
+        end = group[1]
+        backward = functools.partial(_block_backward, _Keys.until(end, k, v, mask))
+
+        def add(total, block, backward=backward):
+            of_q, *more = backward(*block)
+            return jax.tree.map(jnp.add, total, tuple(more)), of_q
+
+        blocks = [_in_blocks(x, group, 3) for x in (queries, gradient, shared, log_sum)]
+        blocks[1:1] = _query_blocks(mask, group)
+        total, of_group = jax.lax.scan(add, (of_k[..., :end], of_v[..., :end]), tuple(blocks))
+        of_q.append(of_group)
+        of_k, of_v = of_k.at[..., :end].set(total[0]), of_v.at[..., :end].set(total[1])
+    of_k, of_v = (x.transpose(0, 3, 1, 2).astype(k.dtype) for x in (of_k, of_v))
+    return _heads_last(_join(of_q)), of_k, of_v, None
+
+
+attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Each device on its own part
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def mesh_axes(*names: str | None) -> tuple[tuple[str, ...], ...]:
-    """The axes of the current mesh that the logical rules give to each axis of an array."""
-    mesh = jax.sharding.get_abstract_mesh()
-
-    def present(axes):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        return tuple(axis for axis in axes if axis in mesh.axis_names)
-
-    return tuple(map(present, nn.logical_to_mesh_axes(names)))
 
 
 def _on_each_device(kernel: Callable, *specs: Any) -> Callable:
@@ -118,9 +259,9 @@ def _splash_kernel(heads: int, length: int, shards: int, interpret: bool):
 
 
 def attend_splash(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], seen: Visibility
+    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], mask: Mask
 ) -> Float[Array, "B T H D"]:
-    """`attend_rows` by the Pallas kernel for TPUs; on a CPU it is interpreted, slowly.
+    """Attention of whole rows by the Pallas kernel for TPUs; on a CPU it is interpreted, slowly.
 
     Padding is a segment of its own, so no query is without a key, which the kernel could not bear.
     """
@@ -128,8 +269,7 @@ def attend_splash(
 
     mesh = jax.sharding.get_abstract_mesh()
     _, length_axes, heads_axes, _ = mesh_axes("batch", "length", "heads", None)
-    heads = q.shape[2] // math.prod(mesh.shape[axis] for axis in heads_axes)
-    shards = math.prod(mesh.shape[axis] for axis in length_axes)
+    heads, shards = q.shape[2] // num_partitions(heads_axes), num_partitions(length_axes)
     if q.shape[1] % (LANES * shards):
         raise ConfigError(
             f"model.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts that "
@@ -148,7 +288,7 @@ def attend_splash(
         return _on_each_device(on_device, kernel.manual_sharding_spec(place))(*arrays, kernel)
 
     return jax.lax.platform_dependent(
-        q, k, v, seen.query_segments, seen.key_segments,
+        q, k, v, mask.query_segments, mask.key_segments,
         cpu=functools.partial(on_all, interpret=True),
         default=functools.partial(on_all, interpret=False),
     )  # fmt: skip
@@ -185,16 +325,16 @@ def cudnn_function() -> Callable:
     return functools.partial(cudnn.dot_product_attention, mask_type=cudnn.MaskType.PADDING_CAUSAL)
 
 
-def keeps_what_cudnn_computed(primitive: Any, *_: Any, **__: Any) -> bool:
+def saves_cudnn_residuals(primitive: Any, *_: Any, **__: Any) -> bool:
     """A policy of `jax.checkpoint`: output and row statistics of the forward kernel, which JAX's wrapper does not name.
     Without them the backward pass would run it again."""
     return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def attend_cudnn(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], seen: Visibility
+    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], mask: Mask
 ) -> Float[Array, "B T H D"]:
-    """`attend_rows` by cuDNN, for bfloat16 on Hopper or newer and rows that lie whole on a device.
+    """Attention of whole rows by cuDNN, for bfloat16 on Hopper or newer and rows that lie whole on a device.
 
     Rows whose documents do not fit its layout (see `packed_layout`) are computed blockwise instead.
     """
@@ -215,9 +355,9 @@ def attend_cudnn(
 
         @jax.checkpoint  # or its residuals would be kept next to those of the kernel
         def blockwise(q, k, v, lengths, offsets):
-            return attend_blockwise(q, k, v, Visibility(slots, slots, query_segments, key_segments))
+            return attend_blockwise(q, k, v, Mask(slots, slots, query_segments, key_segments))
 
         lengths, offsets, fits = packed_layout(key_segments, CUDNN_SEGMENTS)
         return jax.lax.cond(fits, packed, blockwise, q, k, v, lengths, offsets)
 
-    return _on_each_device(on_device)(q, k, v, seen.query_segments, seen.key_segments)
+    return _on_each_device(on_device)(q, k, v, mask.query_segments, mask.key_segments)

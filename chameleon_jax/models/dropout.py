@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from chameleon_jax.array_types import Array, Bool, Float
-from chameleon_jax.models.attention_kernels import mesh_axes
+from chameleon_jax.models.partitioning import mesh_axes, num_partitions
 
 
 class Dropout(nn.Module):
@@ -36,7 +34,7 @@ def _mask(key: Array, keep: float, shape: tuple[int, int, int]) -> Bool[Array, "
     if mesh.empty or jax.random.key_impl(key) == "threefry2x32":
         return jax.random.bernoulli(key, keep, shape)
     batch, length, _ = mesh_axes("batch", "length", None)
-    parts = (math.prod(mesh.shape[axis] for axis in axes) for axes in (batch, length, ()))
+    parts = (num_partitions(axes) for axes in (batch, length, ()))
     own_shape = tuple(size // part for size, part in zip(shape, parts, strict=True))
 
     def on_device(key: Array) -> Array:

@@ -18,13 +18,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import TransformerConfig, require
-from chameleon_jax.models.attention import Visibility, attend, causal_mask, layer_norm, rms_norm, rotate, rotations
-from chameleon_jax.models.attention_choice import plain_attention
-from chameleon_jax.models.attention_kernels import attend_rows, keeps_what_cudnn_computed
+from chameleon_jax.models.attention import apply_rope, attend, layer_norm, rms_norm, rope_sin_cos
+from chameleon_jax.models.attention_kernels import saves_cudnn_residuals
+from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.lora import A as LORA_A
 from chameleon_jax.models.lora import Adapter, add_adapter
 from chameleon_jax.models.lora import B as LORA_B
+from chameleon_jax.models.partitioning import mesh_axes, num_partitions
 
 
 class KVCache(NamedTuple):
@@ -57,15 +58,6 @@ def _recomputed(function: Callable) -> Callable:
     For cheap functions of each element: to compute them twice takes less time than to write and read what lies between.
     """
     return jax.checkpoint(function, prevent_cse=False)
-
-
-def _kept(values: Any) -> Any:
-    """`values`, which XLA on a CPU would otherwise compute anew wherever they are used: a product it leaves alone."""
-
-    def through_product(x):
-        return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
-
-    return jax.tree.map(lambda x: jax.lax.platform_dependent(x, cpu=through_product, default=lambda x: x), values)
 
 
 def _adapter(
@@ -116,7 +108,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, turns, seen, cache, slot):
+    def __call__(self, x, sin_cos, mask, cache, slot):
         config, dtype = self.config, self.config.compute_dtype
         d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -130,19 +122,18 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = QKNorm(config, name="q_norm")(q)
             k = QKNorm(config, name="k_norm")(k)
-        q = nn.with_logical_constraint(rotate(q, turns), ("batch", "length", "heads", None))
+        q = nn.with_logical_constraint(apply_rope(q, sin_cos), ("batch", "length", "heads", None))
         # With the length cut over devices, each needs the keys and values of all of it.
-        k = nn.with_logical_constraint(rotate(k, turns), ("batch", None, "kv_heads", None))
+        k = nn.with_logical_constraint(apply_rope(k, sin_cos), ("batch", None, "kv_heads", None))
         v = nn.with_logical_constraint(v, ("batch", None, "kv_heads", None))
         q, k, v = (checkpoint_name(x, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
         if cache is not None:
             k = jax.lax.dynamic_update_slice(cache[0], k, (0, slot, 0, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
-            out, cache = attend(q, k, v, seen), (k, v)
-        else:
-            plain = config.attention == "auto" or self.is_initializing()  # parameters depend on no kernel
-            backend = plain_attention(x.shape[1]) if plain else config.attention
-            out = attend_rows(q, k, v, seen, backend)
+            cache = (k, v)
+        # The kernels take whole rows only. Parameters depend on none of them.
+        backend = "xla" if cache is not None or self.is_initializing() else config.attention
+        out = attend(q, k, v, mask, backend)
         return project("o", "BTHD,HDd->BTd", out, (H, D), (d,), ("heads", "head_dim", "embed")), cache
 
 
@@ -164,16 +155,10 @@ class MLP(nn.Module):
         up = matrix("up", d, F, ("embed", "mlp"))
         down = matrix("down", F, d, ("mlp", "embed"))
 
-        def swiglu(x):
-            hidden = checkpoint_name(gate(x), "gate"), checkpoint_name(up(x), "up")
-            return down(_recomputed(lambda gate, up: jax.nn.silu(gate) * up)(*hidden))
-
-        def by_rows(x):
-            return swiglu(x.reshape(-1, d)).reshape(x.shape)
-
-        # XLA on a CPU computes the gradients of three-axis products three times slower; elsewhere, merging batch and
-        # length would gather what lies on several devices.
-        return jax.lax.platform_dependent(x, cpu=by_rows, default=swiglu)
+        # Products of two axes, not three, unless merging batch and length would gather what several devices hold.
+        tokens = x if num_partitions(mesh_axes("length")[0]) > 1 else x.reshape(-1, d)
+        hidden = checkpoint_name(gate(tokens), "gate"), checkpoint_name(up(tokens), "up")
+        return down(_recomputed(lambda gate, up: jax.nn.silu(gate) * up)(*hidden)).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -186,7 +171,7 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x, cache, turns, seen, slot):
+    def __call__(self, x, cache, sin_cos, mask, slot):
         config = self.config
         attention_norm = RMSNorm(config, name="attention_norm")
         mlp_norm = RMSNorm(config, name="mlp_norm")
@@ -195,11 +180,11 @@ class Block(nn.Module):
         dropout = Dropout(config.dropout, self.deterministic, name="dropout")
 
         if config.norm_order == "pre":
-            branch, cache = attention(attention_norm(x), turns, seen, cache, slot)
+            branch, cache = attention(attention_norm(x), sin_cos, mask, cache, slot)
             x = x + dropout(branch)
             x = x + dropout(mlp(mlp_norm(x)))
         else:
-            branch, cache = attention(x, turns, seen, cache, slot)
+            branch, cache = attention(x, sin_cos, mask, cache, slot)
             x = x + dropout(attention_norm(branch))
             x = x + dropout(mlp_norm(mlp(x)))
         return nn.with_logical_constraint(x, ("batch", "length", None)), cache
@@ -225,7 +210,7 @@ def remat_policy(name: str):
             offload_dst="pinned_host",
         )
     names = policies.save_only_these_names(*SAVED[name])
-    return policies.save_from_both_policies(names, keeps_what_cudnn_computed) if SAVED[name] else names
+    return policies.save_from_both_policies(names, saves_cudnn_residuals) if SAVED[name] else names
 
 
 def readout(x: Float[Array, "B T d"], params: Any, config: TransformerConfig) -> Float[Array, "B T V"]:
@@ -284,12 +269,12 @@ class Transformer(nn.Module):
 
         if cache is None:
             slot, layer_caches = 0, None
-            seen = Visibility(jnp.arange(T), jnp.arange(T), segment_ids, segment_ids)
+            mask = Mask.of_rows(segment_ids)
         else:
             slot, layer_caches = cache.length, (cache.k, cache.v)
             all_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
-            S = all_segments.shape[1]
-            seen = causal_mask(slot + jnp.arange(T), jnp.arange(S), segment_ids, all_segments)
+            slots = jnp.arange(all_segments.shape[1])
+            mask = Mask(slot + jnp.arange(T), slots, segment_ids, all_segments)
 
         require(
             config.vocab_size is not None, "vocab_size", None, "only `chameleon train` can find it; give the number"
@@ -298,7 +283,7 @@ class Transformer(nn.Module):
         x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
 
-        turns = _kept(rotations(positions, config.head_dim, config.rope_theta))
+        sin_cos = rope_sin_cos(positions, config.head_dim, config.rope_theta)
         block = Block
         if config.remat != "none":
             # Outside of a loop XLA would see that both computations are the same, and keep it all.
@@ -312,7 +297,7 @@ class Transformer(nn.Module):
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, turns, seen, slot)
+        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, sin_cos, mask, slot)
 
         norm = RMSNorm(config, name="norm")
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))

@@ -15,9 +15,8 @@ from jax.sharding import AxisType, Mesh
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import TransformerConfig
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.models.attention import Visibility, attend, causal_mask
-from chameleon_jax.models.attention_choice import KERNELS, resolved
-from chameleon_jax.models.attention_kernels import attend_rows
+from chameleon_jax.models.attention import KERNELS, attend, backend_for
+from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.transformer import remat_policy
 from chameleon_jax.runtime.distributed import gather_texts
 from chameleon_jax.runtime.progress import console
@@ -50,7 +49,7 @@ def check_attention(config: TransformerConfig, where: Any, length: int | None = 
     if not isinstance(where, Mesh):
         where = Mesh(np.asarray(where).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     length = length or LENGTH * where.shape.get("sequence", 1)
-    kernel = resolved(config, where, length).attention
+    kernel = backend_for(config, where, length)
     if kernel not in KERNELS:
         return config
     found = _problem(config, kernel, where, length)
@@ -107,9 +106,9 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
     """Of the kernel and of plain attention in the same dtype from plain attention in float32: the largest difference
     over the largest value, for values and the gradients of q, k and v. Plain attention is computed for one key head
     after the other."""
-    D, K, slots = config.head_dim, config.num_kv_heads, jnp.arange(length)
+    D, K = config.head_dim, config.num_kv_heads
     segments = nn.with_logical_constraint(jnp.asarray(documents(rows, length)), ("batch", "length"))
-    seen = Visibility(slots, slots, segments, segments)
+    mask = Mask.of_rows(segments)
 
     def random(name: int, heads: int, axes: tuple[str | None, ...]) -> Array:
         x = jax.random.normal(jax.random.fold_in(key, name), (rows, length, heads, D))
@@ -119,7 +118,7 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
     q, upstream = random(0, config.num_heads, queries), random(1, config.num_heads, queries)
     k, v = random(2, K, keys), random(3, K, keys)
 
-    kernel = functools.partial(attend_rows, seen=seen, backend=backend)
+    kernel = functools.partial(attend, mask=mask, backend=backend)
     if config.remat != "none":
         kernel = jax.checkpoint(kernel, policy=remat_policy(config.remat))
 
@@ -132,7 +131,7 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
 
     def of_head(arrays: tuple[Array, ...]) -> Array:
         *inputs, out, of_q, of_k, of_v = arrays
-        plain = functools.partial(_attend_in_slices, seen=seen)
+        plain = functools.partial(_attend_in_slices, mask=mask)
         with jax.default_matmul_precision("highest"):
             exact = attended(plain, "float32", *inputs)
         usual = attended(plain, config.compute_dtype, *inputs)
@@ -150,19 +149,19 @@ def _deviations(config: TransformerConfig, backend: str, rows: int, length: int,
     return found / size, plain / size
 
 
-def _attend_in_slices(q: Array, k: Array, v: Array, seen: Visibility) -> Array:
-    """`attend` under `causal_mask(*seen)`, for a slice of the queries at a time; so are its gradients."""
+def _attend_in_slices(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """Plain attention, for a slice of the queries at a time; so are its gradients."""
     B, T, H, D = q.shape
     size = next(size for size in range(min(QUERIES, T), 0, -1) if T % size == 0)
 
     @jax.checkpoint
     def of_slice(arrays: tuple[Array, Array, Array]) -> Array:
         q, slots, segments = arrays
-        return attend(q, k, v, causal_mask(slots, seen.key_slots, segments, seen.key_segments))
+        return attend(q, k, v, Mask(slots, mask.key_slots, segments, mask.key_segments), "xla")
 
     slices = (
         jnp.moveaxis(q.reshape(B, -1, size, H, D), 1, 0),
-        seen.query_slots.reshape(-1, size),
-        jnp.moveaxis(seen.query_segments.reshape(B, -1, size), 1, 0),
+        mask.query_slots.reshape(-1, size),
+        jnp.moveaxis(mask.query_segments.reshape(B, -1, size), 1, 0),
     )
     return jnp.moveaxis(jax.lax.map(of_slice, slices), 0, 1).reshape(q.shape)

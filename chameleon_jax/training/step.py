@@ -14,7 +14,7 @@ import optax
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.models.attention_choice import resolved
+from chameleon_jax.models.attention import backend_for
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.sharding import batch_sharding, constraints_on, replicated
@@ -136,7 +136,8 @@ def _unless(bad: Array, new: Any, old: Any) -> Any:
 
 def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> TrainConfig:
     """`config` with the attention backend for these devices and the length of these rows."""
-    return dataclasses.replace(config, model=resolved(config.model, mesh, batch.inputs.shape[1]))
+    backend = backend_for(config.model, mesh, batch.inputs.shape[1])
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention=backend))
 
 
 def make_train_step(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.models.attention import attend, causal_mask, layer_norm, rms_norm, rotate, rotations
+from chameleon_jax.models.attention import apply_rope, attend, layer_norm, rms_norm, rope_sin_cos
+from chameleon_jax.models.attention_mask import Mask
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_norms_and_rotation_of_bfloat16_round_once():
         "rms": (rms_norm(x, scale[0], 1e-5), rms_norm_by_hand(exact[0], exact[1][0], 1e-5)),
         "layer": (layer_norm(x, scale, bias, 1e-5), layer_norm_by_hand(*exact, 1e-5)),
         "rotate": (
-            rotate(x, rotations(jnp.asarray(positions), x.shape[-1], 1e4)),
+            apply_rope(x, rope_sin_cos(jnp.asarray(positions), x.shape[-1], 1e4)),
             rotate_by_hand(exact[0], positions, 1e4),
         ),
     }
@@ -105,7 +106,7 @@ def test_rotation_is_that_of_the_specification_after_reordering_the_channels(): 
         [[1, 2, 3, 4], [-1.14264, 1.922076, 2.959851, 4.0298], [-2.234742, 0.077004, 2.919405, 4.059196]]
     )
     x = jnp.tile(jnp.asarray([1.0, 2.0, 3.0, 4.0])[jnp.asarray(order)], (1, 3, 1, 1))
-    got = rotate(x, rotations(jnp.arange(3)[None], x.shape[-1], 10000.0))
+    got = apply_rope(x, rope_sin_cos(jnp.arange(3)[None], x.shape[-1], 10000.0))
     np.testing.assert_allclose(got[0, :, 0], interleaved[:, order], rtol=0, atol=1e-6)
 
 
@@ -114,13 +115,13 @@ def test_rotation_equals_numpy_at_each_rows_own_positions():
     positions = np.asarray([[0, 1, 2, 3], [7, 0, 4095, 100]])
     # float32 angles near 4095 are exact to 2e-4 of a turn's unit.
     np.testing.assert_allclose(
-        rotate(jnp.asarray(x), rotations(jnp.asarray(positions), x.shape[-1], 10000.0)),
+        apply_rope(jnp.asarray(x), rope_sin_cos(jnp.asarray(positions), x.shape[-1], 10000.0)),
         rotate_by_hand(x, positions, 10000.0),
         atol=1e-3,
     )
     near = positions.clip(max=10)
     np.testing.assert_allclose(
-        rotate(jnp.asarray(x), rotations(jnp.asarray(near), x.shape[-1], 500.0)),
+        apply_rope(jnp.asarray(x), rope_sin_cos(jnp.asarray(near), x.shape[-1], 500.0)),
         rotate_by_hand(x, near, 500.0),
         atol=5e-6,
     )
@@ -137,14 +138,13 @@ def mask_rows(mask) -> list[str]:
 
 def test_the_worked_example_of_the_docstring():
     segments = jnp.asarray([[1, 1, 2, 0]])
-    mask = causal_mask(jnp.arange(4), jnp.arange(4), segments, segments)
-    assert mask_rows(mask[0]) == ["1000", "1100", "0010", "0001"]
+    assert mask_rows(Mask.of_rows(segments).to_array()[0]) == ["1000", "1100", "0010", "0001"]
 
 
 def test_queries_that_continue_a_cache_see_what_is_written_in_their_segment():
     # Six slots: a pad, three tokens read before, then the two queries at slots 4 and 5 (the last slot just written).
     keys = jnp.asarray([[0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
-    mask = causal_mask(jnp.asarray([4, 5]), jnp.arange(6), keys[:, 4:], keys)
+    mask = Mask(jnp.asarray([4, 5]), jnp.arange(6), keys[:, 4:], keys).to_array()
     assert mask_rows(mask[0]) == ["011110", "011111"]
     assert mask_rows(mask[1]) == ["000110", "000111"]
 
@@ -152,7 +152,7 @@ def test_queries_that_continue_a_cache_see_what_is_written_in_their_segment():
 def test_no_query_is_left_without_a_key():
     for segments in ([0, 0, 0], [0, 0, 1], [1, 0, 1], [3, 2, 1]):
         row = jnp.asarray([segments])
-        assert np.all(np.any(causal_mask(jnp.arange(3), jnp.arange(3), row, row), axis=-1))
+        assert np.all(np.any(Mask.of_rows(row).to_array(), axis=-1))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -180,17 +180,17 @@ def test_attention_equals_numpy_with_contiguous_groups_of_query_heads(H, K):
     B, T, S, D = 2, 3, 5, 8
     q, k, v = normal(B, T, H, D), normal(B, S, K, D, seed=1), normal(B, S, K, D, seed=2)
     keys = np.asarray([[1, 1, 1, 1, 1], [0, 1, 1, 2, 2]])
-    mask = np.asarray(causal_mask(jnp.arange(2, 5), jnp.arange(5), jnp.asarray(keys[:, 2:]), jnp.asarray(keys)))
-    out = attend(*map(jnp.asarray, (2 * q, k, v, mask)))
-    np.testing.assert_allclose(out, attend_by_hand(2 * q, k, v, mask), rtol=1e-5, atol=2e-6)
+    mask = Mask(jnp.arange(2, 5), jnp.arange(5), jnp.asarray(keys[:, 2:]), jnp.asarray(keys))
+    out = attend(*map(jnp.asarray, (2 * q, k, v)), mask, "xla")
+    np.testing.assert_allclose(out, attend_by_hand(2 * q, k, v, mask.to_array()), rtol=1e-5, atol=2e-6)
 
 
 def test_a_row_of_padding_alone_gives_numbers_and_gradients():
     segments = jnp.zeros((1, 4), jnp.int32)
-    mask = causal_mask(jnp.arange(4), jnp.arange(4), segments, segments)
+    mask = Mask.of_rows(segments)
     q, k, v = (jnp.asarray(normal(1, 4, 2, 8, seed=seed)) for seed in range(3))
     assert np.all(np.isfinite(attend(q, k, v, mask)))
-    nothing = jnp.zeros_like(mask)  # not even itself: no caller does this, and still no NaN
+    nothing = mask._replace(query_slots=-mask.query_slots - 1)  # not even itself: no caller does this, and still no NaN
     value, gradient = jax.value_and_grad(lambda q: jnp.sum(attend(q, k, v, nothing)))(q)
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))
@@ -198,7 +198,7 @@ def test_a_row_of_padding_alone_gives_numbers_and_gradients():
 
 def test_hidden_keys_have_no_influence_at_all():
     q, k, v = (jnp.asarray(normal(1, 4, 2, 8, seed=seed)) for seed in range(3))
-    mask = jnp.asarray(np.tril(np.ones((1, 4, 4), bool)))
+    mask = Mask.of_rows(jnp.ones((1, 4), jnp.int32))
     changed = attend(q, k.at[:, 3].set(100.0), v.at[:, 3].set(1e6), mask)
     np.testing.assert_array_equal(changed[:, :3], attend(q, k, v, mask)[:, :3])
 
@@ -208,7 +208,7 @@ def test_large_scores_neither_overflow_nor_round_away():
     q = jnp.full((1, 1, 1, 4), 16.0, jnp.bfloat16)
     k = jnp.asarray([[16.0] * 4, [15.875] * 4]).reshape(1, 2, 1, 4).astype(jnp.bfloat16)
     v = jnp.asarray([1.0, 0.0]).reshape(1, 2, 1, 1).repeat(4, -1).astype(jnp.bfloat16)
-    out = attend(q, k, v, jnp.ones((1, 1, 2), bool))
+    out = attend(q, k, v, Mask(jnp.asarray([1]), jnp.arange(2), jnp.ones((1, 1)), jnp.ones((1, 2))), "xla")
     expected = 1 / (1 + np.exp(-16.0 * 0.125 * 4 / 2))  # scores 512 and 508
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=2**-8)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import ConfigError
-from chameleon_jax.models import attention, attention_kernels
-from chameleon_jax.models.attention import Visibility, attend, causal_mask
-from chameleon_jax.models.attention_kernels import attend_rows, packed_layout
+from chameleon_jax.models import attention_kernels
+from chameleon_jax.models.attention import attend
+from chameleon_jax.models.attention_kernels import packed_layout
+from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.transformer import Transformer
 from tests.tiny_models import TRANSFORMER, transformer_params
 
@@ -22,11 +23,6 @@ SEGMENTS = np.zeros((2, LENGTH), np.int32)
 """Documents that end inside and at the edges of blocks, one of a single token; padding behind and before."""
 SEGMENTS[0, :100], SEGMENTS[0, 100:128], SEGMENTS[0, 128:230] = 1, 2, 3
 SEGMENTS[1, 7:8], SEGMENTS[1, 8:] = 1, 2
-
-
-def visibility(segments: np.ndarray) -> Visibility:
-    slots, segments = jnp.arange(segments.shape[1]), jnp.asarray(segments)
-    return Visibility(slots, slots, segments, segments)
 
 
 def examples(H: int, K: int, dtype: str, D: int = 16) -> list[jax.Array]:
@@ -59,7 +55,7 @@ def by_hand(q, k, v, upstream, segments=SEGMENTS):
 def computed(backend: str, q, k, v, upstream, segments=SEGMENTS):
     @jax.jit
     def run(q, k, v, upstream):
-        out, gradients = jax.vjp(lambda *qkv: attend_rows(*qkv, visibility(segments), backend), q, k, v)
+        out, gradients = jax.vjp(lambda *qkv: attend(*qkv, Mask.of_rows(jnp.asarray(segments)), backend), q, k, v)
         return out, *gradients(upstream)
 
     return run(q, k, v, upstream)
@@ -76,7 +72,7 @@ def assert_close(found, expected, dtype: str):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of queries and keys in a short row."""
-    monkeypatch.setattr(attention, "BLOCK", 48)  # with a rest
+    monkeypatch.setattr(attention_kernels, "BLOCK", 48)  # with a rest
     monkeypatch.setattr(attention_kernels, "SPLASH_BLOCK", 128)
 
 
@@ -103,7 +99,7 @@ def test_splash_computes_gradients_of_long_rows_by_a_kernel_of_their_own(monkeyp
 
 @pytest.mark.parametrize("blocks", [1, 9])
 def test_blockwise_in_any_number_of_blocks(monkeypatch, blocks):
-    monkeypatch.setattr(attention, "BLOCK", -(-LENGTH // blocks))
+    monkeypatch.setattr(attention_kernels, "BLOCK", -(-LENGTH // blocks))
     arrays = examples(4, 2, "float32")
     assert_close(computed("blockwise", *arrays), by_hand(*arrays), "float32")
 
@@ -148,7 +144,7 @@ def cudnn_by_hand(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale)
     of_queries, of_keys = documents(q, handed[0], handed[2]), documents(k, handed[1], handed[3])
     slots = jnp.arange(of_queries.shape[1])
     flat = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
-    return attend(*flat, causal_mask(slots, slots, of_queries, of_keys)).reshape(q.shape)
+    return attend(*flat, Mask(slots, slots, of_queries, of_keys), "xla").reshape(q.shape)
 
 
 def test_the_worked_example_of_the_packed_layout():
@@ -225,6 +221,6 @@ def test_the_backward_pass_runs_no_second_forward_kernel_of_cudnn_unless_told_to
 def test_more_rows_than_cudnn_can_count_are_refused():
     q = jax.ShapeDtypeStruct((512, 4096, 8, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((512, 4096), jnp.int32)
-    seen = Visibility(jnp.arange(4096), jnp.arange(4096), segments, segments)
+    mask = Mask(jnp.arange(4096), jnp.arange(4096), segments, segments)
     with pytest.raises(ConfigError, match="512 rows of 4096 on a device"):
-        jax.eval_shape(functools.partial(attend_rows, backend="cudnn"), q, q, q, seen)
+        jax.eval_shape(functools.partial(attend, backend="cudnn"), q, q, q, mask)

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from chameleon_jax.config import ConfigError, MeshConfig, TransformerConfig
-from chameleon_jax.models import attention_choice, transformer
-from chameleon_jax.models.attention_choice import choose_attention, resolved
+from chameleon_jax.models import attention
+from chameleon_jax.models.attention import backend_for, choose_backend
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
 from tests.tiny_models import TRANSFORMER, transformer_params
@@ -33,9 +33,13 @@ CPU = Device("cpu", "cpu")
 MODEL = TransformerConfig(compute_dtype="bfloat16")
 
 
+def choose(config: TransformerConfig, device: Device, length: int, sequence: int = 1) -> str:
+    return choose_backend(config.attention, device, length, config.head_dim, config.compute_dtype, sequence)
+
+
 @pytest.fixture(autouse=True)
 def new_cudnn(monkeypatch):
-    monkeypatch.setattr(attention_choice, "_cudnn_obstacle", lambda: None)
+    monkeypatch.setattr(attention, "_cudnn_version_obstacle", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +63,13 @@ def new_cudnn(monkeypatch):
     ],
 )
 def test_auto_takes_the_kernel_where_it_can_run(device, length, sequence, changes, expected):
-    assert choose_attention(dataclasses.replace(MODEL, **changes), device, length, sequence) == expected
+    assert choose(dataclasses.replace(MODEL, **changes), device, length, sequence) == expected
 
 
 @pytest.mark.parametrize("backend", ["xla", "blockwise"])
 def test_plain_backends_run_anywhere(backend):
     for device in (TPU, H100, A100, MI300, CPU):
-        assert choose_attention(dataclasses.replace(MODEL, attention=backend), device, 100) == backend
+        assert choose(dataclasses.replace(MODEL, attention=backend), device, 100) == backend
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_plain_backends_run_anywhere(backend):
 def test_a_backend_that_cannot_run_there_is_refused(device, attention, length, sequence, dtype, message):
     config = dataclasses.replace(MODEL, attention=attention, compute_dtype=dtype)
     with pytest.raises(ConfigError, match=f"^model.attention = '{attention}': .*{message}"):
-        choose_attention(config, device, length, sequence)
+        choose(config, device, length, sequence)
 
 
 def test_an_old_cudnn_is_not_asked(monkeypatch):
@@ -91,24 +95,38 @@ def test_an_old_cudnn_is_not_asked(monkeypatch):
 
     for version, expected in ((90500, "blockwise"), (90600, "cudnn")):
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda version=version: version)
-        assert choose_attention(MODEL, H100, 4096) == expected
+        assert choose(MODEL, H100, 4096) == expected
 
 
 def test_a_mesh_says_its_devices_and_how_rows_are_cut():
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=4))
-    assert resolved(MODEL, mesh, 4096).attention == "blockwise"
-    assert resolved(MODEL, jax.devices()[0], 512).attention == "xla"
+    assert backend_for(MODEL, mesh, 4096) == "blockwise"
+    assert backend_for(MODEL, jax.devices()[0], 512) == "xla"
     splash = dataclasses.replace(MODEL, attention="splash")
-    assert resolved(splash, mesh, 512) == splash  # interpreted
+    assert backend_for(splash, mesh, 512) == "splash"  # interpreted
     with pytest.raises(ConfigError, match="rows of 256 on 4 devices"):
-        resolved(splash, mesh, 256)
+        backend_for(splash, mesh, 256)
 
 
-@pytest.mark.parametrize(("length", "expected"), [(16, "xla"), (2048, "blockwise")])
-def test_a_model_that_nobody_resolved_goes_by_the_length_alone(monkeypatch, length, expected):
-    params = transformer_params(TRANSFORMER)
-    asked, real = set(), transformer.attend_rows
-    monkeypatch.setattr(transformer, "attend_rows", lambda *args: asked.add(args[-1]) or real(*args))
-    apply = functools.partial(Transformer(TRANSFORMER).apply, {"params": params})
+@pytest.mark.parametrize(
+    ("device", "length", "expected"),
+    [(CPU, 16, "xla"), (CPU, 2048, "blockwise"), (TPU, 512, "splash"), (TPU, 5, "xla"), (H100, 5, "cudnn")],
+)
+def test_a_model_by_itself_takes_the_kernel_of_the_device_at_hand(monkeypatch, device, length, expected):
+    params, asked = transformer_params(TRANSFORMER), set()
+    for backend in ("xla", "blockwise", "splash", "cudnn"):
+        monkeypatch.setattr(attention, f"attend_{backend}", lambda q, *args, backend=backend: asked.add(backend) or q)
+    monkeypatch.setattr(attention, "_current_device", lambda: device)
+    model = Transformer(dataclasses.replace(TRANSFORMER, compute_dtype="bfloat16"))
+    apply = functools.partial(model.apply, {"params": params})
     jax.eval_shape(apply, jax.ShapeDtypeStruct((1, length), "int32"))
     assert asked == {expected}
+
+
+def test_the_device_at_hand_is_that_of_the_mesh_or_else_the_default():
+    last = jax.devices()[-1]
+    with jax.default_device(last):
+        assert attention._current_device() is last
+    tpu = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=jax.sharding.AbstractDevice("TPU v5", 1, "tpu"))
+    with jax.sharding.use_abstract_mesh(tpu):
+        assert attention._current_device().platform == "tpu"

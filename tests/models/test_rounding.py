@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_models import TRANSFORMER, transformer_params
 
-from chameleon_jax.models.attention import layer_norm, rms_norm, rotate, rotations
+from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm, rope_sin_cos
 from chameleon_jax.models.transformer import Transformer
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -88,7 +88,9 @@ def test_rotation_rounds_once(compile):
     first, second, cos, sin = (array.astype(BFLOAT16) for array in (first, second, cos, sin))
     often = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     check(
-        compile(lambda x, positions: rotate(x, rotations(positions, x.shape[-1], 10000.0)))(*arrays(X, POSITIONS)),
+        compile(lambda x, positions: apply_rope(x, rope_sin_cos(positions, x.shape[-1], 10000.0)))(
+            *arrays(X, POSITIONS)
+        ),
         once,
         often,
     )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import TransformerConfig
-from chameleon_jax.models.attention import Visibility, rotations
+from chameleon_jax.models.attention import rope_sin_cos
+from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.transformer import Block, Transformer
 
 TINY = TransformerConfig(
@@ -205,12 +206,11 @@ def first_layer(config: TransformerConfig):
 @functools.partial(jax.jit, static_argnums=0)
 def run_block(config: TransformerConfig, params, x, dropout_key=None):
     T = x.shape[1]
-    places, segments = jnp.arange(T), jnp.ones((1, T), jnp.int32)
-    seen = Visibility(places, places, segments, segments)
+    mask = Mask.of_rows(jnp.ones((1, T), jnp.int32))
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     block = Block(config, deterministic=dropout_key is None)
-    turns = rotations(places[None], config.head_dim, config.rope_theta)
-    return block.apply({"params": params}, x, None, turns, seen, 0, rngs=rngs)[0]
+    sin_cos = rope_sin_cos(jnp.arange(T)[None], config.head_dim, config.rope_theta)
+    return block.apply({"params": params}, x, None, sin_cos, mask, 0, rngs=rngs)[0]
 
 
 @pytest.mark.parametrize("order", ["pre", "swin"])

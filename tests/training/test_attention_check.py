@@ -19,7 +19,7 @@ import pytest
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import ConfigError, MeshConfig, TransformerConfig
 from chameleon_jax.errors import TrainingError
-from chameleon_jax.models import attention_kernels
+from chameleon_jax.models import attention, attention_kernels
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import attention_check
 from chameleon_jax.training.attention_check import check_attention, documents
@@ -111,25 +111,25 @@ def test_a_right_kernel_passes_on_a_device_and_on_a_mesh(short_rows):
     check_attention(MODEL, make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)))
 
 
-def leaks(q, k, v, seen):
+def leaks(q, k, v, mask):
     """Forgets about documents, as a kernel without segments does."""
-    one = jnp.ones_like(seen.query_segments)
-    return attention_kernels._attend_masked(q, k, v, seen._replace(query_segments=one, key_segments=one))
+    one = jnp.ones_like(mask.query_segments)
+    return attention_kernels.attend_xla(q, k, v, mask._replace(query_segments=one, key_segments=one))
 
 
-def lets_one_token_through(q, k, v, seen):
+def lets_one_token_through(q, k, v, mask):
     """The first token of the second document belongs to the first."""
-    segments = seen.query_segments.at[:, 64].set(1)
-    return attention_kernels._attend_masked(q, k, v, seen._replace(query_segments=segments, key_segments=segments))
+    segments = mask.query_segments.at[:, 64].set(1)
+    return attention_kernels.attend_xla(q, k, v, mask._replace(query_segments=segments, key_segments=segments))
 
 
 @jax.custom_vjp
-def wrong_only_in_gradients(q, k, v, seen):
-    return attention_kernels._attend_masked(q, k, v, seen)
+def wrong_only_in_gradients(q, k, v, mask):
+    return attention_kernels.attend_xla(q, k, v, mask)
 
 
-def _forward(q, k, v, seen):
-    return wrong_only_in_gradients(q, k, v, seen), (q, k, v, seen)
+def _forward(q, k, v, mask):
+    return wrong_only_in_gradients(q, k, v, mask), (q, k, v, mask)
 
 
 def _backward(saved, above):
@@ -145,11 +145,11 @@ wrong_only_in_gradients.defvjp(_forward, _backward)
         (leaks, "values"),
         (lets_one_token_through, "values"),
         (wrong_only_in_gradients, "gradient of q"),
-        (lambda q, k, v, seen: q * jnp.nan, "values"),
+        (lambda q, k, v, mask: q * jnp.nan, "values"),
     ],
 )
 def test_a_wrong_kernel_is_found_out(monkeypatch, short_rows, kernel, what):
-    monkeypatch.setattr(attention_kernels, "attend_splash", kernel)
+    monkeypatch.setattr(attention, "attend_splash", kernel)
     with pytest.raises(TrainingError, match=rf"'splash' on cpu: its {what} deviate .* model.attention = 'blockwise'"):
         check_attention(MODEL, jax.devices()[0])
 
@@ -165,11 +165,11 @@ def test_the_check_runs_what_the_run_will(monkeypatch):
     """Length, heads, dtype and what is kept for the backward pass."""
     asked = []
 
-    def told(q, k, v, seen):
+    def told(q, k, v, mask):
         asked.append((q.shape, k.shape, q.dtype.name))
-        return attention_kernels._attend_masked(q, k, v, seen)
+        return attention_kernels.attend_xla(q, k, v, mask)
 
-    monkeypatch.setattr(attention_kernels, "attend_splash", told)
+    monkeypatch.setattr(attention, "attend_splash", told)
     config = dataclasses.replace(MODEL, remat="save_attention")
     assert check_attention(config, make_mesh(MeshConfig(data=4, sequence=2)), 256) is config
     assert set(asked) == {((4, 256, 4, 16), (4, 256, 2, 16), "bfloat16")}
@@ -177,12 +177,11 @@ def test_the_check_runs_what_the_run_will(monkeypatch):
 
 def automatic(monkeypatch) -> TransformerConfig:
     """'auto' chooses splash, as it does on a TPU."""
-    choose = lambda config, where, length: dataclasses.replace(config, attention="splash")  # noqa: E731
-    monkeypatch.setattr(attention_check, "resolved", choose)
+    monkeypatch.setattr(attention_check, "backend_for", lambda config, where, length: "splash")
     return dataclasses.replace(MODEL, attention="auto")
 
 
-def breaks(q, k, v, seen):
+def breaks(q, k, v, mask):
     raise NotImplementedError("this chip has no such instruction")
 
 
@@ -190,7 +189,7 @@ def breaks(q, k, v, seen):
     ("kernel", "reason"), [(leaks, "its values deviate by"), (breaks, "fails (this chip has no such instruction)")]
 )
 def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(monkeypatch, capsys, kernel, reason):
-    monkeypatch.setattr(attention_kernels, "attend_splash", kernel)
+    monkeypatch.setattr(attention, "attend_splash", kernel)
     config = automatic(monkeypatch)
     found = check_attention(config, jax.devices()[0], 128)
     assert found == dataclasses.replace(config, attention="blockwise")
@@ -200,8 +199,8 @@ def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(mon
 
 
 def test_blockwise_that_is_wrong_too_leaves_plain_attention(monkeypatch):
-    monkeypatch.setattr(attention_kernels, "attend_splash", leaks)
-    monkeypatch.setattr(attention_kernels, "attend_blockwise", leaks)
+    monkeypatch.setattr(attention, "attend_splash", leaks)
+    monkeypatch.setattr(attention, "attend_blockwise", leaks)
     assert check_attention(automatic(monkeypatch), jax.devices()[0], 128).attention == "xla"
 
 
