@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
 
 from chameleon_jax.batch import Batch, from_rows, row_dtype
-from chameleon_jax.config import ConfigError, TrainConfig
+from chameleon_jax.config import ConfigError, StageConfig
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime.cloud import is_cloud, on_disk
 from chameleon_jax.runtime.folders import recover
@@ -18,10 +18,6 @@ from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
 from data_pipeline.prepare import ROWS_PER_FILE
-
-
-def _mix(sources: Mapping[str, grain.MapDataset], config: TrainConfig) -> grain.MapDataset:
-    return mix(sources, config.stages, config.steps * config.batch_size, config.seed)
 
 
 def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
@@ -143,31 +139,50 @@ class PreparedData:
         rows = _Rows(f"{part}.{name}", paths, entry["rows"], dtype, self.header["vocab_size"])
         return grain.MapDataset.source(rows)
 
-    def batches(self, config: TrainConfig, start: int = 0, rows: np.ndarray | None = None) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of the run that `config` describes, up to its last step.
+    def batches(
+        self,
+        stages: Sequence[StageConfig],
+        steps: int,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        start: int = 0,
+        rows: np.ndarray | None = None,
+    ) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of a training run, up to its last step.
 
         Args:
+          stages: mixtures of the sources, with their shares of the run.
+          steps: batches of the whole run.
+          batch_size: rows of a batch.
+          seed: of the shuffling.
           rows: int `[n]`, which rows of each batch to read, in this order, where a process needs only some of them;
             None: all. What a row of a batch holds does not depend on it.
+
+        Raises:
+          ConfigError: if a stage names a source that was not prepared.
+          FileError: if files are missing; when it is read, for a damaged row.
         """
-        size = config.batch_size
-        places = _places(size, rows)
-        mixed = _mix({name: self.rows("sources", name) for name in self.header["sources"]}, config)
+        places = _places(batch_size, rows)
+        sources = {name: self.rows("sources", name) for name in self.header["sources"]}
+        mixed = mix(sources, stages, steps * batch_size, seed)
 
         def read(number: int) -> Batch:
-            return from_rows(np.stack([mixed[number * size + place] for place in places.tolist()]))
+            return from_rows(np.stack([mixed[number * batch_size + place] for place in places.tolist()]))
 
         reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        return _in_one_line(grain.MapDataset.range(config.steps).map(read)[start:].to_iter_dataset(reading))
+        return _in_one_line(grain.MapDataset.range(steps).map(read)[start:].to_iter_dataset(reading))
 
-    def rows_of_batch(self, config: TrainConfig) -> Callable[[int], list[tuple[str, int]]]:
-        """Gives source and number of every row of a batch, these counted from 0, of the run that `config` describes."""
+    def rows_of_batch(
+        self, stages: Sequence[StageConfig], steps: int, batch_size: int, seed: int = 0
+    ) -> Callable[[int], list[tuple[str, int]]]:
+        """Gives, for the number of a batch of `batches`, source and number of each of its rows."""
         sources = {
             name: grain.MapDataset.range(entry["rows"]).map(lambda row, name=name: (name, int(row)))
             for name, entry in self.header["sources"].items()
         }
-        mixed, size = _mix(sources, config), config.batch_size
-        return lambda number: [mixed[number * size + place] for place in range(size)]
+        mixed = mix(sources, stages, steps * batch_size, seed)
+        return lambda number: [mixed[number * batch_size + place] for place in range(batch_size)]
 
     def held_out_batches(
         self, name: str, batch_size: int, limit: int = 0, rows: np.ndarray | None = None

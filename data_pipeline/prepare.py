@@ -13,14 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.config import ConfigError, ImageTokenizerConfig, PrepareCommand, SourceConfig, to_dict
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, to_dict
 from chameleon_jax.runtime.files import write_json
 from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
 from chameleon_jax.runtime.headers import FORMAT_VERSION, sealed
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
+from data_pipeline.config import PrepareCommand
 from data_pipeline.packing import pack
+from data_pipeline.sources.source import FORMER_KEYS, SourceConfig
 from data_pipeline.tokenize import Counts, tokenized_pieces
 
 ROWS_PER_FILE = 65536
@@ -66,9 +68,19 @@ def _hash(tokenizer: ImageTokenizer | None) -> str | None:
     return digest.hexdigest()
 
 
+def _fingerprint(header: dict[str, Any]) -> str:
+    """Differs with the rows and with what they were made of. Data prepared again by a newer version keeps it, so that
+    runs go on."""
+
+    def with_former_keys(entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: {**entry, "source": {**FORMER_KEYS, **entry["source"]}} for name, entry in entries.items()}
+
+    header = {**header, **{part: with_former_keys(header[part]) for part in ("sources", "held_out")}}
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
 def _figures(counts: Counts) -> dict[str, Any]:
-    """Counts for dataset.json. The newer ones are left out if they are 0: data prepared again by a newer version keeps
-    its fingerprint, so that runs go on."""
+    """Counts for dataset.json. The newer ones are left out if they are 0, as the fingerprint covers them."""
     newer = ("documents_cut", "pictures_cut_off")
     return {name: value for name, value in dataclasses.asdict(counts).items() if value or name not in newer}
 
@@ -138,6 +150,6 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
             "text": hashlib.sha256(tokenizer.text.model).hexdigest() if tokenizer.text else None,
             "image": _hash(tokenizer.image),
         }
-        header["fingerprint"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+        header["fingerprint"] = _fingerprint(header)
         write_json(folder / "dataset.json", sealed(json.loads(json.dumps(header))))
     return header

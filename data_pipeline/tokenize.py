@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from chameleon_jax.config import SourceConfig
-from chameleon_jax.document import Document, DocumentError, open_image
+from chameleon_jax.document import Document, DocumentError
 from chameleon_jax.runtime.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer, to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 from data_pipeline.packing import Piece, pieces_of, places_to_cut
-from data_pipeline.sources import open_source
-from data_pipeline.sources.conversations import Conversation, as_document, read_conversations
+from data_pipeline.sources import ConversationsSource, SourceConfig
+from data_pipeline.sources.conversations import Conversation, as_document
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from data_pipeline.sources.jsonl import OpenPicture
+    from data_pipeline.sources import Resize
 
 T = TypeVar("T")
 
@@ -75,7 +73,7 @@ def _learnt(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) -> np
 
 
 def join_turns(
-    turns: Sequence[tuple[np.ndarray, np.ndarray]], length: int, source: SourceConfig, vocabulary: Vocabulary
+    turns: Sequence[tuple[np.ndarray, np.ndarray]], length: int, source: ConversationsSource, vocabulary: Vocabulary
 ) -> tuple[Piece, int]:
     """A conversation as one document: prompt, end of turn, answer, end of turn, prompt, …, answer, end of sequence.
 
@@ -111,19 +109,18 @@ def _fitting(tokenizer: DocumentTokenizer, fit: str) -> DocumentTokenizer:
     return DocumentTokenizer(tokenizer.text, image, tokenizer.vocabulary, missing=tokenizer.missing)
 
 
-def _open_picture(source: SourceConfig, tokenizer: DocumentTokenizer) -> OpenPicture:
-    """Opens pictures and brings them to size at once, so that no more than one is in memory as large as it came."""
+def _resize(source: SourceConfig, tokenizer: DocumentTokenizer) -> Resize | None:
+    """Brings pictures to size as they are opened, so that no more than one is in memory as large as it came."""
+    if tokenizer.image is None:
+        return None
 
-    def open_picture(path: Path, part: str) -> Image:
-        image = open_image(path, exif=source.exif)
-        if tokenizer.image is None:
-            return image
+    def resize(image: Image, part: str) -> Image:
         preprocessing = tokenizer.image.preprocessing
-        if source.kind == "conversations":
+        if isinstance(source, ConversationsSource):
             preprocessing = dataclasses.replace(preprocessing, fit=getattr(source, f"{part}_fit"))
         return to_square(image, tokenizer.image.config.resolution, preprocessing)
 
-    return open_picture
+    return resize
 
 
 def _chunks(items: Iterator[T], document_of: Callable[[T], Document]) -> Iterator[list[T]]:
@@ -149,7 +146,7 @@ def _encode_documents(
 
 
 def _encode_conversations(
-    chunk: list[Conversation], source: SourceConfig, tokenizer: DocumentTokenizer, length: int, counts: Counts
+    chunk: list[Conversation], source: ConversationsSource, tokenizer: DocumentTokenizer, length: int, counts: Counts
 ) -> Iterator[tuple[Document, Piece]]:
     """Those that fit, each with its turns that fit as one Document."""
     turns = list(itertools.chain.from_iterable(chunk))
@@ -178,9 +175,8 @@ def tokenized_pieces(
       DocumentError: naming the source, if something in it cannot be tokenized.
     """
     counts = Counts() if counts is None else counts
-    chat = source.kind == "conversations"
-    open_picture = _open_picture(source, tokenizer)
-    items = read_conversations(source, open_picture) if chat else open_source(source, datasets, open_picture)
+    chat, resize = isinstance(source, ConversationsSource), _resize(source, tokenizer)
+    items = source.conversations(resize) if chat else source.documents(datasets, resize)
     with progress_bar(f"prepare {source.name}", source.count or None) as bar:
         for chunk in _chunks(items, as_document if chat else lambda document: document):
             try:

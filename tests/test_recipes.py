@@ -15,7 +15,6 @@ import chameleon_jax
 from chameleon_jax.config import (
     ConfigError,
     GenerationConfig,
-    PrepareCommand,
     SamplingConfig,
     TrainConfig,
     find_configs,
@@ -27,6 +26,7 @@ from chameleon_jax.console.commands import prepare, train
 from chameleon_jax.document import open_image
 from chameleon_jax.errors import FileError
 from chameleon_jax.training.metrics import read_metrics
+from data_pipeline.config import PrepareCommand
 from data_pipeline.loader import PreparedData
 
 CONFIGS = find_configs()

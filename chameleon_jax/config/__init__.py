@@ -1,13 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
 from chameleon_jax.config.bench import BenchTrainConfig
-from chameleon_jax.config.data import (
-    ImageTokenizerCommand,
-    PrepareCommand,
-    ShowCommand,
-    SourceConfig,
-    TextTokenizerCommand,
-)
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import DType, ImageTokenizerConfig, LoRAConfig, PreprocessingConfig, TransformerConfig
@@ -51,23 +44,18 @@ __all__ = [
     "DistributedConfig",
     "EvaluationConfig",
     "GenerationConfig",
-    "ImageTokenizerCommand",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",
     "InspectCommand",
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
-    "PrepareCommand",
     "PreprocessingConfig",
     "ProfileConfig",
     "SamplePrompt",
     "SamplesConfig",
     "SamplingConfig",
-    "ShowCommand",
-    "SourceConfig",
     "StageConfig",
-    "TextTokenizerCommand",
     "TextTokenizerConfig",
     "TrainConfig",
     "TransformerConfig",

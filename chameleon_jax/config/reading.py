@@ -66,16 +66,17 @@ def config(cls: type[T]) -> type[T]:
     fields, then by what its own `__post_init__` requires; numbers are finite. Lists become tuples, and mappings nested
     configs.
     """
-    own_checks = cls.__dict__.get("__post_init__")
+    own_checks = getattr(cls, "__post_init__", lambda self: None)  # its own, or those it inherits
 
     def __post_init__(self) -> None:
+        if type(self).__post_init__ is not __post_init__:  # called by that of a subclass, which does the rest
+            return own_checks(self)
         for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
             converted = _convert(hint, value, name)
             if converted is not value:
                 object.__setattr__(self, name, converted)
-        if own_checks is not None:
-            own_checks(self)
+        own_checks(self)
         for name in _hints(type(self)):  # what no range has refused
             _require_finite(getattr(self, name), name)
 
@@ -171,8 +172,9 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     Args:
       cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X] or
         other dataclasses.
-      values: a mapping, as `yaml.safe_load` gives it. A class method `fill_in` of `cls` may add to it what a file that
-        leaves out a key means, where that is not the default in Python.
+      values: a mapping, as `yaml.safe_load` gives it. A class method `variant` of `cls` may name the subclass that it
+        is read as, and a class method `fill_in` say what a file that leaves out a key means, where that is not the
+        default in Python.
       where: dotted path of `values`, for messages.
 
     Raises:
@@ -182,8 +184,13 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         raise ConfigError(
             f"{where or cls.__name__} = {shortened(values)}: must be a mapping of the keys of {cls.__name__}"
         )
-    if hasattr(cls, "fill_in"):
-        values = cls.fill_in(values)
+    try:
+        if hasattr(cls, "variant"):
+            cls = cls.variant(values)
+        if hasattr(cls, "fill_in"):
+            values = cls.fill_in(values)
+    except ConfigError as error:
+        raise error if not where else ConfigError(f"{where}.{error}") from None
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""

@@ -16,6 +16,7 @@ from typing import Any
 from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError, find_configs, read_config, require
 from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, Stopped, printable
+from data_pipeline import config as data_configs
 
 COMMANDS = "chameleon_jax.console.commands"
 
@@ -75,20 +76,20 @@ def _commands() -> dict[str, _Command]:
         ),
         "train-text-tokenizer": with_recipe(
             "learn text pieces (SentencePiece BPE)",
-            configs.TextTokenizerCommand, "train_text_tokenizer", "text_tokenizer",
+            data_configs.TextTokenizerCommand, "train_text_tokenizer", "text_tokenizer",
             "prepare CONFIG --text_tokenizer {output}",
         ),
         "train-image-tokenizer": with_recipe(
             "learn image codes (VQGAN)",
-            configs.ImageTokenizerCommand, "train_image_tokenizer", "image_tokenizer",
+            data_configs.ImageTokenizerCommand, "train_image_tokenizer", "image_tokenizer",
             "prepare CONFIG --image_tokenizer {output}",
         ),
         "prepare": with_recipe(
-            "tokenize and pack documents for training", configs.PrepareCommand, "prepare", "prepare",
+            "tokenize and pack documents for training", data_configs.PrepareCommand, "prepare", "prepare",
             "show {output}", "train CONFIG --data {output}",
         ),
         "show": _Command(
-            "print rows of prepared data, prompts and answers told apart", configs.ShowCommand,
+            "print rows of prepared data, prompts and answers told apart", data_configs.ShowCommand,
             lazily(COMMANDS, "show"), "DATA", "out/demo/rows --source digit_sums --rows 3,17",
             (
                 "DATA           a folder that `chameleon prepare` wrote",

@@ -20,13 +20,8 @@ from chameleon_jax.config import (
     ConfigError,
     ConvertCommand,
     GenerationConfig,
-    ImageTokenizerCommand,
     InspectCommand,
     LoRAConfig,
-    PrepareCommand,
-    ShowCommand,
-    SourceConfig,
-    TextTokenizerCommand,
     TrainConfig,
     require,
 )
@@ -75,15 +70,15 @@ from chameleon_jax.weights.vqgan import why_not_released
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, TextTokenizerCommand
     from data_pipeline.loader import PreparedData
+    from data_pipeline.sources import SourceConfig
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
     """Learns text pieces and writes the SentencePiece model. Returns figures about it."""
-    from data_pipeline.sources import open_source
-
     check_file(command.output, TEXT_TOKENIZER)
-    documents = itertools.chain.from_iterable(open_source(source, command.datasets) for source in command.sources)
+    documents = itertools.chain.from_iterable(source.documents(command.datasets) for source in command.sources)
     texts = [segment for document in documents for segment in document if isinstance(segment, str) and segment]
     if not texts:
         raise ConfigError("sources: their documents hold no text")
@@ -101,12 +96,10 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
 
 def _pictures(sources: tuple[SourceConfig, ...], datasets: str, resolution: int) -> np.ndarray:
     """All pictures of some sources, cropped to squares, uint8 `[n, resolution, resolution, 3]`."""
-    from data_pipeline.sources import open_source
-
     pixels = []
     with progress_bar("read pictures", None) as bar:
         for source in sources:
-            for document in open_source(source, datasets):
+            for document in source.documents(datasets):
                 images = [segment for segment in document if not isinstance(segment, str)]
                 pixels += [np.asarray(resize_and_crop(image, resolution)) for image in images]
                 bar.update(len(pixels))
@@ -267,15 +260,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if disagreement:
         console.print(disagreement)
     sample = _sampler(config, data.tokenizer(), fit) if config.samples.every else None
+    order = (config.stages, config.steps, config.batch_size, config.seed)
     began = time.monotonic()
     state = run_training(
         config,
-        lambda start, rows: data.batches(config, start, rows),
+        lambda start, rows: data.batches(*order, start=start, rows=rows),
         is_image_id,
         data_fingerprint=data.fingerprint,
         held_out=held_out,
         initial_params=initial,
-        rows_of_batch=data.rows_of_batch(config),
+        rows_of_batch=data.rows_of_batch(*order),
         sample=sample,
     )
     if not config.model.lora.rank:  # adapters leave the output layer as it is

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, SourceConfig, from_dict
+from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, from_dict
 from chameleon_jax.demo.judge import Judge, nearest_distances
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.image import to_pixels
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.losses import token_losses
 from data_pipeline.datasets import open_dataset
-from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.datasets.digit_documents import CAPTION, QUESTION, SUM
+from data_pipeline.datasets.number_words import DIGITS, NUMBERS
 from data_pipeline.loader import PreparedData
-from data_pipeline.sources import open_source
-from data_pipeline.sources.digits import CAPTION, NUMBERS, QUESTION, SUM
+from data_pipeline.sources import SourceConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,7 +103,7 @@ def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: 
 def draw(model: Chameleon, judge: Judge, config: EvaluationConfig) -> Drawings:
     """`drawings_per_digit` of each digit, from the caption alone."""
     asked = [digit for digit in range(10) for _ in range(config.drawings_per_digit)]
-    answers = model.generate_many([[CAPTION.format(WORDS[digit])] for digit in asked], config.drawing)
+    answers = model.generate_many([[CAPTION.format(DIGITS[digit])] for digit in asked], config.drawing)
     pictures = [answer[0] for answer in answers]
     return Drawings(pictures, asked, [int(digit) for digit in judge(pictures)])
 
@@ -141,7 +141,7 @@ def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
 def xz_bits_per_byte(data: PreparedData, name: str, datasets: str) -> float:
     """What `xz -9` needs for the same bytes."""
     source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
-    text = b"".join(segment.encode() for document in open_source(source, datasets) for segment in document)
+    text = b"".join(segment.encode() for document in source.documents(datasets) for segment in document)
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
@@ -159,7 +159,7 @@ def continue_documents(
     texts = []
     for name in ("python_reference", "python_stdlib"):
         source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
-        text = next(iter(open_source(source, datasets)))[0]
+        text = next(iter(source.documents(datasets)))[0]
         texts.append([text[: text.find("\n", 250) + 1]])
     interleaved = GenerationConfig(max_new_tokens=120)
     prose = GenerationConfig(mode="text", max_new_tokens=100)

@@ -29,7 +29,7 @@ class Judge:
         """Learns from real pictures, each as it is and in `COPIES` augmented versions."""
         from sklearn.svm import SVC
 
-        from data_pipeline.sources.digits import augment
+        from data_pipeline.datasets.digit_documents import augment
 
         rng = np.random.default_rng(seed)
         augmented = [augment(image, rng) for _ in range(COPIES) for image in images]

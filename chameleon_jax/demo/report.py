@@ -24,7 +24,7 @@ from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.image import to_image
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from chameleon_jax.training.metrics import read_metrics
-from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.datasets.number_words import DIGITS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +130,7 @@ def _drawings(drawings: Drawings) -> str:
             for picture, asked, judged in zip(drawings.pictures, drawings.asked, drawings.judged, strict=True)
             if asked == digit
         ]
-        rows.append(f"<div class='row'><span>{WORDS[digit]}</span>{''.join(pictures)}</div>")
+        rows.append(f"<div class='row'><span>{DIGITS[digit]}</span>{''.join(pictures)}</div>")
     return f"<div class='drawings'>{''.join(rows)}</div>"
 
 

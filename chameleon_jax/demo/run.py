@@ -20,9 +20,6 @@ from chameleon_jax.config import (
     ConfigError,
     DemoCommand,
     EvaluationConfig,
-    ImageTokenizerCommand,
-    PrepareCommand,
-    TextTokenizerCommand,
     TrainConfig,
     find_configs,
     read_config,
@@ -36,6 +33,7 @@ from chameleon_jax.runtime.folders import Kind, check_file, check_folder, remove
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from chameleon_jax.training.run_folder import RUN
+from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
 from data_pipeline.prepare import PREPARED
 
 REPORT = Kind("a report of the demo", lambda path: b"Chameleon" in path.read_bytes())

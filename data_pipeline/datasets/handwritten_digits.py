@@ -12,9 +12,10 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipeline.datasets.number_words import DIGITS
+
 RESOLUTION = 32
 TEST_PICTURES = 360
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class HandwrittenDigits(tfds.core.GeneratorBasedBuilder):
@@ -55,4 +56,4 @@ class HandwrittenDigits(tfds.core.GeneratorBasedBuilder):
             file = io.BytesIO()
             picture.save(file, "PNG")
             label = int(labels[index])
-            yield index, {"png": file.getvalue(), "label": label, "caption": f"A handwritten {WORDS[label]}."}
+            yield index, {"png": file.getvalue(), "label": label, "caption": f"A handwritten {DIGITS[label]}."}

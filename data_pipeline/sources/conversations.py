@@ -1,4 +1,4 @@
-"""Conversations: a file of JSON lines, each prompts and answers in turn. Either our own form,
+"""Kind 'conversations': a file of JSON lines, each prompts and answers in turn. Either our own form,
 
     {"turns": [{"prompt": [{"image": "kite.jpg"}, "What flies here?"], "answer": "A red kite."}]}
 
@@ -20,21 +20,20 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from chameleon_jax.config import SourceConfig
+from chameleon_jax.config.reading import config, require
 from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError
 from data_pipeline.sources.json_array import array_items, begins_with_array
 from data_pipeline.sources.jsonl import (
-    NamedPicture,
+    JsonLinesSource,
     OpenPicture,
     check_text,
     open_records,
     parse_document,
-    read_lines,
     shown,
-    with_pictures,
 )
+from data_pipeline.sources.source import Resize, register_source
 
 _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
@@ -53,7 +52,7 @@ def as_document(conversation: Conversation) -> Document:
     return [segment for turn in conversation for part in turn for segment in part]
 
 
-def _turn(value: Any, number: int, picture: NamedPicture) -> Turn:
+def _turn(value: Any, number: int, open_picture: OpenPicture) -> Turn:
     if not isinstance(value, dict) or value.keys() != {"prompt", "answer"}:
         raise DocumentError(f'turn {number}, {shown(value)}: must be {{"prompt": …, "answer": …}}')
 
@@ -62,7 +61,7 @@ def _turn(value: Any, number: int, picture: NamedPicture) -> Turn:
         if not isinstance(segments, (str, list)):
             raise DocumentError(f"turn {number}: {name} must be text or a list of segments")
         try:
-            return parse_document([segments] if isinstance(segments, str) else segments, picture, name)
+            return parse_document([segments] if isinstance(segments, str) else segments, open_picture, name)
         except DocumentError as error:
             raise DocumentError(f"turn {number}: {name}: {error}") from None
 
@@ -118,7 +117,7 @@ def _llava_files(values: dict[str, Any]) -> list[str]:
     return files
 
 
-def _llava_conversation(values: dict[str, Any], messages: Any, picture: NamedPicture) -> Conversation:
+def _llava_conversation(values: dict[str, Any], messages: Any, open_picture: OpenPicture) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
     turns, files = _llava_turns(messages), _llava_files(values)
@@ -132,10 +131,10 @@ def _llava_conversation(values: dict[str, Any], messages: Any, picture: NamedPic
 
     def document(text: str, part: str) -> Document:
         first, *rest = _MARK.split(text)
-        segments = [first, *(segment for piece in rest for segment in (picture(next(names), part), piece))]
+        segments = [first, *(segment for piece in rest for segment in (open_picture(next(names), part), piece))]
         return [segment for segment in segments if segment != ""]
 
-    before = [] if marks else [picture(name, "prompt") for name in names]
+    before = [] if marks else [open_picture(name, "prompt") for name in names]
     conversation = [Turn(document(prompt, "prompt"), document(answer, "answer")) for prompt, answer in turns]
     conversation[0] = Turn([*before, *conversation[0].prompt], conversation[0].answer)
     return conversation
@@ -147,35 +146,59 @@ def _stands_alone(text: str) -> bool:
     return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
 
-def _conversation(values: Any, picture: NamedPicture) -> Conversation:
+def _conversation(values: Any, open_picture: OpenPicture) -> Conversation:
     for key in ("conversations", "messages"):
         if isinstance(values, dict) and key in values:
-            return _llava_conversation(values, values[key], picture)
+            return _llava_conversation(values, values[key], open_picture)
     if not isinstance(values, dict) or values.keys() != {"turns"}:
         raise DocumentError(f"a line must be {_EXPECTED}")
     turns = values["turns"]
     if not isinstance(turns, list) or not turns:
         raise DocumentError("turns must be a list of at least one prompt and answer")
-    return [_turn(turn, number, picture) for number, turn in enumerate(turns, start=1)]
+    return [_turn(turn, number, open_picture) for number, turn in enumerate(turns, start=1)]
 
 
-def read_conversations(source: SourceConfig, open_picture: OpenPicture | None = None) -> Iterator[Conversation]:
-    """Conversations of the file in order; bad ones are errors, as `jsonl.read_lines` says them."""
-    if begins_with_array(Path(source.path)):
-        return _read_array(source, open_picture)
-    return read_lines(source, _conversation, open_picture)
+@register_source
+@config
+class ConversationsSource(JsonLinesSource):
+    """Prompts and answers, of which only the answers are learnt from: JSON lines in our own form or in LLaVA's."""
 
+    kind: Literal["conversations"] = "conversations"
+    prompt_loss: float = 0.0
+    """Weight of the prompts in the loss, 0 to 1; answers have 1."""
+    answer_end: Literal["separator", "eos"] = "eos"
+    """Token that ends each answer of a conversation but the last, which always ends with end of sequence: the
+    separator (end of turn) that stands after each prompt too, or end of sequence, which is where generation stops."""
+    prompt_fit: Literal["pad", "crop"] = "pad"
+    """How pictures in prompts become squares; see `fit` of the preprocessing. As in the paper (section 3): prompts
+    keep the whole picture, answers its centre."""
+    answer_fit: Literal["pad", "crop"] = "crop"
+    """The same for pictures in answers."""
 
-def _read_array(source: SourceConfig, open_picture: OpenPicture | None) -> Iterator[Conversation]:
-    parse_values = with_pictures(source, _conversation, open_picture)
-    with open_records(source.path) as file:
-        items = itertools.islice(array_items(file), source.count or None)
-        for number in itertools.count(1):
-            try:
-                values = next(items, None)
-                conversation = None if values is None else parse_values(values)
-            except DocumentError as error:
-                raise DocumentError(f"{source.path}, item {number}: {error}") from None
-            if conversation is None:
-                return
-            yield conversation
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
+
+    def conversations(self, resize: Resize | None = None) -> Iterator[Conversation]:
+        """Conversations of the file in order; bad ones are errors, as `read_lines` says them."""
+        if begins_with_array(Path(self.path)):
+            return self._read_array(resize)
+        return self.read_lines(_conversation, resize)
+
+    def documents(self, datasets: str = "", resize: Resize | None = None) -> Iterator[Document]:
+        """Each conversation as one document of all its turns."""
+        return map(as_document, self.conversations(resize))
+
+    def _read_array(self, resize: Resize | None) -> Iterator[Conversation]:
+        parse_values = self.with_pictures(_conversation, resize)
+        with open_records(self.path) as file:
+            items = itertools.islice(array_items(file), self.count or None)
+            for number in itertools.count(1):
+                try:
+                    values = next(items, None)
+                    conversation = None if values is None else parse_values(values)
+                except DocumentError as error:
+                    raise DocumentError(f"{self.path}, item {number}: {error}") from None
+                if conversation is None:
+                    return
+                yield conversation

@@ -1,4 +1,4 @@
-"""Your own Documents: a file of JSON lines, each a list of texts and pictures.
+"""Kind 'documents': a file of JSON lines, each a list of texts and pictures.
 
     ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
 
@@ -13,21 +13,20 @@ import json
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
-from chameleon_jax.config import SourceConfig
+from chameleon_jax.config.reading import config, require
 from chameleon_jax.document import Document, DocumentError, open_image
 from chameleon_jax.errors import FileError
+from data_pipeline.sources.source import Resize, SourceConfig, register_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
 
-OpenPicture = Callable[[Path, str], "Image"]
-"""Opens a picture file that stands in the part of this name, 'prompt' or 'answer'; other documents are prompts."""
-NamedPicture = Callable[[str, str], "Image"]
-"""The same by the name that a line gives it."""
+OpenPicture = Callable[[str, str], "Image"]
+"""Opens the picture file that a line names; the second text is 'prompt' or 'answer', as for `Resize`."""
 
 LONGEST_LINE = 16 << 20
 """Bytes. Text takes fifty times its size while it becomes tokens."""
@@ -52,15 +51,15 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} that is nested too deeply"
 
 
-def _segment(value: Any, picture: NamedPicture, part: str) -> str | Image:
+def _segment(value: Any, open_picture: OpenPicture, part: str) -> str | Image:
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
-        return picture(value["image"], part)
+        return open_picture(value["image"], part)
     raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
 
 
-def parse_document(values: Any, picture: NamedPicture, part: str = "prompt") -> Document:
+def parse_document(values: Any, open_picture: OpenPicture, part: str = "prompt") -> Document:
     """A Document from a list of segments.
 
     Raises:
@@ -68,7 +67,7 @@ def parse_document(values: Any, picture: NamedPicture, part: str = "prompt") -> 
     """
     if not isinstance(values, list):
         raise DocumentError("a line must be a list of segments")
-    document = [_segment(value, picture, part) for value in values]
+    document = [_segment(value, open_picture, part) for value in values]
     if all(segment == "" for segment in document):
         raise DocumentError("the document is empty")
     return document
@@ -127,51 +126,66 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def with_pictures(
-    source: SourceConfig, parse: Callable[[Any, NamedPicture], T], open_picture: OpenPicture | None
-) -> Callable[[Any], T]:
-    """`parse` for the values of one line, given what opens its pictures, of which it may have `MOST_PICTURES`."""
-    folder = Path(source.path).parent
-    open_picture = open_picture or (lambda file, part: open_image(file, exif=source.exif))
+@config
+class JsonLinesSource(SourceConfig):
+    """A file of JSON lines in which pictures are named by their paths, relative to the file."""
 
-    def parse_values(values: Any) -> T:
-        numbers = itertools.count(1)
+    path: str = ""
+    """The file. Must be given."""
+    exif: bool = True
+    """Rotate pictures as their EXIF data says, so that they stand as people see them. The released code does not; with
+    false, the codes are those that it would give."""
 
-        def picture(name: str, part: str) -> Image:
-            if next(numbers) > MOST_PICTURES:
-                raise DocumentError(f"more than {MOST_PICTURES} pictures")
-            return open_picture(folder / name, part)
+    def __post_init__(self):
+        super().__post_init__()
+        require(bool(self.path), "path", self.path, f"must name the file of JSON lines; kind {self.kind!r} reads one")
 
-        return parse(values, picture)
+    def with_pictures(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None) -> Callable[[Any], T]:
+        """`parse` for the values of one line, given what opens its pictures, of which it may have `MOST_PICTURES`."""
+        folder = Path(self.path).parent
 
-    return parse_values
+        def parse_values(values: Any) -> T:
+            numbers = itertools.count(1)
+
+            def open_picture(name: str, part: str) -> Image:
+                if next(numbers) > MOST_PICTURES:
+                    raise DocumentError(f"more than {MOST_PICTURES} pictures")
+                image = open_image(folder / name, exif=self.exif)
+                return image if resize is None else resize(image, part)
+
+            return parse(values, open_picture)
+
+        return parse_values
+
+    def read_lines(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None = None) -> Iterator[T]:
+        """What `parse` makes of each line of the file, in order; blank lines are skipped.
+
+        Args:
+          parse: is given the values of a line, and what opens its pictures.
+          resize: see `SourceConfig.documents`.
+
+        Raises:
+          FileError: if the file cannot be read.
+          DocumentError: naming file and line of one that cannot be used. No bad line is skipped.
+        """
+        parse_values = self.with_pictures(parse, resize)
+        with open_records(self.path) as file:
+            for number, line in itertools.islice(_lines(file), self.count or None):
+                try:
+                    if len(line) > LONGEST_LINE:
+                        raise DocumentError(f"longer than {LONGEST_LINE:,} bytes; cut it into several documents")
+                    document = parse_values(_parse_json(line))
+                except DocumentError as error:
+                    raise DocumentError(f"{self.path}, line {number}: {error}") from None
+                yield document
 
 
-def read_lines(
-    source: SourceConfig, parse: Callable[[Any, NamedPicture], T], open_picture: OpenPicture | None = None
-) -> Iterator[T]:
-    """What `parse` makes of each line of the file, in order; blank lines are passed over.
+@register_source
+@config
+class DocumentsSource(JsonLinesSource):
+    """Your own documents: lines such as ["A red kite. ", {"image": "kites/17.jpg"}]."""
 
-    Args:
-      parse: is given the values of a line, and what opens a picture by the name and the part that it stands in.
-      open_picture: opens them; by default whole, as the source says.
+    kind: Literal["documents"] = "documents"
 
-    Raises:
-      FileError: if the file cannot be read.
-      DocumentError: naming file and line of one that cannot be used. Nothing is skipped silently.
-    """
-    parse_values = with_pictures(source, parse, open_picture)
-    with open_records(source.path) as file:
-        for number, line in itertools.islice(_lines(file), source.count or None):
-            try:
-                if len(line) > LONGEST_LINE:
-                    raise DocumentError(f"longer than {LONGEST_LINE:,} bytes; cut it into several documents")
-                document = parse_values(_parse_json(line))
-            except DocumentError as error:
-                raise DocumentError(f"{source.path}, line {number}: {error}") from None
-            yield document
-
-
-def jsonl_documents(source: SourceConfig, open_picture: OpenPicture | None = None) -> Iterator[Document]:
-    """Documents of the file in order; see `read_lines`."""
-    return read_lines(source, parse_document, open_picture)
+    def documents(self, datasets: str = "", resize: Resize | None = None) -> Iterator[Document]:
+        return self.read_lines(parse_document, resize)

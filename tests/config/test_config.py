@@ -19,15 +19,11 @@ from chameleon_jax.config import (
     ConfigError,
     EvaluationConfig,
     GenerationConfig,
-    ImageTokenizerCommand,
     ImageTokenizerConfig,
     ImageTokenizerTrainConfig,
-    PrepareCommand,
     PreprocessingConfig,
     SamplingConfig,
-    SourceConfig,
     StageConfig,
-    TextTokenizerCommand,
     TextTokenizerConfig,
     TrainConfig,
     TransformerConfig,
@@ -35,8 +31,13 @@ from chameleon_jax.config import (
     read_config,
     to_dict,
 )
+from chameleon_jax.config.reading import config
+from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
+from data_pipeline.datasets.digit_documents import DigitSumsSource
+from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig, register_source
+from data_pipeline.sources import source as source_module
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 CLASSES = {
     "evaluation": EvaluationConfig,
     "image_tokenizer": ImageTokenizerCommand,
@@ -60,12 +61,14 @@ PREPARE = {
     "sources": [{"kind": "digit_sums"}],
 }
 CONFIG_CLASSES = {
-    value for value in vars(config_module).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
+    ConversationsSource,
+    DigitSumsSource,
+    *(value for value in vars(config_module).values() if isinstance(value, type) and dataclasses.is_dataclass(value)),
 }
 REQUIRED = {
     StageConfig: STAGES[0],
     TrainConfig: TRAIN,
-    SourceConfig: {"kind": "conversations", "path": "chat.jsonl"},
+    ConversationsSource: {"path": "chat.jsonl"},
     BenchTrainConfig: {"model": {}, "batch_size": 1, "length": 64},
     ImageTokenizerTrainConfig: {"model": {}, "steps": 100, "batch_size": 4},
     TextTokenizerConfig: {"vocab_size": 512},
@@ -162,18 +165,13 @@ def test_configs_of_the_repository_can_be_read(path):
         (ImageTokenizerConfig, {"resolution": 500}, "resolution", "500", "= 16"),
         (ImageTokenizerConfig, {"resolution": 48, "space_to_depth": 2}, "resolution", "48", "= 32"),
         (ImageTokenizerConfig, {"channels": 48}, "norm_groups", "32", "must divide channels = 48"),
-        (SourceConfig, {"kind": "documents"}, "path", "''", "goes with the kinds 'documents' and 'conv"),
-        (SourceConfig, {"kind": "digit_sums", "path": "a.jsonl"}, "path", "'a.jsonl'", "and with them only"),
-        (SourceConfig, {"kind": "conversations"}, "path", "''", "goes with the kinds 'documents' and 'conversations'"),
+        (SourceConfig, {"kind": "documents"}, "path", "''", "must name the file of JSON lines"),
+        (SourceConfig, {"kind": "conversations"}, "path", "''", "kind 'conversations' reads one"),
+        (SourceConfig, {"kind": "digit_sum"}, "kind", "'digit_sum'", "did you mean 'digit_sums'?"),
+        (SourceConfig, {"kind": ["documents"]}, "kind", "['documents']", "must be one of 'conversations', 'digit_"),
+        (DocumentsSource, {"kind": "conversations", "path": "a"}, "kind", "'conversations'", "one of 'documents'"),
         (SourceConfig, {**CONVERSATIONS, "prompt_loss": 1.5}, "prompt_loss", "1.5", "from 0 to 1"),
         (SourceConfig, {**CONVERSATIONS, "prompt_loss": float("nan")}, "prompt_loss", "nan", "from 0 to 1"),
-        (SourceConfig, {"kind": "digit_sums", "prompt_loss": 0.5}, "prompt_loss", "0.5", "with kind 'conversations'"),
-        (SourceConfig, {"kind": "digit_sums", "answer_fit": "pad"}, "answer_fit", "'pad'", "with kind 'conversations'"),
-        (SourceConfig, {**CONVERSATIONS, "augment": True}, "augment", "True",
-         "kind 'conversations' does not know it; it goes with the kinds 'digit_captions', "),
-        (SourceConfig, {"kind": "documents", "path": "a.jsonl", "split": "test"}, "split", "'test'",
-         "and 'python_stdlib'"),
-        (SourceConfig, {"kind": "python_stdlib", "seed": 3}, "seed", "3", "and 'digit_counting'"),
         (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 400},
                                 "sources": [{"kind": "python_stdlib", "loss": "text"}]},
          "python_stdlib.loss", "'text'", "goes with `chameleon prepare` only"),
@@ -218,12 +216,105 @@ def test_unknown_key_deep_inside_is_named_in_full():
     assert message_of(PrepareCommand, values) == "sources.1.augmented: there is no such key; did you mean 'augment'?"
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "digit_sums", "path": "a.jsonl"},
+         "path: kind 'digit_sums' has no such key; it goes with 'conversations', 'documents'"),
+        ({"kind": "digit_sums", "prompt_loss": 0.5},
+         "prompt_loss: kind 'digit_sums' has no such key; it goes with 'conversations'"),
+        ({**CONVERSATIONS, "augment": True},
+         "augment: kind 'conversations' has no such key; it goes with 'digit_captions', 'digit_counting', 'digit_q"),
+        ({"kind": "python_stdlib", "splitt": "test"}, "splitt: there is no such key; did you mean 'split'?"),
+        ({"name": "mine"}, "kind: missing; must be one of 'conversations', 'digit_captions', "),
+        ({"kind": "digit_sums", "count": -1}, "count = -1: must be 0 or more"),
+    ],
+)  # fmt: skip
+def test_sources_are_read_as_their_kind_says(source, message):
+    assert message_of(PrepareCommand, {**PREPARE, "sources": [source]}).startswith(f"sources.0.{message}")
+
+
+OLD_SOURCE = {
+    "kind": "digit_sums", "name": "sums", "split": "test", "count": 200, "augment": False, "path": "", "loss": "all",
+    "prompt_loss": 0.0, "answer_end": "eos", "prompt_fit": "pad", "answer_fit": "crop", "exif": True, "seed": 0,
+}  # fmt: skip
+
+
+def test_source_of_an_old_header_still_opens():
+    """Every source once had the keys of all kinds."""
+    assert from_dict(SourceConfig, OLD_SOURCE) == DigitSumsSource(name="sums", split="test", count=200)
+    conversations = {**OLD_SOURCE, "kind": "conversations", "split": "train", "path": "chat.jsonl", "answer_fit": "pad"}
+    assert from_dict(SourceConfig, conversations) == ConversationsSource(
+        name="sums", count=200, path="chat.jsonl", answer_fit="pad"
+    )
+
+
+@pytest.fixture
+def kinds(monkeypatch) -> dict:
+    """The known kinds of sources, put back afterwards."""
+    known = dict(source_module._KINDS)
+    monkeypatch.setattr(source_module, "_KINDS", known)
+    source_module._load_entry_points.cache_clear()
+    return known
+
+
+NEW_KIND = """
+from typing import Literal
+from chameleon_jax.config.reading import config
+from data_pipeline.sources import SourceConfig, register_source
+
+@register_source
+@config
+class Verses(SourceConfig):
+    kind: Literal["verses"] = "verses"
+    lines: int = 4
+
+    def documents(self, datasets, resize=None):
+        yield ["la " * self.lines]
+"""
+
+
+def test_installed_package_adds_a_kind_by_an_entry_point(kinds, tmp_path, monkeypatch):
+    """As `[project.entry-points."chameleon_jax.sources"]` of its pyproject.toml does."""
+    (tmp_path / "verses_of_mine.py").write_text(NEW_KIND)
+    info = tmp_path / "verses_of_mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: verses-of-mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[chameleon_jax.sources]\nverses = verses_of_mine\n")
+    with pytest.raises(ConfigError, match="kind = 'verses': must be one of"):
+        from_dict(SourceConfig, {"kind": "verses"})
+    source_module._load_entry_points.cache_clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    command = from_dict(PrepareCommand, {**PREPARE, "sources": [{"kind": "verses", "lines": 2}]})
+    assert list(command.sources[0].documents("")) == [["la la "]]
+    assert from_dict(PrepareCommand, to_dict(command)) == command
+    (info / "entry_points.txt").write_text("[chameleon_jax.sources]\nverses = gone_for_good\n")
+    source_module._load_entry_points.cache_clear()
+    assert "kind: gone_for_good adds kinds, but cannot be imported: No module named" in message_of(
+        SourceConfig, {"kind": "other"}
+    )
+
+
+def test_kind_belongs_to_one_class(kinds):
+    @register_source
+    @config
+    class Mine(SourceConfig):
+        kind: str = "mine"
+
+    assert register_source(Mine) is Mine
+    with pytest.raises(ValueError, match=r"kind 'mine' of .*Other is that of .*Mine"):
+
+        @register_source
+        @config
+        class Other(SourceConfig):
+            kind: str = "mine"
+
+
 def test_missing_key_says_what_it_must_be():
     values = dict(TRAIN)
     del values["steps"]
     assert message_of(TrainConfig, values) == "steps: missing; must be a whole number"
     assert message_of(TrainConfig, {**TRAIN, "stages": [{"share": 1}]}).startswith("stages.0.weights: missing; must be")
-    assert "one of 'digit_captions'" in message_of(SourceConfig, {})
 
 
 @pytest.mark.parametrize("values", [None, [], "text", 3])
@@ -285,7 +376,7 @@ def test_nested_config_survives_files():
         (lambda: GenerationConfig(text={"temperatur": 0}), "text.temperatur: there is no such key; did you mean"),
         (lambda: TransformerConfig(qk_norm=1), "qk_norm = 1: must be true or false"),
         (lambda: TransformerConfig(d_model=True), "d_model = True: must be a whole number"),
-        (lambda: SourceConfig(kind="digit_sums", split=None), "split = None: must be text"),
+        (lambda: DigitSumsSource(split=None), "split = None: must be text"),
         (lambda: PreprocessingConfig(pad_colour="red"), "pad_colour = 'red': must be a list of a whole number"),
         (lambda: PreprocessingConfig(pad_colour=(0, 0, 0.5)), r"pad_colour\.2 = 0\.5: must be a whole number"),
     ],

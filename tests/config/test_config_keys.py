@@ -29,23 +29,25 @@ from chameleon_jax.config import (
     CompileOptions,
     DistributedConfig,
     GenerationConfig,
-    ImageTokenizerCommand,
     ImageTokenizerConfig,
     ImageTokenizerTrainConfig,
     LoRAConfig,
     MeshConfig,
     OptimizerConfig,
-    PrepareCommand,
-    ShowCommand,
-    SourceConfig,
     StageConfig,
-    TextTokenizerCommand,
     TextTokenizerConfig,
     TrainConfig,
     TransformerConfig,
 )
+from chameleon_jax.config.reading import config
+from data_pipeline import config as data_configs
+from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, TextTokenizerCommand
+from data_pipeline.datasets import digit_documents, python_documents
+from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig, conversations
+from data_pipeline.sources import jsonl as jsonl_module
+from data_pipeline.sources import source as source_module
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 Check = Callable[[Path], None]
 
 
@@ -245,7 +247,7 @@ def text_pieces(config: TextTokenizerConfig) -> bytes:
 
 def jsonl(path: Path, text: str) -> SourceConfig:
     path.write_text("".join(json.dumps([f"{text} {line}"]) + "\n" for line in LINES), encoding="utf-8")
-    return SourceConfig("documents", name=path.stem, path=str(path))
+    return DocumentsSource(name=path.stem, path=str(path))
 
 
 def _text_command(folder: Path) -> None:
@@ -270,19 +272,16 @@ def asks_in(run: Callable[[Any], Any], command: Any) -> Check:
     class Asked(Exception):
         pass
 
-    def ask(source, datasets, open_picture=None):
-        raise Asked(datasets)
+    @config
+    class AskingSource(SourceConfig):
+        kind: str = "asking"
+
+        def documents(self, datasets, resize=None):
+            raise Asked(datasets)
 
     def check(folder: Path) -> None:
-        import data_pipeline.sources
-        import data_pipeline.tokenize
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data_pipeline.sources, "open_source", ask)
-            if hasattr(data_pipeline.tokenize, "open_source"):
-                patch.setattr(data_pipeline.tokenize, "open_source", ask)
-            with pytest.raises(Asked, match="elsewhere"):
-                run(dataclasses.replace(command, datasets="elsewhere", output=str(folder / "out")))
+        with pytest.raises(Asked, match="elsewhere"):
+            run(dataclasses.replace(command, sources=(AskingSource(),), datasets="elsewhere", output=f"{folder}/out"))
 
     return check
 
@@ -301,7 +300,7 @@ def _command(name: str) -> Callable[[Any], Any]:
     return getattr(commands, name)
 
 
-DIGITS = SourceConfig("digit_captions")
+DIGITS = digit_documents.DigitCaptionsSource()
 TEXT_COMMAND = TextTokenizerCommand("", TEXT, (DIGITS,))
 IMAGE_COMMAND = ImageTokenizerCommand("", IMAGE_TRAIN, (DIGITS,))
 PREPARE = PrepareCommand("", 64, (DIGITS,), text_tokenizer="a", image_tokenizer="b")
@@ -316,7 +315,7 @@ def _image_command(folder: Path) -> None:
     def source(name: str, grey: int) -> SourceConfig:
         Image.new("RGB", (16, 16), (grey,) * 3).save(folder / f"{name}.png")
         (folder / f"{name}.jsonl").write_text(json.dumps([{"image": f"{name}.png"}]) + "\n")
-        return SourceConfig("documents", name=name, path=str(folder / f"{name}.jsonl"))
+        return DocumentsSource(name=name, path=str(folder / f"{name}.jsonl"))
 
     calls = []
     with pytest.MonkeyPatch.context() as patch:
@@ -413,6 +412,24 @@ def compile_options(key: str) -> Check:
 
 ADAPTED = dataclasses.replace(MODEL, lora=LoRAConfig(rank=2))
 OPTIMIZER = OptimizerConfig(warmup_steps=4)
+
+
+def sources_in(module: Any) -> list[type]:
+    return [cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__
+            and issubclass(cls, SourceConfig)]  # fmt: skip
+
+
+SOURCE: dict[str, Check | str] = {
+    "kind": "test_sums_are_right",
+    "name": "test_source_is_called_by_its_kind_unless_named",
+    "count": "test_text_sources_stop_after_their_count",
+    "loss": "test_documents_can_be_learnt_from_for_one_modality",
+}
+FILE: dict[str, Check | str] = {
+    "path": "test_own_documents",
+    "exif": "test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to",
+}
+SPLIT: dict[str, Check | str] = {"split": "test_slices_of_a_split"}
 
 KEYS: dict[type, dict[str, Check | str]] = {
     TransformerConfig: {
@@ -564,21 +581,23 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "held_out": "test_held_out_rows_come_once_and_padding_does_not_count",
         "datasets": asks_in(_prepare, PREPARE),
     },
-    SourceConfig: {
-        "kind": "test_sums_are_right",
-        "name": "test_source_is_called_by_its_kind_unless_named",
-        "split": "test_slices_of_a_split",
-        "count": "test_text_sources_stop_after_their_count",
-        "augment": "test_augmentation_is_light_and_only_on_demand",
-        "path": "test_own_documents",
-        "loss": "test_documents_can_be_learnt_from_for_one_modality",
+    SourceConfig: SOURCE,
+    jsonl_module.JsonLinesSource: SOURCE | FILE,
+    DocumentsSource: SOURCE | FILE,
+    ConversationsSource: SOURCE | FILE | {
         "prompt_loss": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
         "answer_end": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
         "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
         "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
-        "exif": "test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to",
-        "seed": "test_seed_changes_the_documents",
     },
+    **dict.fromkeys(sources_in(python_documents), SOURCE | SPLIT),
+    **dict.fromkeys(
+        sources_in(digit_documents),
+        SOURCE | SPLIT | {
+            "augment": "test_augmentation_is_light_and_only_on_demand",
+            "seed": "test_seed_changes_the_documents",
+        },
+    ),
     ShowCommand: {
         "source": "test_rows_are_printed_with_what_is_learnt_from",
         "output": "test_pictures_are_marked_or_drawn",
@@ -639,7 +658,13 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
 }  # fmt: skip
 
-CLASSES = [cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))]
+SOURCES = (digit_documents, python_documents, source_module, jsonl_module, conversations)
+CLASSES = [
+    *(cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))),
+    *(cls for cls in vars(data_configs).values() if getattr(cls, "__module__", "") == data_configs.__name__),
+    *(cls for module in SOURCES for cls in sources_in(module)),
+]
+CLASSES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -663,7 +688,7 @@ def test_key_changes_what_it_says(check, tmp_path):
 
 
 def test_the_tests_that_are_named_are_there():
-    texts = (path.read_text(encoding="utf-8") for path in HERE.rglob("test_*.py"))
+    texts = (path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
     there = {node.name for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
     named = {check: f"{cls.__name__}.{key}" for cls, keys in KEYS.items() for key, check in keys.items()}
     assert not {name: key for name, key in named.items() if isinstance(name, str) and name not in there}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chameleon_jax.config import ConfigError, PrepareCommand, TrainConfig, TransformerConfig, read_config
+from chameleon_jax.config import ConfigError, TrainConfig, TransformerConfig, read_config
+from data_pipeline.config import PrepareCommand
 
 TRAIN = """
 data: rows

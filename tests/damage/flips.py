@@ -28,7 +28,7 @@ import numpy as np
 import tiny_models
 
 import chameleon_jax
-from chameleon_jax.config import CheckpointConfig, MeshConfig, PrepareCommand, SourceConfig, to_dict
+from chameleon_jax.config import CheckpointConfig, MeshConfig, to_dict
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.documents import load_text_tokenizer
@@ -95,12 +95,14 @@ def read_checkpoint(folder: Path) -> str:
 
 
 def write_prepared(folder: Path) -> None:
+    from data_pipeline.config import PrepareCommand
     from data_pipeline.prepare import prepare
+    from data_pipeline.sources import DocumentsSource
 
     texts = folder.with_name("texts.jsonl")
     lines = [[f"Line {number} of the story. " * (1 + number % 9)] for number in range(200)]
     texts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = SourceConfig("documents", name="prose", path=str(texts))
+    source = DocumentsSource(name="prose", path=str(texts))
     command = PrepareCommand(output=str(folder), tokenizer="unused", sources=(source,), sequence_length=32)
     prepare(command, tiny_models.scrambled_tokenizer())
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_models import image_tokenizer, random_picture, text_tokenizer
 
-from chameleon_jax.config import PrepareCommand, SourceConfig
 from chameleon_jax.console.commands import prepare
 from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.documents import save_image_tokenizer
+from data_pipeline.config import PrepareCommand
+from data_pipeline.sources import DocumentsSource
 
 
 def write_documents(path: Path, documents: list) -> Path:
@@ -44,8 +45,8 @@ def command(tmp_path_factory, datasets) -> PrepareCommand:
     mixed = [[f"Picture {number}: ", number, " and ", number + 1, "."][: 2 + number % 4] for number in range(40)]
     prose = [[f"The fox said {number} to the dog. " * (1 + number % 3)] for number in range(60)]
     held_out = [[1000 + number, f" is picture {number}, which nobody has seen."] for number in range(9)]
-    source = lambda name, documents: SourceConfig(  # noqa: E731
-        "documents", name=name, path=str(write_documents(folder / f"{name}.jsonl", documents))
+    source = lambda name, documents: DocumentsSource(  # noqa: E731
+        name=name, path=str(write_documents(folder / f"{name}.jsonl", documents))
     )
     return PrepareCommand(
         text_tokenizer=str(folder / "text.model"),

@@ -18,9 +18,7 @@ from tiny_models import random_picture, scrambled_vocabulary
 from chameleon_jax.chameleon import load
 from chameleon_jax.config import (
     ConfigError,
-    PrepareCommand,
     PreprocessingConfig,
-    SourceConfig,
     TrainConfig,
     from_dict,
 )
@@ -32,8 +30,8 @@ from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import cut, pack
-from data_pipeline.sources import json_array, open_source
-from data_pipeline.sources.conversations import Conversation, read_conversations
+from data_pipeline.sources import ConversationsSource, json_array
+from data_pipeline.sources.conversations import Conversation
 from data_pipeline.tokenize import join_turns
 from data_pipeline.unpacking import unpack
 
@@ -45,7 +43,7 @@ from data_pipeline.unpacking import unpack
 def read(tmp_path: Path, *lines: dict | bytes) -> list[Conversation]:
     path = tmp_path / "chat.jsonl"
     path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
-    return list(read_conversations(SourceConfig("conversations", path=str(path))))
+    return list(ConversationsSource(path=str(path)).conversations())
 
 
 def plain(documents: list) -> list:
@@ -127,11 +125,11 @@ def test_one_array_is_read_item_by_item(tmp_path, monkeypatch, indent):
     path = tmp_path / "chat.json"
     path.write_text(json.dumps(items, indent=indent), encoding="utf-8-sig")
     monkeypatch.setattr(json_array, "_CHUNK", 50)  # an item is longer
-    source = SourceConfig("conversations", path=str(path))
+    source = ConversationsSource(path=str(path))
     expected = [[item["conversations"][0]["value"]] for item in items]
-    assert [conversation[0].prompt for conversation in read_conversations(source)] == expected
+    assert [conversation[0].prompt for conversation in source.conversations()] == expected
     short = dataclasses.replace(source, count=3)
-    assert len(list(read_conversations(short))) == 3
+    assert len(list(short.conversations())) == 3
 
 
 @pytest.mark.parametrize(
@@ -154,20 +152,20 @@ def test_bad_item_of_an_array_is_named(tmp_path, text, message):
     good = json.dumps({"conversations": [HUMAN, GPT]})
     path.write_bytes(text if isinstance(text, bytes) else text.replace("GOOD", good).encode())
     with pytest.raises(DocumentError, match=re.escape(message)) as caught:
-        list(read_conversations(SourceConfig("conversations", path=str(path))))
+        list(ConversationsSource(path=str(path)).conversations())
     assert str(caught.value).startswith(f"{path}, item ")
     assert "\n" not in str(caught.value)
 
 
 def test_empty_array_holds_no_conversation(tmp_path):
     (tmp_path / "chat.json").write_text(" [ ] \n")
-    assert list(read_conversations(SourceConfig("conversations", path=str(tmp_path / "chat.json")))) == []
+    assert list(ConversationsSource(path=str(tmp_path / "chat.json")).conversations()) == []
 
 
 def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
     read(tmp_path, {"turns": [{"prompt": ["a", {"image": "a.png"}], "answer": "b"}, {"prompt": "c", "answer": "d"}]})
-    source = SourceConfig("conversations", path=str(tmp_path / "chat.jsonl"))
-    ((first, picture, *rest),) = open_source(source, "")
+    source = ConversationsSource(path=str(tmp_path / "chat.jsonl"))
+    ((first, picture, *rest),) = source.documents()
     assert (first, picture.tobytes(), rest) == ("a", pictures[0], ["b", "c", "d"])
 
 
@@ -223,7 +221,7 @@ def test_bad_line_is_named(tmp_path, line, message):
 
 VOCABULARY = scrambled_vocabulary(num_pieces=30, num_codes=9, seed=5)
 BOS, EOS, SEPARATOR = VOCABULARY.bos, VOCABULARY.eos, VOCABULARY.end_of_turn
-SOURCE = SourceConfig("conversations", path="chat.jsonl")
+SOURCE = ConversationsSource(path="chat.jsonl")
 
 pieces_of_text = st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), min_size=1, max_size=6)
 pictures_of_codes = st.lists(st.sampled_from(VOCABULARY.image_ids.tolist()), min_size=4, max_size=4).map(
@@ -235,7 +233,7 @@ segments = st.lists(st.one_of(pieces_of_text, pictures_of_codes), min_size=1, ma
 conversations = st.lists(st.tuples(segments, segments), min_size=1, max_size=4)
 
 
-def by_hand(turns: list, kept: int, source: SourceConfig) -> list[tuple[int, float]]:
+def by_hand(turns: list, kept: int, source: ConversationsSource) -> list[tuple[int, float]]:
     """Ids and weights of a conversation after its begin of sequence, written down token by token."""
     tokens = []
     for number, (prompt, answer) in enumerate(turns[:kept]):
@@ -305,7 +303,7 @@ def chat_command(command, tmp_path_factory) -> PrepareCommand:
         {"turns": [{"prompt": "Hi", "answer": "Ho"}, {"prompt": "The fox " * 30, "answer": "dog"}]},
         {"turns": [{"prompt": "sheep and goats and hens " * 9, "answer": "many"}]},
     )
-    source = SourceConfig("conversations", name="chat", path=str(tmp_path / "chat.jsonl"))
+    source = ConversationsSource(name="chat", path=str(tmp_path / "chat.jsonl"))
     return dataclasses.replace(command, output=str(tmp_path / "rows"), sources=(source,), held_out=())
 
 
@@ -389,7 +387,7 @@ def test_prompts_keep_the_whole_picture_and_answers_its_centre(chat_command):
 )
 def test_source_that_teaches_nothing_is_refused(chat_command, tmp_path, capsys, prompt, loss, message):
     read(tmp_path, {"turns": [{"prompt": prompt, "answer": "b"}]})
-    source = SourceConfig("conversations", name="chat", path=str(tmp_path / "chat.jsonl"), loss=loss)
+    source = ConversationsSource(name="chat", path=str(tmp_path / "chat.jsonl"), loss=loss)
     with pytest.raises(ConfigError, match=message):
         prepare(dataclasses.replace(chat_command, output=str(tmp_path / "rows"), sources=(source,)))
     assert ("Left out whole: 1;" in capsys.readouterr().err) == (len(prompt) > 1)

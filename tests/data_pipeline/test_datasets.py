@@ -12,7 +12,7 @@ from PIL import Image
 
 from chameleon_jax.config import ConfigError
 from data_pipeline.datasets import NAMES, open_dataset
-from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.datasets.number_words import DIGITS
 
 
 def all_of(name: str, split: str, datasets: str) -> list[dict]:
@@ -39,7 +39,7 @@ def test_pictures_are_the_scans_of_their_labels(datasets):
     for example in all_of("handwritten_digits", "test", datasets):
         picture = Image.open(io.BytesIO(example["png"]))
         assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (32, 32))
-        assert example["caption"].decode() == f"A handwritten {WORDS[example['label']]}."
+        assert example["caption"].decode() == f"A handwritten {DIGITS[example['label']]}."
         corners = np.asarray(picture)[[0, 0, -1, -1], [0, -1, 0, -1]]
         assert np.median(corners) > 200, "dark ink on white"
         values = np.asarray(picture.resize((8, 8), Image.Resampling.BOX)).astype(float).ravel()

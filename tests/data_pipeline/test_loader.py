@@ -5,35 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TRANSFORMER
 
 from chameleon_jax.batch import from_rows
-from chameleon_jax.config import CheckpointConfig, ConfigError, OptimizerConfig, StageConfig, TrainConfig
+from chameleon_jax.config import ConfigError, StageConfig
 from chameleon_jax.errors import FileError
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import Piece, cut, pack
 
 
-def run_config(
-    steps: int = 12, batch_size: int = 4, seed: int = 0, stages: tuple[StageConfig, ...] = ()
-) -> TrainConfig:
-    return TrainConfig(
-        data="unused",
-        output="unused",
-        model=TRANSFORMER,
-        steps=steps,
-        batch_size=batch_size,
-        stages=stages or (StageConfig(0.5, {"mixed": 1, "prose": 1}), StageConfig(0.5, {"mixed": 1})),
-        optimizer=OptimizerConfig(warmup_steps=0),
-        checkpoint=CheckpointConfig(every=10),
-        seed=seed,
-    )
+def run(steps: int = 12, batch_size: int = 4, seed: int = 0, stages: tuple[StageConfig, ...] = ()) -> dict[str, Any]:
+    """What `batches` must know of a training run."""
+    stages = stages or (StageConfig(0.5, {"mixed": 1, "prose": 1}), StageConfig(0.5, {"mixed": 1}))
+    return {"stages": stages, "steps": steps, "batch_size": batch_size, "seed": seed}
 
 
 def assert_same_batches(left, right):
@@ -47,7 +37,7 @@ def copy_of(prepared, tmp_path):
 
 
 def test_batches_have_the_shapes_and_types_that_training_reads(prepared):
-    batches = list(PreparedData(prepared).batches(run_config()))
+    batches = list(PreparedData(prepared).batches(**run()))
     assert len(batches) == 12
     for batch in batches:
         assert {field.shape for field in batch} == {(4, 48)}
@@ -72,15 +62,15 @@ def test_rows_are_the_packed_documents(prepared, command):
 
 @pytest.mark.parametrize("start", [1, 5, 6, 11, 12])
 def test_run_goes_on_where_it_stopped(prepared, start):
-    config = run_config()
-    whole = list(PreparedData(prepared).batches(config))
-    assert_same_batches(PreparedData(prepared).batches(config, start), whole[start:])
+    config = run()
+    whole = list(PreparedData(prepared).batches(**config))
+    assert_same_batches(PreparedData(prepared).batches(**config, start=start), whole[start:])
 
 
 def test_runs_with_one_seed_agree_and_with_another_do_not(prepared):
     data = PreparedData(prepared)
-    assert_same_batches(data.batches(run_config()), data.batches(run_config()))
-    first, other = next(data.batches(run_config())), next(data.batches(run_config(seed=1)))
+    assert_same_batches(data.batches(**run()), data.batches(**run()))
+    first, other = next(data.batches(**run())), next(data.batches(**run(seed=1)))
     assert (first.inputs != other.inputs).any()
 
 
@@ -88,7 +78,7 @@ def test_second_stage_reads_its_own_sources(prepared):
     data = PreparedData(prepared)
     pictures = {data.rows("sources", "mixed")[row].tobytes() for row in range(len(data.rows("sources", "mixed")))}
     stages = (StageConfig(0.25, {"prose": 1}), StageConfig(0.75, {"mixed": 1}))
-    batches = list(data.batches(run_config(steps=8, stages=stages)))
+    batches = list(data.batches(**run(steps=8, stages=stages)))
     inputs_of_pictures = {np.frombuffer(row[: 48 * 4], np.int32).tobytes() for row in pictures}
     from_pictures = [[row.tobytes() in inputs_of_pictures for row in batch.inputs] for batch in batches]
     assert from_pictures == [[False] * 4] * 2 + [[True] * 4] * 6
@@ -97,10 +87,10 @@ def test_second_stage_reads_its_own_sources(prepared):
 @settings(max_examples=12)
 @given(order=st.permutations(range(4)), at=st.integers(1, 3), start=st.integers(0, 11))
 def test_processes_that_read_parts_of_a_batch_read_all_of_it(prepared, order, at, start):
-    data, config = PreparedData(prepared), run_config()
+    data, config = PreparedData(prepared), run()
     parts = [np.array(part) for part in (order[:at], order[at:])]
-    readers = [data.batches(config, start, rows=part) for part in parts]
-    for whole, *pieces in itertools.zip_longest(data.batches(config, start), *readers):
+    readers = [data.batches(**config, start=start, rows=part) for part in parts]
+    for whole, *pieces in itertools.zip_longest(data.batches(**config, start=start), *readers):
         for part, piece in zip(parts, pieces, strict=True):
             for field, own in zip(whole, piece, strict=True):
                 np.testing.assert_array_equal(field[part], own)
@@ -109,14 +99,14 @@ def test_processes_that_read_parts_of_a_batch_read_all_of_it(prepared, order, at
 @pytest.mark.parametrize("rows", [[], [0, 4], [-1]])
 def test_rows_that_a_batch_has_not_are_refused(prepared, rows):
     with pytest.raises(ValueError, match="must be some of the numbers 0 to 3"):
-        PreparedData(prepared).batches(run_config(), rows=np.array(rows, int))
+        PreparedData(prepared).batches(**run(), rows=np.array(rows, int))
 
 
 def test_rows_of_a_batch_can_be_looked_up(prepared):
-    data, config = PreparedData(prepared), run_config(steps=40)
+    data, config = PreparedData(prepared), run(steps=40)
     sources = {name: data.rows("sources", name) for name in ("mixed", "prose")}
-    for number, batch in enumerate(data.batches(config)):
-        rows = data.rows_of_batch(config)(number)
+    for number, batch in enumerate(data.batches(**config)):
+        rows = data.rows_of_batch(**config)(number)
         expected = from_rows(np.stack([sources[name][index] for name, index in rows]))
         assert_same_batches([batch], [expected])
         assert all(0 <= index < len(sources[name]) for name, index in rows)
@@ -149,16 +139,16 @@ def test_damaged_row_is_named(prepared, tmp_path, field, value, message):
     data = PreparedData(folder)
     with pytest.raises(FileError, match=place):
         data.rows("sources", "mixed")[5]
-    config = run_config(steps=20, stages=(StageConfig(1, {"mixed": 1}),))
-    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(config)(number)]
+    config = run(steps=20, stages=(StageConfig(1, {"mixed": 1}),))
+    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(**config)(number)]
     with pytest.raises(FileError, match=place):
-        list(data.batches(config, start=numbers[2]))
+        list(data.batches(**config, start=numbers[2]))
 
 
 def test_unknown_source_is_named(prepared):
-    config = run_config(stages=(StageConfig(1, {"mixd": 1}),))
+    config = run(stages=(StageConfig(1, {"mixd": 1}),))
     with pytest.raises(ConfigError, match=r"stages\.0\.weights\.mixd: .*mixed, prose"):
-        next(PreparedData(prepared).batches(config))
+        next(PreparedData(prepared).batches(**config))
 
 
 def test_held_out_rows_come_once_and_padding_does_not_count(prepared):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pytest
 from tiny_models import image_tokenizer, random_picture, released_model
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import ConfigError, PrepareCommand, SourceConfig, from_dict
+from chameleon_jax.config import ConfigError, from_dict
 from chameleon_jax.console import commands
 from chameleon_jax.console.commands import open_tokenizer
 from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer, save_image_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
+from data_pipeline.config import PrepareCommand
 from data_pipeline.loader import PreparedData
 from data_pipeline.prepare import prepare as prepare_rows
+from data_pipeline.sources import DocumentsSource, SourceConfig
 
 
 def prepare(command: PrepareCommand) -> dict:
@@ -74,6 +77,20 @@ def test_preparing_twice_gives_the_same_rows(prepared, own_command):
     assert prepare(own_command)["fingerprint"] == PreparedData(prepared).fingerprint
 
 
+def test_fingerprint_is_the_one_that_older_versions_gave(prepared):
+    """So runs go on with data that is prepared again. Every source had the keys of all kinds then."""
+    header = json.loads((prepared / "dataset.json").read_text())
+    fingerprint = header.pop("fingerprint")
+    header = {name: value for name, value in header.items() if name != "sha256"}
+    for entry in (*header["sources"].values(), *header["held_out"].values()):
+        assert entry["source"].keys() == {"kind", "name", "count", "loss", "path", "exif"}
+        entry["source"] |= {
+            "split": "train", "augment": False, "prompt_loss": 0.0, "answer_end": "eos", "prompt_fit": "pad",
+            "answer_fit": "crop", "seed": 0,
+        }  # fmt: skip
+    assert hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest() == fingerprint
+
+
 def test_fingerprint_differs_with_the_documents(prepared, own_command, tmp_path):
     lines = Path(own_command.sources[1].path).read_text()
     changed = tmp_path / "prose.jsonl"
@@ -127,7 +144,7 @@ def test_model_of_any_format_keeps_its_ids(tmp_path, model, format):
         model.save(folder, format)
     random_picture(3).save(tmp_path / "kite.png")
     (tmp_path / "kites.jsonl").write_text('["A red kite ", {"image": "kite.png"}, " over <s> 1984."]')
-    source = SourceConfig("documents", name="kites", path=str(tmp_path / "kites.jsonl"))
+    source = DocumentsSource(name="kites", path=str(tmp_path / "kites.jsonl"))
     command = PrepareCommand(
         tokenizer=str(folder), output=str(tmp_path / "rows"), sequence_length=60, sources=(source,)
     )
@@ -158,7 +175,7 @@ def test_model_without_image_tokenizer_prepares_text_and_says_what_pictures_need
 
 def test_source_without_documents_is_named(own_command, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    source = SourceConfig("documents", name="empty", path=str(tmp_path / "empty.jsonl"))
+    source = DocumentsSource(name="empty", path=str(tmp_path / "empty.jsonl"))
     with pytest.raises(ConfigError, match=r"sources\.empty: has no documents"):
         prepare(dataclasses.replace(own_command, sources=(source,)))
 
@@ -186,7 +203,7 @@ def test_bad_document_leaves_the_old_rows_as_they_were(own_command, tmp_path):
     bad.write_text('["good"]\n["bad", 3]\n')
     prepare(own_command)
     before = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
-    source = SourceConfig("documents", name="bad", path=str(bad))
+    source = DocumentsSource(name="bad", path=str(bad))
     with pytest.raises(DocumentError, match=r"bad\.jsonl, line 2"):
         prepare(dataclasses.replace(own_command, sources=(*own_command.sources, source)))
     after = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
@@ -201,7 +218,7 @@ def test_documents_that_are_cut_and_pictures_that_lose_their_text_are_counted_an
     long, short = tmp_path / "long.jsonl", tmp_path / "short.jsonl"
     long.write_text("\n".join(map(json.dumps, (["A fox. ", picture], [picture, " A dog."], [picture], ["!"]))))
     short.write_text("\n".join(map(json.dumps, (["!"], [picture]))))
-    sources = tuple(SourceConfig("documents", name=path.stem, path=str(path)) for path in (long, short))
+    sources = tuple(DocumentsSource(name=path.stem, path=str(path)) for path in (long, short))
     command = dataclasses.replace(own_command, sources=sources, held_out=(), sequence_length=7)
     prepare(command)
     header = PreparedData(command.output).header["sources"]

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from tiny_models import random_picture
 
-from chameleon_jax.config import SourceConfig
+from chameleon_jax.config import from_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
 from data_pipeline.datasets import open_dataset
-from data_pipeline.datasets.handwritten_digits import WORDS
+from data_pipeline.datasets.digit_documents import augment
+from data_pipeline.datasets.number_words import DIGITS, NUMBERS
+from data_pipeline.sources import DocumentsSource, SourceConfig
 from data_pipeline.sources import jsonl as sources_jsonl
-from data_pipeline.sources import open_source
-from data_pipeline.sources.digits import NUMBERS, augment
 
 DIGIT_KINDS = ("digit_captions", "digit_questions", "digit_sums", "digit_counting")
 
@@ -36,7 +36,7 @@ def label_of(datasets) -> dict[bytes, int]:
 
 
 def documents_of(kind: str, datasets: str, **settings) -> list:
-    return list(open_source(SourceConfig(kind, **settings), datasets))
+    return list(from_dict(SourceConfig, {"kind": kind, **settings}).documents(datasets))
 
 
 def frozen(documents: list) -> list:
@@ -75,7 +75,7 @@ def test_captions_name_their_digit_and_the_picture_comes_first_half_the_time(dat
     for document in documents:
         (text,) = (part for part in document if isinstance(part, str))
         (picture,) = (part for part in document if not isinstance(part, str))
-        assert text == f"A handwritten {WORDS[label_of[picture.tobytes()]]}."
+        assert text == f"A handwritten {DIGITS[label_of[picture.tobytes()]]}."
         first += document[0] is picture
     assert 430 < first < 570  # more than four standard deviations each way
 
@@ -85,13 +85,13 @@ def test_questions_are_answered_right(datasets, label_of):
     for picture, text in documents_of("digit_questions", datasets, count=500):
         label = label_of[picture.tobytes()]
         if match := re.fullmatch(r" Which digit is this\? It is (\w+)\.", text):
-            assert match[1] == WORDS[label]
+            assert match[1] == DIGITS[label]
         elif match := re.fullmatch(r" Is this digit odd or even\? It is (\w+), which is (\w+)\.", text):
-            assert match.groups() == (WORDS[label], ["even", "odd"][label % 2])
+            assert match.groups() == (DIGITS[label], ["even", "odd"][label % 2])
         else:
             match = re.fullmatch(r" Is this a (\w+)\? (Yes|No), it is (\w+)\.", text)
-            assert match[3] == WORDS[label]
-            assert match[2] == ("Yes" if match[1] == WORDS[label] else "No")
+            assert match[3] == DIGITS[label]
+            assert match[2] == ("Yes" if match[1] == DIGITS[label] else "No")
         kinds.add(text[:8] + (match[2] if match[0].startswith(" Is this a ") else ""))
     assert len(kinds) == 4, "every kind of question, and both answers"
 
@@ -114,9 +114,9 @@ def test_counting_is_right(datasets, label_of):
         direction, start = re.fullmatch(r"Counting (up|down) from (\w+):", document[0]).groups()
         words, pictures = document[1::2], document[2::2]
         assert len(words) == len(pictures) >= 1
-        numbers = [WORDS.index(word.strip()) for word in words]
+        numbers = [DIGITS.index(word.strip()) for word in words]
         assert numbers == [label_of[picture.tobytes()] for picture in pictures]
-        assert numbers[0] == WORDS.index(start)
+        assert numbers[0] == DIGITS.index(start)
         step = 1 if direction == "up" else -1
         assert all(second - first == step for first, second in itertools.pairwise(numbers))
         assert len(numbers) in (3, 4, 5) or numbers[-1] in (0, 9)
@@ -157,7 +157,7 @@ def test_text_sources_stop_after_their_count(datasets):
 def jsonl(tmp_path, content: str | bytes, **settings) -> list:
     path = tmp_path / "own.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(open_source(SourceConfig("documents", path=str(path), **settings), str(tmp_path)))
+    return list(DocumentsSource(path=str(path), **settings).documents())
 
 
 def test_own_documents(tmp_path):
@@ -206,7 +206,7 @@ def test_bad_line_is_named(tmp_path, line, message):
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileError, match=r"gone\.jsonl: cannot be read"):
-        list(open_source(SourceConfig("documents", path=str(tmp_path / "gone.jsonl")), str(tmp_path)))
+        list(DocumentsSource(path=str(tmp_path / "gone.jsonl")).documents())
 
 
 def test_line_is_read_no_further_than_it_may_be_long(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_line_of_too_many_pictures_is_refused(tmp_path, monkeypatch):
 def test_source_that_is_no_file_is_not_waited_for(tmp_path, make):
     make(tmp_path / "own.jsonl")
     with pytest.raises(FileError, match=r"own\.jsonl: is no ordinary file"):
-        list(open_source(SourceConfig("documents", path=str(tmp_path / "own.jsonl")), ""))
+        list(DocumentsSource(path=str(tmp_path / "own.jsonl")).documents())
 
 
 @pytest.mark.parametrize("kind", ["documents", "conversations"])
@@ -241,5 +241,6 @@ def test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to(tmp_path
     line = [picture] if kind == "documents" else {"turns": [{"prompt": "a", "answer": [picture]}]}
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
     for option, size in ((True, (10, 20)), (False, (20, 10))):
-        (document,) = open_source(SourceConfig(kind, path=str(tmp_path / "own.jsonl"), exif=option), "")
+        source = from_dict(SourceConfig, {"kind": kind, "path": str(tmp_path / "own.jsonl"), "exif": option})
+        (document,) = source.documents("")
         assert [part.size for part in document if not isinstance(part, str)] == [size]

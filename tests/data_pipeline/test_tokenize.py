@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from tiny_models import image_tokenizer, random_picture, text_tokenizer
 
-from chameleon_jax.config import PreprocessingConfig, SourceConfig
+from chameleon_jax.config import PreprocessingConfig, from_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline import tokenize
+from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
 from data_pipeline.tokenize import tokenized_pieces
 
 
@@ -32,7 +33,7 @@ def test_pictures_are_brought_to_size_one_by_one(tmp_path, tokenizer, monkeypatc
     random_picture(1, (400, 300)).save(tmp_path / "photo.png")
     picture = {"image": "photo.png"}
     line = ["A photo: ", picture] if kind == "documents" else {"turns": [{"prompt": [picture], "answer": [picture]}]}
-    source = SourceConfig(kind, path=write_lines(tmp_path / "own.jsonl", [line] * 5))
+    source = from_dict(SourceConfig, {"kind": kind, "path": write_lines(tmp_path / "own.jsonl", [line] * 5)})
     seen = []
     tokenize_images = tokenizer.image.__class__.tokenize
     monkeypatch.setattr(
@@ -50,7 +51,7 @@ def test_prompts_and_answers_are_brought_to_size_in_their_own_ways(tmp_path, tok
     random_picture(1, (40, 10)).save(tmp_path / "wide.png")
     line = {"turns": [{"prompt": [{"image": "wide.png"}], "answer": [{"image": "wide.png"}]}]}
     path = write_lines(tmp_path / "own.jsonl", [line])
-    (piece,) = tokenized_pieces(SourceConfig("conversations", path=path), "", tokenizer, 48)
+    (piece,) = tokenized_pieces(ConversationsSource(path=path), "", tokenizer, 48)
     wide = Image.open(tmp_path / "wide.png")
     for fit, start in (("pad", 0), ("crop", tokenizer.image_block + 1)):
         tokenizer.image.preprocessing = PreprocessingConfig(fit=fit)
@@ -72,6 +73,6 @@ def test_chunks_are_bounded_by_pictures_and_text(monkeypatch):
 
 def test_picture_that_cannot_be_converted_is_named_with_its_line(tmp_path, tokenizer):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "depth.tif")
-    source = SourceConfig("documents", path=write_lines(tmp_path / "own.jsonl", [["fine"], [{"image": "depth.tif"}]]))
+    source = DocumentsSource(path=write_lines(tmp_path / "own.jsonl", [["fine"], [{"image": "depth.tif"}]]))
     with pytest.raises(DocumentError, match=r"own\.jsonl, line 2: .*depth\.tif: floating-point pictures"):
         list(tokenized_pieces(source, "", tokenizer, 48))

@@ -105,10 +105,10 @@ def write_case(seed: int, folder: Path) -> Path:
 
 
 def read_case(path: Path) -> None:
-    from chameleon_jax.config import SourceConfig
-    from data_pipeline.sources import open_source
+    from chameleon_jax.config import from_dict
+    from data_pipeline.sources import SourceConfig
 
-    for document in open_source(SourceConfig(kind=path.stem, path=str(path)), ""):
+    for document in from_dict(SourceConfig, {"kind": path.stem, "path": str(path)}).documents(""):
         assert document
         assert all(isinstance(segment, str) or segment.size == (8, 6) for segment in document)
 

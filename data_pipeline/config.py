@@ -1,0 +1,108 @@
+"""Configs of the commands that read sources: learning tokenizers, and preparing documents for training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.training import ImageTokenizerTrainConfig, TextTokenizerConfig
+from data_pipeline.datasets import digit_documents, python_documents  # noqa: F401  (the demo's kinds of sources)
+from data_pipeline.sources import SourceConfig
+
+
+def _require_nothing_of_rows(*groups: tuple[SourceConfig, ...]) -> None:
+    """Refuses keys of sources that mean something in prepared rows alone."""
+    for source in (source for group in groups for source in group):
+        for field in dataclasses.fields(source):
+            if field.name in ("loss", "prompt_loss", "answer_end", "prompt_fit", "answer_fit"):
+                value = getattr(source, field.name)
+                require(
+                    value == field.default, f"{source.name}.{field.name}", value, "goes with `chameleon prepare` only"
+                )
+
+
+@config
+class TextTokenizerCommand:
+    """`chameleon train-text-tokenizer`: learn text pieces from the text of some sources."""
+
+    output: str
+    """File for the SentencePiece model."""
+    tokenizer: TextTokenizerConfig
+    sources: tuple[SourceConfig, ...]
+    datasets: str = "out/datasets"
+    """Folder where embedded data sets are built."""
+
+    def __post_init__(self):
+        _require_nothing_of_rows(self.sources)
+
+
+@config
+class ImageTokenizerCommand:
+    """`chameleon train-image-tokenizer`: learn image codes from the pictures of some sources."""
+
+    output: str
+    """Folder for the tokenizer and its metrics. An older one there is replaced; a folder with anything else in it is
+    not."""
+    tokenizer: ImageTokenizerTrainConfig
+    sources: tuple[SourceConfig, ...]
+    """All pictures of their documents are learnt from."""
+    held_out: tuple[SourceConfig, ...] = ()
+    """Pictures that PSNR and codebook use are measured on."""
+    datasets: str = "out/datasets"
+    """Folder where embedded data sets are built."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self):
+        require(self.log_every > 0, "log_every", self.log_every, "must be at least 1")
+        _require_nothing_of_rows(self.sources, self.held_out)
+
+
+@config
+class PrepareCommand:
+    """`chameleon prepare`: Documents to packed rows of tokens, ahead of training."""
+
+    output: str
+    """Folder for the rows, the tokenizer and dataset.json. Older rows there are replaced; a folder with anything else
+    in it is not."""
+    sequence_length: int
+    """Tokens a row."""
+    sources: tuple[SourceConfig, ...]
+    text_tokenizer: str = ""
+    """File that `chameleon train-text-tokenizer` wrote, to join with `image_tokenizer`."""
+    image_tokenizer: str = ""
+    """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`."""
+    tokenizer: str = ""
+    """Instead of these two: a model in any format (a folder, or hf://org/name), or the tokenizer's folder of one of
+    ours. Ids stay as they are there, so that the model can be trained further on the rows."""
+    held_out: tuple[SourceConfig, ...] = ()
+    """Sources that training measures its loss on and never learns from."""
+    datasets: str = "out/datasets"
+    """Folder where embedded data sets are built."""
+
+    def __post_init__(self):
+        two = (self.text_tokenizer, self.image_tokenizer)
+        require(
+            all(two) if not self.tokenizer else not any(two),
+            "tokenizer",
+            self.tokenizer,
+            "give either `tokenizer` (a model's folder) or both `text_tokenizer` and `image_tokenizer`; here they are "
+            f"{self.text_tokenizer!r} and {self.image_tokenizer!r}",
+        )
+        require(self.sequence_length > 1, "sequence_length", self.sequence_length, "must be at least 2")
+        for field in ("sources", "held_out"):
+            names = [source.name for source in getattr(self, field)]
+            require(
+                len(set(names)) == len(names), field, names, "names must differ; set `name` where a kind is repeated"
+            )
+        require(len(self.sources) > 0, "sources", [], "must list at least one source")
+
+
+@config
+class ShowCommand:
+    """`chameleon show`: rows of prepared data, for a person to read."""
+
+    source: str = ""
+    """Name of a prepared source, or held_out.NAME. Default: the first one."""
+    output: str = ""
+    """Folder to draw the pictures of the rows into, as PNG files. Default: they are only marked."""

@@ -1,0 +1,135 @@
+"""What all sources of Documents have in common, and how a kind of source becomes known."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from chameleon_jax.config.reading import config, require, shortened
+from chameleon_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from chameleon_jax.document import Document
+
+S = TypeVar("S", bound="type[SourceConfig]")
+
+Resize = Callable[["Image", str], "Image"]
+"""Brings a picture to the size at which it is tokenized. The text says where it stands: in a 'prompt' or an 'answer'
+of a conversation; pictures of other documents count as 'prompt'."""
+
+ENTRY_POINTS = "chameleon_jax.sources"
+"""Group of entry points under which installed packages name the modules that register their kinds."""
+
+FORMER_KEYS: dict[str, Any] = {
+    "split": "train", "augment": False, "path": "", "prompt_loss": 0.0, "answer_end": "eos", "prompt_fit": "pad",
+    "answer_fit": "crop", "exif": True, "seed": 0,
+}  # fmt: skip
+"""Keys that every source once had, whatever its kind, with their defaults. Old YAML files and headers of prepared data
+hold them, and the fingerprint of prepared data is still computed with them."""
+
+_KINDS: dict[str, type[SourceConfig]] = {}
+
+
+def register_source(cls: S) -> S:
+    """Class decorator that makes a kind of source known: configs then find it by the default of its field `kind`.
+
+    Raises:
+      ValueError: if another class has the same kind.
+    """
+    other = _KINDS.get(cls.kind, cls)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):  # the same again is a reload
+        raise ValueError(f"kind {cls.kind!r} of {cls.__qualname__} is that of {other.__module__}.{other.__qualname__}")
+    _KINDS[cls.kind] = cls
+    return cls
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry_point.load()
+        except Exception as error:  # whatever is wrong with it, it is not ours
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"kind: {entry_point.value} adds kinds, but cannot be imported: {reason}") from None
+
+
+def _keys(cls: type[SourceConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+@config
+class SourceConfig:
+    """One source of Documents.
+
+    Each kind is a subclass with keys of its own, decorated with `register_source`. Where a config has a SourceConfig, a
+    mapping is read as the class that its key `kind` names.
+    """
+
+    kind: str
+    """What the documents are and where they come from."""
+    name: str = ""
+    """What the mixture calls the source. Default: the kind."""
+    count: int = 0
+    """Stop after this many documents; 0: all."""
+    loss: Literal["all", "image", "text"] = "all"
+    """Tokens to learn from, of those that have a weight in the loss at all: 'image' are image codes and end of image,
+    which teach an output layer to draw; 'text' is everything else."""
+
+    def documents(self, datasets: str, resize: Resize | None = None) -> Iterator[Document]:
+        """The documents of this source, the same ones in the same order every time.
+
+        Args:
+          datasets: folder in which data sets may be kept once they are built.
+          resize: where it is given, to be applied to each picture as soon as it is opened, so that large ones are not
+            kept in memory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method `documents`")
+
+    def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)
+        require(self.count >= 0, "count", self.count, "must be 0 or more")
+        require(
+            self.name.replace("_", "").replace("-", "").isalnum(),
+            "name",
+            self.name,
+            "must consist of letters, digits, - and _ (it becomes part of file names)",
+        )
+
+    @classmethod
+    def variant(cls, values: dict[str, Any]) -> type[SourceConfig]:
+        """The class of the kind that `values` name; called by `from_dict`."""
+        if cls is not SourceConfig:
+            return cls
+        kind = values.get("kind")
+        if str(kind) not in _KINDS:
+            _load_entry_points()
+        if isinstance(kind, str) and kind in _KINDS:
+            return _KINDS[kind]
+        kinds = ", ".join(map(repr, sorted(_KINDS)))
+        if "kind" not in values:
+            raise ConfigError(f"kind: missing; must be one of {kinds}")
+        nearest = difflib.get_close_matches(str(kind)[:100], _KINDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"kind = {shortened(kind)}: must be one of {kinds}{hint}")
+
+    @classmethod
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`values` without the keys of other kinds that have their former defaults; called by `from_dict`."""
+        own = _keys(cls)
+        values = {
+            name: value
+            for name, value in values.items()
+            if name in own or name not in FORMER_KEYS or value != FORMER_KEYS[name]
+        }
+        for name in values.keys() - own:
+            kinds = ", ".join(repr(kind) for kind, other in sorted(_KINDS.items()) if name in _keys(other))
+            if kinds:
+                raise ConfigError(f"{name}: kind {cls.kind!r} has no such key; it goes with {kinds}")
+        return values
