@@ -9,38 +9,29 @@ Names are imported when they are first used, so that importing the package is qu
 only jax, flax, optax and numpy are installed.
 """
 
-from __future__ import annotations
+from chameleon_jax.runtime.lazy_names import lazy_names
 
-import importlib
-from typing import Any
-
-_HOMES = {
+HOMES = {
+    "chameleon_jax.batch": ("Batch",),
     "chameleon_jax.chameleon": ("CannotDraw", "Chameleon", "load"),
     "chameleon_jax.config": (
-        "GenerationConfig", "ImageTokenizerConfig", "MeshConfig", "PreprocessingConfig",
-        "SamplingConfig", "TrainConfig", "TransformerConfig", "read_config",
+        "BadStepsConfig", "CheckpointConfig", "GenerationConfig", "ImageTokenizerConfig", "LoRAConfig", "MeshConfig",
+        "OptimizerConfig", "PreprocessingConfig", "SamplesConfig", "SamplingConfig", "StageConfig", "TrainConfig",
+        "TransformerConfig", "read_config",
     ),
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
-    "chameleon_jax.errors": ("ChameleonError", "ConfigError", "FileError"),
+    "chameleon_jax.errors": ("ChameleonError", "ConfigError", "FileError", "TrainingError"),
     "chameleon_jax.models.transformer": ("KVCache", "Transformer"),
     "chameleon_jax.models.vq": ("VQModel",),
     "chameleon_jax.sharding": ("make_mesh",),
+    "chameleon_jax.tokens.documents": ("DocumentTokenizer",),
     "chameleon_jax.tokens.image": ("NoImageDecoder",),
     "chameleon_jax.tokens.vocabulary": ("Vocabulary",),
+    "chameleon_jax.training.loop": ("train",),
     "chameleon_jax.weights.checkpoint": ("ConversionError",),
     "chameleon_jax.weights.formats": ("open_checkpoint", "write_checkpoint"),
 }  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""Where the public names are defined; `__init__.pyi` says the same to type checkers."""
 
-__all__ = sorted(_HOME_OF)
+__all__, __getattr__, __dir__ = lazy_names(__name__, HOMES)
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'chameleon_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]

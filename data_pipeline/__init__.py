@@ -1,0 +1,22 @@
+"""From files of any kind to Batches: sources of Documents, tokenizing, packing, mixtures, loading.
+
+`data_pipeline.prepare.prepare` writes packed rows, as `chameleon prepare` does; `PreparedData` reads them as Batches.
+"""
+
+from chameleon_jax.runtime.lazy_names import lazy_names
+
+HOMES = {
+    "data_pipeline.config": (
+        "ImageTokenizerCommand", "PrepareCommand", "ShowCommand", "SourceConfig", "TextTokenizerCommand",
+    ),
+    "data_pipeline.datasets": ("open_dataset",),
+    "data_pipeline.loader": ("PreparedData",),
+    "data_pipeline.mixture": ("mix",),
+    "data_pipeline.packing": ("Piece", "pack"),
+    "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "Resize", "register_source"),
+    "data_pipeline.tokenize": ("tokenized_pieces",),
+    "data_pipeline.unpacking": ("unpack",),
+}  # fmt: skip
+"""Where the public names are defined; `__init__.pyi` says the same to type checkers."""
+
+__all__, __getattr__, __dir__ = lazy_names(__name__, HOMES)

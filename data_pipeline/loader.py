@@ -160,7 +160,7 @@ class PreparedData:
             None: all. What a row of a batch holds does not depend on it.
 
         Raises:
-          ConfigError: if a stage names a source that was not prepared.
+          ConfigError: if there is no stage, or one names a source that was not prepared.
           FileError: if files are missing; when it is read, for a damaged row.
         """
         places = _places(batch_size, rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import grain
 
-from chameleon_jax.config import ConfigError, StageConfig, stage_ends
+from chameleon_jax.config import ConfigError, StageConfig, require, stage_ends
 
 
 def mix(
@@ -26,8 +26,9 @@ def mix(
       a dataset of length `rows`; element i depends on i and the arguments alone.
 
     Raises:
-      ConfigError: if a stage names a source that was not prepared.
+      ConfigError: if there is no stage, or one names a source that was not prepared.
     """
+    require(len(stages) > 0, "stages", [], f"must list a mixture of the prepared sources: {', '.join(sources)}")
     parts, start = [], 0
     for number, (stage, stop) in enumerate(zip(stages, stage_ends(stages, rows), strict=True)):
         for name in stage.weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -173,6 +174,49 @@ def test_names_that_are_imported_from_our_packages_exist():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Public names
+# ----------------------------------------------------------------------------------------------------------------------
+
+PUBLIC = ("chameleon_jax", "chameleon_jax.training", "data_pipeline")
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_type_checkers_see_the_lazy_names(package):
+    """`__init__.pyi` says where each name is defined, as the package itself does."""
+    module = importlib.import_module(package)
+    stub = ast.parse((Path(module.__file__).parent / "__init__.pyi").read_text())
+    imported = {node.module: {alias.name for alias in node.names} for node in stub.body
+                if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    assert imported == {home: set(names) for home, names in module.HOMES.items()}
+    (listed,) = (node.value for node in stub.body if isinstance(node, ast.Assign))
+    assert ast.literal_eval(listed) == module.__all__
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_there(package):
+    module = importlib.import_module(package)
+    for home, names in module.HOMES.items():
+        for name in names:
+            assert getattr(module, name) is getattr(importlib.import_module(home), name)
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_hide_no_module(package):
+    """Once a module is imported it is an attribute of its package, whatever else had the name."""
+    assert not set(importlib.import_module(package).__all__) & {
+        name.removeprefix(f"{package}.") for name in modules() if name.startswith(f"{package}.")
+    }
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_may_trust_the_annotations(package):
+    assert (ROOT / package / "py.typed").is_file()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # With little installed
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -215,7 +259,7 @@ def run_with_little_installed(body: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["", ".models.transformer", ".models.vq", ".training.step"])
+@pytest.mark.parametrize("name", ["", ".models.transformer", ".models.vq", ".training", ".training.step"])
 def test_imports_without_the_optional_packages(name):
     assert run_with_little_installed(f"import chameleon_jax{name}; print('imported')") == "imported"
 
@@ -226,7 +270,7 @@ def test_the_model_runs_without_the_optional_packages():
 
 def test_importing_the_package_does_not_load_what_is_rarely_used():
     heavy = ("grain", "tensorflow_datasets", "sentencepiece", "orbax.checkpoint.v1", "matplotlib", "sklearn")
-    body = f"import chameleon_jax; print([name for name in {heavy!r} if name in sys.modules])"
+    body = f"import chameleon_jax.training, data_pipeline; print([name for name in {heavy!r} if name in sys.modules])"
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {body}"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == "[]"

@@ -283,10 +283,8 @@ class DistributedConfig:
 
 @config
 class TrainConfig:
-    """`chameleon train`: a Transformer on prepared data."""
+    """Training of a Transformer: a whole run, as `chameleon train` and `train` take it."""
 
-    data: str
-    """Folder that `chameleon prepare` wrote."""
     output: str
     """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
     model: TransformerConfig
@@ -295,8 +293,10 @@ class TrainConfig:
     the new schedule, and says so."""
     batch_size: int
     """Rows a step, over all devices."""
-    stages: tuple[StageConfig, ...]
-    """Mixtures of data, one after another."""
+    data: str = ""
+    """Folder that `chameleon prepare` wrote. Not needed where `train` is handed Batches."""
+    stages: tuple[StageConfig, ...] = ()
+    """Mixtures of the sources in `data`, one after another. Not needed where `train` is handed Batches."""
     initial: str = ""
     """Model to begin with, in any format: a folder, or hf://org/name on the Hugging Face Hub. By default parameters are
     drawn at random."""
@@ -406,8 +406,8 @@ class TrainConfig:
             "must be false with model.lora.rank: the output layer is frozen, and would draw noise for ever; train it "
             "first (trainable: image_head), then the adapters from that model",
         )
-        total = sum(stage.share for stage in self.stages)
-        require(abs(total - 1) < 1e-6, "stages", [stage.share for stage in self.stages], "shares must add up to 1")
+        shares = [stage.share for stage in self.stages]
+        require(not shares or abs(sum(shares) - 1) < 1e-6, "stages", shares, "shares must add up to 1")
         require(
             self.optimizer.warmup_steps <= self.steps,
             "optimizer.warmup_steps",

@@ -50,9 +50,9 @@ from chameleon_jax.tokens.text import LONGEST_TEXT
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from chameleon_jax.training.checkpoint import stored_config
+from chameleon_jax.training.feeding import HeldOut
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
-from chameleon_jax.training.loop import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import MetricsFile, read_metrics
 from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_vocab_size
@@ -243,6 +243,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_folder(as_path(config.output) / "adapters", ADAPTERS)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
+    require(bool(config.data), "data", config.data, "must name a folder that `chameleon prepare` wrote")
     data = PreparedData(config.data)
     require(
         config.sequence_length in (None, data.sequence_length),

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +28,7 @@ from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicat
 from chameleon_jax.training.attention_check import check_attention
 from chameleon_jax.training.best import Best
 from chameleon_jax.training.checkpoint import Checkpoints
-from chameleon_jax.training.feeding import local_rows, place
+from chameleon_jax.training.feeding import Batches, HeldOut, batches_from, held_out_batches, local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
 from chameleon_jax.training.metrics import per_modality, read_metrics
 from chameleon_jax.training.optimizer import make_schedule
@@ -40,19 +40,11 @@ from chameleon_jax.training.stopping import StopRequest
 from chameleon_jax.training.tracing import StepTrace
 from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 
-Batches = Callable[[int, np.ndarray], Iterator[Batch]]
-"""Gives the batches from a number on, of each only the rows with the given numbers: those this process has to read. On
-a single process these are all rows."""
-
-HeldOut = Callable[[np.ndarray], Iterable[Batch]]
-"""Gives all batches of a held-out source anew, of each only the rows with the given numbers, as `Batches` does. They
-are read one by one; rows that fill up the last have no loss weights."""
-
 
 def train(
     config: TrainConfig,
     batches: Batches,
-    is_image_id: np.ndarray,
+    is_image_id: np.ndarray | None = None,
     *,
     data_fingerprint: str = "",
     held_out: Mapping[str, HeldOut] = MappingProxyType({}),
@@ -64,8 +56,8 @@ def train(
 
     Args:
       config: everything about the run.
-      batches: see `Batches`; called once, with the number of steps already done.
-      is_image_id: bool `[vocab_size]`, which ids are image codes.
+      batches: one for each step; see `Batches`.
+      is_image_id: bool `[vocab_size]`, which ids are image codes, whose loss is reported apart. By default none are.
       data_fingerprint: stored with checkpoints; a run refuses to go on with other data.
       held_out: sources by name whose losses are reported and never learnt from.
       initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings (without
@@ -83,6 +75,8 @@ def train(
       FileError: if the folder holds checkpoints of another run, or cannot be written.
       Stopped: if the process was asked to stop (Ctrl-C, SIGTERM); everything is saved.
     """
+    if is_image_id is None:
+        is_image_id = np.zeros(config.model.vocab_size, bool)
     with StopRequest() as stop:
         mesh = make_mesh(config.mesh)
         target = _check(config, mesh, data_fingerprint)
@@ -109,7 +103,7 @@ def train(
                 checkpoints.save(state, config, data_fingerprint, log.pending())
 
             with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
-                state = run.steps(state, batches(start, run.rows), bar, save)
+                state = run.steps(state, batches_from(batches, start, run.rows, config.batch_size), bar, save)
             if best.step is not None:
                 state = _best_state(best, state, checkpoints, target)
     return state
@@ -254,7 +248,7 @@ class _Run:
         results = {}
         for name, batches in self.held_out.items():
             totals: Counter[str] = Counter()
-            for batch in batches(self.rows):
+            for batch in held_out_batches(batches, self.rows, self.config.batch_size):
                 # Waiting for each keeps one batch on the devices, not as many as the host can read.
                 totals.update(jax.tree.map(float, self.evaluate_fn(params, self._place(batch))))
             results[name] = per_modality(totals)

@@ -38,7 +38,9 @@ class MetricsFile:
             texts = [line.decode("utf-8", "backslashreplace") for line in broken]
             append_text(damaged, "".join(f"{text}\n" for text in texts))
             first = printable(texts[0], 60)
-            console.print(f"{self.path}: {len(broken)} damaged lines moved to {damaged.name}: {first} …", style="yellow")
+            console.print(
+                f"{self.path}: {len(broken)} damaged lines moved to {damaged.name}: {first} …", style="yellow"
+            )
         kept = [text for text, values in lines if values["step"] <= at_step]
         with new_file(self.path) as file:
             file.write_bytes(b"".join(text + b"\n" for text in kept))

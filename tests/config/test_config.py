@@ -185,7 +185,6 @@ def test_configs_of_the_repository_can_be_read(path):
         (TrainConfig, {**TRAIN, "checkpoint": {"every": 15}}, "checkpoint.every", "15", "multiple of log_every = 10"),
         (TrainConfig, {**TRAIN, "stages": [{"share": 0.5, "weights": {"a": 1}}] * 3}, "stages", "[0.5, 0.5, 0.5]",
          "add up to 1"),
-        (TrainConfig, {**TRAIN, "stages": []}, "stages", "[]", "add up to 1"),
         (TrainConfig, {**TRAIN, "steps": 100}, "optimizer.warmup_steps", "4000", "at most steps = 100"),
         (TrainConfig, {**TRAIN, "optimizer": {"final_fraction": 0}}, "optimizer.final_fraction", "0.0", "above 0"),
     ],

@@ -142,7 +142,7 @@ def test_file_is_named_with_the_key(train_yaml):
 def test_missing_empty_and_unreadable_files(tmp_path):
     assert message_of(TrainConfig, tmp_path / "no.yaml") == f"{tmp_path}/no.yaml: no such file"
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert message_of(TrainConfig, tmp_path / "empty.yaml") == f"{tmp_path}/empty.yaml: data: missing; must be text"
+    assert message_of(TrainConfig, tmp_path / "empty.yaml") == f"{tmp_path}/empty.yaml: output: missing; must be text"
     (tmp_path / "latin.yaml").write_bytes(b"data: caf\xe9\n")
     assert message_of(TrainConfig, tmp_path / "latin.yaml").startswith(f"{tmp_path}/latin.yaml: cannot be read: ")
     assert message_of(TrainConfig, tmp_path).startswith(f"{tmp_path}: cannot be read: ")

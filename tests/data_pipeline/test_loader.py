@@ -149,6 +149,8 @@ def test_unknown_source_is_named(prepared):
     config = run(stages=(StageConfig(1, {"mixd": 1}),))
     with pytest.raises(ConfigError, match=r"stages\.0\.weights\.mixd: .*mixed, prose"):
         next(PreparedData(prepared).batches(**config))
+    with pytest.raises(ConfigError, match=r"^stages = \[\]: must list a mixture of .*: mixed, prose$"):
+        PreparedData(prepared).batches(**{**config, "stages": ()})
 
 
 def test_held_out_rows_come_once_and_padding_does_not_count(prepared):

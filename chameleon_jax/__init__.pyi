@@ -1,0 +1,71 @@
+from chameleon_jax.batch import Batch
+from chameleon_jax.chameleon import CannotDraw, Chameleon, load
+from chameleon_jax.config import (
+    BadStepsConfig,
+    CheckpointConfig,
+    GenerationConfig,
+    ImageTokenizerConfig,
+    LoRAConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PreprocessingConfig,
+    SamplesConfig,
+    SamplingConfig,
+    StageConfig,
+    TrainConfig,
+    TransformerConfig,
+    read_config,
+)
+from chameleon_jax.document import Document, DocumentError, open_image, parse_prompt
+from chameleon_jax.errors import ChameleonError, ConfigError, FileError, TrainingError
+from chameleon_jax.models.transformer import KVCache, Transformer
+from chameleon_jax.models.vq import VQModel
+from chameleon_jax.sharding import make_mesh
+from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.image import NoImageDecoder
+from chameleon_jax.tokens.vocabulary import Vocabulary
+from chameleon_jax.training.loop import train
+from chameleon_jax.weights.checkpoint import ConversionError
+from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
+
+__version__: str
+
+__all__ = [
+    "BadStepsConfig",
+    "Batch",
+    "CannotDraw",
+    "Chameleon",
+    "ChameleonError",
+    "CheckpointConfig",
+    "ConfigError",
+    "ConversionError",
+    "Document",
+    "DocumentError",
+    "DocumentTokenizer",
+    "FileError",
+    "GenerationConfig",
+    "ImageTokenizerConfig",
+    "KVCache",
+    "LoRAConfig",
+    "MeshConfig",
+    "NoImageDecoder",
+    "OptimizerConfig",
+    "PreprocessingConfig",
+    "SamplesConfig",
+    "SamplingConfig",
+    "StageConfig",
+    "TrainConfig",
+    "TrainingError",
+    "Transformer",
+    "TransformerConfig",
+    "VQModel",
+    "Vocabulary",
+    "load",
+    "make_mesh",
+    "open_checkpoint",
+    "open_image",
+    "parse_prompt",
+    "read_config",
+    "train",
+    "write_checkpoint",
+]
