@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from chameleon_jax import summary
 from chameleon_jax.config import DType, GenerationConfig, PreprocessingConfig, TransformerConfig, require
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import ChameleonError
@@ -73,6 +74,12 @@ class Chameleon:
         self.missing = dict(missing or {})
         self.image_head_trained = image_head_trained
         self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
+
+    def __repr__(self) -> str:
+        return summary.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return summary.as_html(self)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from chameleon_jax.config.docstrings import FieldsInDocstring
 from chameleon_jax.errors import ConfigError, FileError, printable
 from chameleon_jax.runtime.reading import DEEPEST, LONGEST_NUMBER, read_bytes
 
@@ -64,7 +65,7 @@ def shortened(value: Any, limit: int = 200) -> str:
 def config(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass whose values are checked as strictly from Python as from YAML: by the types of its
     fields, then by what its own `__post_init__` requires; numbers are finite. Lists become tuples, and mappings nested
-    configs.
+    configs. The texts below the fields become part of its docstring.
     """
     own_checks = getattr(cls, "__post_init__", lambda self: None)  # its own, or those it inherits
 
@@ -81,7 +82,10 @@ def config(cls: type[T]) -> type[T]:
             _require_finite(getattr(self, name), name)
 
     cls.__post_init__ = __post_init__
-    return dataclasses.dataclass(frozen=True)(cls)
+    docstring = cls.__doc__
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls.__doc__ = FieldsInDocstring(docstring)
+    return cls
 
 
 def require_seed(seed: int, bits: int = 63) -> None:
