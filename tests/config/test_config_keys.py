@@ -43,8 +43,7 @@ from chameleon_jax.config.reading import config
 from data_pipeline import config as data_configs
 from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, TextTokenizerCommand
 from data_pipeline.datasets import digit_documents, python_documents
-from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig, conversations
-from data_pipeline.sources import jsonl as jsonl_module
+from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
 from data_pipeline.sources import source as source_module
 
 TESTS = Path(__file__).parents[1]
@@ -581,8 +580,6 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "held_out": "test_held_out_rows_come_once_and_padding_does_not_count",
         "datasets": asks_in(_prepare, PREPARE),
     },
-    SourceConfig: SOURCE,
-    jsonl_module.JsonLinesSource: SOURCE | FILE,
     DocumentsSource: SOURCE | FILE,
     ConversationsSource: SOURCE | FILE | {
         "prompt_loss": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
@@ -658,11 +655,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
 }  # fmt: skip
 
-SOURCES = (digit_documents, python_documents, source_module, jsonl_module, conversations)
 CLASSES = [
     *(cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))),
     *(cls for cls in vars(data_configs).values() if getattr(cls, "__module__", "") == data_configs.__name__),
-    *(cls for module in SOURCES for cls in sources_in(module)),
+    *source_module._KINDS.values(),
 ]
 CLASSES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
 
