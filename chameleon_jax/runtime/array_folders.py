@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import LARGEST_JSON
 
+METADATA = ("_", ".z", "zarr.json", "manifest")
+"""What the names of files of metadata begin with: of Orbax, of Zarr, of OCDBT. They are read whole."""
 MOST_FILES = 100_000
 MOST_CHUNKS = 100_000
 """Chunks of an array; ours have up to 1 GiB each."""
@@ -46,7 +48,7 @@ def check_folder(path: Path) -> int:
                 raise FileError(f"{entry}: is a link to a folder; a folder of arrays holds its own")
             if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                 raise FileError(f"{entry}: is a pipe, a socket or a device, not a file")
-            if name.startswith("_") and found.st_size > LARGEST_JSON:
+            if name.startswith(METADATA) and found.st_size > LARGEST_JSON:
                 raise FileError(f"{entry}: has more than {LARGEST_JSON:,} bytes, which no such file needs")
             total += found.st_size if name in names else 0
         if count > MOST_FILES:

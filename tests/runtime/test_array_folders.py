@@ -80,9 +80,10 @@ def test_device_and_link_to_a_folder_are_refused(saved, tmp_path):
     assert "state/more: is a link to a folder" in refusal(saved)
 
 
-def test_metadata_that_is_a_sparse_giant_is_refused(saved):
-    os.truncate(saved / "state" / "_METADATA", 1 << 40)
-    assert "_METADATA: has more than 16,777,216 bytes" in refusal(saved)
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt"])
+def test_metadata_that_is_a_sparse_giant_is_refused(saved, name):
+    os.truncate(saved / "state" / name, 1 << 40)
+    assert f"{name}: has more than 16,777,216 bytes" in refusal(saved)
 
 
 def test_links_to_files_are_followed(saved, tmp_path):
