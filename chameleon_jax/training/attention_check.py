@@ -69,11 +69,11 @@ def check_attention(config: TransformerConfig, where: Any, length: int | None = 
 def _problem(config: TransformerConfig, backend: str, mesh: Mesh, length: int) -> str | None:
     """What is wrong with a backend; None if nothing is. All processes give the same answer."""
     rows = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
-    compare = jax.jit(functools.partial(_deviations, config, backend, rows, length), out_shardings=replicated(mesh))
+    compare = jax.jit(functools.partial(deviations, config, backend, rows, length), out_shardings=replicated(mesh))
     try:
         with jax.set_mesh(mesh), constraints_on(mesh):
             found, plain = map(np.asarray, compare(jax.random.key(0)))
-        problem = _too_far(found, plain, config.compute_dtype)
+        problem = too_far(found, plain, config.compute_dtype)
     except Exception as error:  # whatever a kernel does not bear: it is refused or left, with the reason
         problem = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
     if jax.process_count() > 1:
@@ -81,7 +81,7 @@ def _problem(config: TransformerConfig, backend: str, mesh: Mesh, length: int) -
     return problem
 
 
-def _too_far(found: np.ndarray, plain: np.ndarray, dtype: str) -> str | None:
+def too_far(found: np.ndarray, plain: np.ndarray, dtype: str) -> str | None:
     names = ("values", "gradient of q", "gradient of k", "gradient of v")
     for name, deviation, usual in zip(names, found, plain, strict=True):
         if deviation > TIMES_PLAIN * usual + AT_LEAST:
@@ -102,7 +102,7 @@ def documents(rows: int, length: int) -> np.ndarray:
     return np.stack(segments).astype(np.int32)
 
 
-def _deviations(config: TransformerConfig, backend: str, rows: int, length: int, key: Array) -> tuple[Array, Array]:
+def deviations(config: TransformerConfig, backend: str, rows: int, length: int, key: Array) -> tuple[Array, Array]:
     """Of the kernel and of plain attention in the same dtype from plain attention in float32: the largest difference
     over the largest value, for values and the gradients of q, k and v. Plain attention is computed for one key head
     after the other."""

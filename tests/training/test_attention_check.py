@@ -156,7 +156,7 @@ def test_a_wrong_kernel_is_found_out(monkeypatch, short_rows, kernel, what):
 
 @pytest.mark.parametrize("attention", ["auto", "xla", "blockwise"])
 def test_plain_attention_needs_no_check(monkeypatch, attention):
-    monkeypatch.setattr(attention_check, "_deviations", None)  # would be called
+    monkeypatch.setattr(attention_check, "deviations", None)  # would be called
     config = dataclasses.replace(MODEL, attention=attention)
     assert check_attention(config, jax.devices()[0]) is config
 
@@ -206,7 +206,7 @@ def test_blockwise_that_is_wrong_too_leaves_plain_attention(monkeypatch):
 
 def test_the_check_of_long_rows_never_holds_all_scores():
     length = 16384
-    compare = functools.partial(attention_check._deviations, MODEL, "blockwise", 1, length)
+    compare = functools.partial(attention_check.deviations, MODEL, "blockwise", 1, length)
     compiled = jax.jit(compare).lower(jax.random.key(0)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < length * length * 4 / 2  # half of those of one head
 

@@ -1,0 +1,98 @@
+"""What a stage has found so far, in a JSON file that is written anew after every check."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from chameleon_jax.bench.environment import environment
+from chameleon_jax.errors import ChameleonError, printable
+
+
+class Record:
+    """The figures of one stage; use as a context manager.
+
+    Attributes:
+      rehearsal: whether this is a CPU that tries the code out, with tiny sizes.
+      recipes: folder with recipes for the demo; empty for the shipped ones.
+      values: what is written. `status` is 'passed', 'failed', or 'incomplete' if a check was left out.
+    """
+
+    def __init__(self, path: Path, stage: str, seconds: float, *, rehearsal: bool = False):
+        self.path, self.rehearsal, self.recipes = path, rehearsal, ""
+        self._began = time.monotonic()
+        self._deadline = self._began + seconds
+        self.values: dict[str, Any] = {"stage": stage, "status": "running", "rehearsal": rehearsal, "checks": []}
+
+    def __enter__(self) -> Record:
+        self.write()
+        if not self.rehearsal and jax.default_backend() != "gpu":
+            raise ChameleonError(f"JAX finds no GPU, but {jax.devices()[0].device_kind}; to try the code: --rehearse")
+        self.values |= environment()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        checks = self.values["checks"]
+        problems = [f"{check['check']}: {check['problem']}" for check in checks if check.get("problem")]
+        if error is not None:
+            problems.append(_message(error))
+        left_out = any("left_out" in check for check in checks)
+        self.values["status"] = "failed" if problems else "incomplete" if left_out else "passed"
+        if problems:
+            self.values["problem"] = "; ".join(problems)
+        self.write()
+
+    def seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def check(self, name: str, work: Callable[[], dict[str, Any]], about: float = 0) -> dict[str, Any] | None:
+        """Adds the figures that `work` returns. What it raises, or says under 'problem', fails the stage, which goes
+        on with the next check.
+
+        Args:
+          about: seconds that it takes; with less than that left, it is left out.
+
+        Returns:
+          the figures; None if it was left out or raised.
+        """
+        if self.seconds_left() < about:
+            return self._add(check=name, left_out=f"takes about {about:.0f} s, {self.seconds_left():.0f} s are left")
+        began, figures = time.monotonic(), None
+        try:
+            figures = work()
+        except Exception as error:
+            traceback.print_exc()
+            problem = {"problem": _message(error)}
+            error.__traceback__ = None  # or its frames would keep their arrays on the device
+        gc.collect()
+        self._add(check=name, seconds=round(time.monotonic() - began, 1), **(problem if figures is None else figures))
+        return figures
+
+    def update(self, **figures: Any) -> None:
+        """Adds figures of the whole stage."""
+        self.values |= figures
+        self.write()
+
+    def _add(self, **check: Any) -> None:
+        check = {name: value for name, value in check.items() if value is not None}
+        self.values["checks"].append(check)
+        print(json.dumps(check), flush=True)
+        self.write()
+
+    def write(self) -> None:
+        self.values["seconds"] = round(time.monotonic() - self._began, 1)
+        tmp = self.path.with_suffix(".tmp")
+        tmp.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
+        os.replace(tmp, self.path)
+
+
+def _message(error: BaseException) -> str:
+    return printable(f"{type(error).__name__}: {error}", 600)
