@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint install gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and judge a small Chameleon; opens with out/demo/report.html (some minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     check format and style"
 	@echo "make install  create $(VENV) with everything in it"
+	@echo "make gpu      check and measure one NVIDIA GPU with what is installed there (see docs/benchmarks)"
 	@echo "make clean    remove $(VENV) and out/"
 	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another place."
 
@@ -31,6 +32,14 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# On a machine with CUDA: nothing is installed. ARGS="attention 1b --budget 300" selects and limits stages.
+gpu:
+	$(PYTHON) -m chameleon_jax.bench.gpu --publish docs/benchmarks $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+
+# What `make gpu` needs beside jax, flax, optax and orbax; WHEELS=folder downloads it for this version of Python.
+gpu-needs:
+	@$(PYTHON) -m chameleon_jax.bench.gpu.needs $(WHEELS)
 
 clean:
 	rm -rf $(VENV) out

@@ -74,7 +74,13 @@ def test_rows_hold_documents_of_both_modalities_and_padding(tiny):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("demo", 2_558_144), ("cpu_25m", 34_089_472), ("1b", 1_501_673_472), ("7b", 7_013_158_912)],
+    [
+        ("demo", 2_558_144),
+        ("cpu_25m", 34_089_472),
+        ("1b", 1_501_673_472),
+        ("7b", 7_013_158_912),
+        ("7b_80gb", 7_013_158_912),
+    ],
 )
 def test_presets_have_the_parameters_they_claim(name, parameters):
     config = read_config(BenchTrainConfig, PRESETS / f"{name}.yaml")
@@ -83,13 +89,13 @@ def test_presets_have_the_parameters_they_claim(name, parameters):
 
 
 def test_all_presets_are_tested_above():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", "cpu_25m", "1b", "7b"}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", "cpu_25m", "1b", "7b", "7b_80gb"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "CONFIG = 'nothing': must be a YAML file or one of 1b, 7b, cpu_25m, demo"),
+        (["nothing"], "CONFIG = 'nothing': must be a YAML file or one of 1b, 7b, 7b_80gb, cpu_25m, demo"),
         (["{tiny}", "--documents", "99"], "documents = 99: must be at most the 15 tokens of a row"),
         (["{tiny}", "--batch-size", "12"], "batch_size = 12: must be a multiple of 8"),
         (["{tiny}", "--loss-chunk", "3"], "loss_chunk = 3: must divide the length of the rows, 16"),

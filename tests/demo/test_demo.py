@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from chameleon_jax import load
+from chameleon_jax.bench.gpu.__main__ import main as gpu
 from chameleon_jax.config import find_configs
 from chameleon_jax.console.cli import main
 from chameleon_jax.demo.judge import Judge, nearest_distances
@@ -90,6 +91,14 @@ def test_changed_recipe_redoes_its_stage_and_those_after_it(demo, capsys):
     assert said.count("reused from an earlier run") == 3
     assert "▶ train Chameleon" in said
     assert "▶ judge and report" in said
+
+
+def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo, tmp_path):
+    output, recipes = demo
+    (tmp_path / "demo").symlink_to(output)
+    assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(tmp_path)]) == 0
+    (check,) = json.loads((tmp_path / "demo.json").read_text())["checks"]
+    assert check["metrics"] == json.loads((output / "metrics.json").read_text())
 
 
 def test_demo_folder_opens_as_a_model(demo, tmp_path, capsys):
