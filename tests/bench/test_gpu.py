@@ -65,7 +65,7 @@ def test_a_stage_that_crashes_or_takes_too_long_stops_no_other(tmp_path, monkeyp
     crashed, slow = records.values()
     assert crashed["problem"] == "its process ended with 1"
     assert "StopIteration" in crashed["last_lines"][-1]
-    assert slow["problem"] == "took more than 0 s"
+    assert slow["problem"] == "took more than 1 s"
     for name, record in records.items():
         assert record["status"] == "failed"
         assert json.loads((tmp_path / f"{name}.json").read_text()) == record

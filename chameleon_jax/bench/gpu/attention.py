@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +33,13 @@ class Case(NamedTuple):
     """Calls of cuDNN's forward and backward kernels that must be in the program."""
 
 
-CASES = (
+KERNEL_CASES = (
     Case("cudnn", 8, 8, 2048, "none", (1, 1)),
     Case("cudnn", 8, 2, 2048, "save_attention", (1, 1)),
     Case("cudnn", 8, 2, 1000, "save_projections", (1, 1)),
     Case("cudnn", 32, 32, 4096, "full", (2, 1)),  # the 7B's heads
+)
+PLAIN_CASES = (
     Case("blockwise", 8, 2, 2048, "full", (0, 0)),
     Case("xla", 8, 2, 1000, "none", (0, 0)),
 )
@@ -48,17 +51,22 @@ Products in TF32 (2^-11 each), a wrong mask or a lost row make more."""
 
 
 def attention(record: Record) -> None:
-    """The stage: each case, what `auto` chooses and the library's own check of it, and a train step."""
-    cases = CASES
+    """The stage: cuDNN, train steps, what `auto` chooses and the library's own check of it, then the other backends."""
+    kernels, plain = KERNEL_CASES, PLAIN_CASES
     if record.rehearsal:
-        cases = [case._replace(backend="blockwise", length=128, kernels=(0, 0)) for case in CASES[1:2]]
-    for case in cases:
-        name = f"{case.backend}, {case.heads}/{case.kv_heads} heads, {case.length} tokens, remat {case.remat}"
-        record.check(name, functools.partial(compare_backend, case), about=8)
+        kernels, plain = (), [case._replace(length=128) for case in PLAIN_CASES[:1]]
+    _compare_backends(record, kernels)
     record.check("float32 step as on the CPU", functools.partial(compare_step, "float32"), about=15)
     if not record.rehearsal:  # the same code, compiled anew
         record.check("bfloat16 step as on the CPU", functools.partial(compare_step, "bfloat16"), about=15)
     record.check("the check of training", functools.partial(own_check, 128 if record.rehearsal else 2048), about=8)
+    _compare_backends(record, plain)
+
+
+def _compare_backends(record: Record, cases: Sequence[Case]) -> None:
+    for case in cases:
+        name = f"{case.backend}, {case.heads}/{case.kv_heads} heads, {case.length} tokens, remat {case.remat}"
+        record.check(name, functools.partial(compare_backend, case), about=8)
 
 
 def count_kernels(program: str) -> tuple[int, int]:

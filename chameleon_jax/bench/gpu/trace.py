@@ -6,11 +6,12 @@ import collections
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from jax.profiler import ProfileData
+from typing import TYPE_CHECKING, Any
 
 from chameleon_jax.errors import FileError
+
+if TYPE_CHECKING:
+    from jax.profiler import ProfileData
 
 KINDS = (
     ("attention", re.compile(r"cudnn|fmha|flash|sdpa", re.IGNORECASE)),
@@ -30,6 +31,8 @@ def summarise(folder: str | Path, steps: int, most: int = 12) -> dict[str, Any]:
     Raises:
       FileError: if there is no trace.
     """
+    from jax.profiler import ProfileData
+
     files = sorted(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise FileError(f"{folder}: has no trace")
