@@ -11,7 +11,7 @@ from data_pipeline.sources import SourceConfig
 
 
 def _require_nothing_of_rows(*groups: tuple[SourceConfig, ...]) -> None:
-    """Refuses keys of sources that mean something in prepared rows alone."""
+    """Raises `ConfigError` for keys of sources that only matter in prepared rows."""
     for source in (source for group in groups for source in group):
         for field in dataclasses.fields(source):
             if field.name in ("loss", "prompt_loss", "answer_end", "prompt_fit", "answer_fit"):
@@ -23,7 +23,7 @@ def _require_nothing_of_rows(*groups: tuple[SourceConfig, ...]) -> None:
 
 @config
 class TextTokenizerCommand:
-    """`chameleon train-text-tokenizer`: learn text pieces from the text of some sources."""
+    """`chameleon train-text-tokenizer`: train a text tokenizer on the text of some sources."""
 
     output: str
     """File for the SentencePiece model."""
@@ -38,16 +38,16 @@ class TextTokenizerCommand:
 
 @config
 class ImageTokenizerCommand:
-    """`chameleon train-image-tokenizer`: learn image codes from the pictures of some sources."""
+    """`chameleon train-image-tokenizer`: train an image tokenizer on the pictures of some sources."""
 
     output: str
     """Folder for the tokenizer and its metrics. An older one there is replaced; a folder with anything else in it is
     not."""
     tokenizer: ImageTokenizerTrainConfig
     sources: tuple[SourceConfig, ...]
-    """All pictures of their documents are learnt from."""
+    """All pictures of their documents are used."""
     held_out: tuple[SourceConfig, ...] = ()
-    """Pictures that PSNR and codebook use are measured on."""
+    """Pictures on which PSNR and codebook use are measured."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
     log_every: int = 20
@@ -60,7 +60,7 @@ class ImageTokenizerCommand:
 
 @config
 class PrepareCommand:
-    """`chameleon prepare`: Documents to packed rows of tokens, ahead of training."""
+    """`chameleon prepare`: tokenize documents and pack them into rows, ahead of training."""
 
     output: str
     """Folder for the rows, the tokenizer and dataset.json. Older rows there are replaced; a folder with anything else
@@ -76,7 +76,7 @@ class PrepareCommand:
     """Instead of these two: a model in any format (a folder, or hf://org/name), or the tokenizer's folder of one of
     ours. Ids stay as they are there, so that the model can be trained further on the rows."""
     held_out: tuple[SourceConfig, ...] = ()
-    """Sources that training measures its loss on and never learns from."""
+    """Sources that training evaluates on and never trains on."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
 

@@ -1,4 +1,4 @@
-"""Prepared rows to Batches. The whole state of the data side is one integer, the number of the next batch."""
+"""Reads prepared rows as Batches. Its whole state is one integer, the number of the next batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.prepare import ROWS_PER_FILE
 
 
 def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
-    """A row from its bytes; a ValueError says what is wrong with it."""
+    """A row from its bytes. Raises ValueError with the reason if it is invalid."""
     if len(record) != dtype.itemsize:
         raise ValueError(f"it has {len(record)} bytes instead of {dtype.itemsize}")
     row = np.frombuffer(record, dtype)[0]
@@ -35,7 +35,7 @@ def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
 
 
 def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
-    """The numbers of the rows of a batch that are wanted; all without `rows`."""
+    """`rows` of a batch, checked; None: all."""
     places = np.arange(batch_size) if rows is None else np.asarray(rows)
     if len(places) == 0 or places.min() < 0 or places.max() >= batch_size:
         raise ValueError(f"rows = {places.tolist()}: must be some of the numbers 0 to {batch_size - 1}")
@@ -43,7 +43,7 @@ def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
 
 
 def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, without the lines that Grain adds to an error's message."""
+    """The batches; errors lose the lines that Grain adds to their messages."""
     try:
         yield from batches
     except FileError as error:
@@ -51,7 +51,7 @@ def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Rows:
-    """The rows of one source, for Grain. Errors name the file and the row."""
+    """Random access to the rows of one source, as Grain expects it. Errors name the file and the row."""
 
     def __init__(self, name: str, paths: list[Path], count: int, dtype: np.dtype, vocab_size: int):
         self._name, self._paths, self._dtype, self._vocab_size = name, paths, dtype, vocab_size
@@ -104,7 +104,7 @@ class PreparedData:
     """A folder that `chameleon prepare` wrote.
 
     Attributes:
-      folder: where it is.
+      folder: the folder on this machine.
       header: the contents of dataset.json.
     """
 
@@ -121,7 +121,7 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """Differs whenever the rows or what they were made with differ."""
+        """Identifies the rows and what they were made from."""
         return self.header["fingerprint"]
 
     def tokenizer(self, *, with_image: bool = True) -> DocumentTokenizer:
@@ -131,7 +131,7 @@ class PreparedData:
         """Rows of one source as structured scalars. `part` is "sources" or "held_out".
 
         Raises:
-          FileError: if files are missing or damaged; for a damaged row, when it is read.
+          FileError: if files are missing or damaged. A damaged row raises when it is read.
         """
         entry = self.header[part][name]
         paths = [self.folder / file for file in entry["files"]]
@@ -149,19 +149,20 @@ class PreparedData:
         start: int = 0,
         rows: np.ndarray | None = None,
     ) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of a training run, up to its last step.
+        """The batches of a training run from number `start` on.
 
         Args:
           stages: mixtures of the sources, with their shares of the run.
-          steps: batches of the whole run.
-          batch_size: rows of a batch.
+          steps: number of batches of the whole run.
+          batch_size: rows per batch.
           seed: of the shuffling.
-          rows: int `[n]`, which rows of each batch to read, in this order, where a process needs only some of them;
-            None: all. What a row of a batch holds does not depend on it.
+          start: number of the first batch to read.
+          rows: int `[n]`, the rows of each batch that this process needs, in this order; None: all. A row is the same
+            whichever others are read.
 
         Raises:
           ConfigError: if there is no stage, or one names a source that was not prepared.
-          FileError: if files are missing; when it is read, for a damaged row.
+          FileError: if files are missing. A damaged row raises when it is read.
         """
         places = _places(batch_size, rows)
         sources = {name: self.rows("sources", name) for name in self.header["sources"]}
@@ -176,7 +177,7 @@ class PreparedData:
     def rows_of_batch(
         self, stages: Sequence[StageConfig], steps: int, batch_size: int, seed: int = 0
     ) -> Callable[[int], list[tuple[str, int]]]:
-        """Gives, for the number of a batch of `batches`, source and number of each of its rows."""
+        """A function from the number of a batch of `batches` to the source and the number of each of its rows."""
         sources = {
             name: grain.MapDataset.range(entry["rows"]).map(lambda row, name=name: (name, int(row)))
             for name, entry in self.header["sources"].items()
@@ -187,8 +188,17 @@ class PreparedData:
     def held_out_batches(
         self, name: str, batch_size: int, limit: int = 0, rows: np.ndarray | None = None
     ) -> Iterator[Batch]:
-        """All rows of a held-out source in order (or the first `limit` batches), read as they are asked for; the last
-        batch is filled with padding. `rows` as for `batches`."""
+        """The rows of a held-out source in order, read lazily; the last batch is filled up with padding.
+
+        Args:
+          name: of the source.
+          batch_size: rows per batch.
+          limit: number of batches; 0: all.
+          rows: as for `batches`.
+
+        Raises:
+          ConfigError: if there is no such source.
+        """
         if name not in self.header["held_out"]:
             raise ConfigError(f"held_out.{name}: was not prepared; there is {', '.join(self.header['held_out'])}")
         dataset = self.rows("held_out", name)

@@ -1,4 +1,4 @@
-"""Mixtures of prepared rows: pure functions from a row's number to the row."""
+"""Mixtures of prepared rows, as pure functions of the row number."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def mix(
 ) -> grain.MapDataset:
     """The rows of a whole training run, in order.
 
-    Each source is shuffled anew every time it is gone through; each stage draws from the sources by its own weights.
+    Each source is reshuffled in every epoch; each stage samples from the sources with its own weights.
 
     Args:
       sources: datasets of rows by name.
-      stages: mixtures with their share of all rows.
-      rows: rows that the run reads.
-      seed: of all the shuffling.
+      stages: mixtures with their shares of all rows.
+      rows: total number of rows of the run.
+      seed: of the shuffling.
 
     Returns:
-      a dataset of length `rows`; element i depends on i and the arguments alone.
+      a dataset of length `rows` whose element i depends only on i and the arguments.
 
     Raises:
       ConfigError: if there is no stage, or one names a source that was not prepared.

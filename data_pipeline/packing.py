@@ -1,7 +1,7 @@
-"""Tokenized documents to rows of fixed length.
+"""Packs tokenized documents into rows of fixed length.
 
-Attention never crosses documents (segment ids), every token of a document is predicted exactly once, with its own
-weight in the loss, and an image block is never cut.
+Attention stays inside documents (segment ids), every token of a document is predicted exactly once with its own weight
+in the loss, and an image block is never split.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from chameleon_jax.batch import row_dtype
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 OPEN_ROWS = 64
-"""Rows being filled at the same time; the fullest is finished when another is needed."""
+"""Rows that are filled at the same time. When another is needed, the fullest is finished."""
 
 
 class Piece(NamedTuple):
-    """A stretch of tokens that goes into one row."""
+    """Tokens that go into one row together."""
 
     ids: np.ndarray  # int32 [n]
-    weights: np.ndarray  # float32 [n]: weight in the loss of predicting each token
+    weights: np.ndarray  # float32 [n], weight of each token in the loss
 
 
 class _Group(NamedTuple):
-    """Pictures side by side and the text that belongs to them: from `begin` to `end`, the pictures from `first` to
-    `last`; with no text, or no picture, `begin` and `first` or `last` and `end` are one."""
+    """Adjacent pictures and the text that belongs to them: tokens `begin` to `end`, of which `first` to `last` are the
+    pictures. One of the two may be empty."""
 
     begin: int
     first: int
@@ -36,8 +36,9 @@ class _Group(NamedTuple):
 
 
 def _groups(ids: np.ndarray, vocabulary: Vocabulary) -> list[_Group]:
-    """A document in pictures with their captions: the text before a picture if the document begins with text, else the
-    text behind it. Text behind the last caption-first picture is a group by itself."""
+    """Divides a document into pictures with their captions. The caption is the text before a picture if the document
+    begins with text, else the text after it; text after the last of pictures that follow their captions is a group of
+    its own."""
     begins = np.flatnonzero(ids == vocabulary.begin_image).tolist()
     ends = (np.flatnonzero(ids == vocabulary.end_image) + 1).tolist()
     runs: list[list[int]] = []
@@ -62,11 +63,11 @@ def _groups(ids: np.ndarray, vocabulary: Vocabulary) -> list[_Group]:
 
 
 def places_to_cut(ids: np.ndarray, length: int, vocabulary: Vocabulary) -> tuple[list[int], int]:
-    """Where a document is cut so that each piece has at most `length` tokens, and how many pictures then have none of
-    the text that belongs to them in their piece.
+    """Where to split a document so that each piece has at most `length` tokens, and how many pictures that separates
+    from all of their text.
 
-    A piece takes as much as fits it, but no picture is cut, and a picture stays with its text where both fit into one
-    piece, or else with as much of it as does.
+    A piece takes as much as fits, but pictures are never split, and a picture stays with its text if both fit into one
+    piece, or else with as much of the text as fits.
 
     Raises:
       ValueError: if a picture does not fit.
@@ -104,10 +105,9 @@ def places_to_cut(ids: np.ndarray, length: int, vocabulary: Vocabulary) -> tuple
 
 
 def cut(document: Piece, length: int, vocabulary: Vocabulary) -> list[Piece]:
-    """A document, end of sequence included, in pieces of at most `length` + 1 tokens (one row each); see
-    `places_to_cut`.
+    """Splits a document, end of sequence included, into pieces of at most `length` + 1 tokens, as `places_to_cut` says.
 
-    Every piece begins with the begin-of-sequence token, which nothing predicts; only the last ends with end of
+    Every piece begins with the begin-of-sequence token, which is never predicted; only the last ends with end of
     sequence.
     """
     places, _ = places_to_cut(document.ids, length, vocabulary)
@@ -115,7 +115,7 @@ def cut(document: Piece, length: int, vocabulary: Vocabulary) -> list[Piece]:
 
 
 def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> list[Piece]:
-    """A document cut at these places."""
+    """Splits a document at `places`."""
     ids, weights = document
     return [
         Piece(
@@ -127,9 +127,9 @@ def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> lis
 
 
 def pack(pieces: Iterable[Piece], length: int, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """Rows (`batch.row_dtype`) of pieces, best fit: each piece goes where it leaves the least room.
+    """Packs pieces into rows (`batch.row_dtype`) by best fit: each goes where it leaves the least room.
 
-    A piece of n + 1 tokens fills n places: its inputs are all but the last token, its targets all but the first.
+    A piece of n + 1 tokens takes n places: its inputs are all tokens but the last, its targets all but the first.
     """
     rows: list[list[Piece]] = []
     room: list[int] = []

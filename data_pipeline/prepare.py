@@ -1,4 +1,4 @@
-"""The offline job: Documents to packed rows in ArrayRecord files, with everything training needs beside them."""
+"""The offline job: writes Documents as packed rows into ArrayRecord files, with all that training needs beside them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _hash(tokenizer: ImageTokenizer | None) -> str | None:
     if tokenizer is None:
         return None
     sizes, plain = to_dict(tokenizer.config), to_dict(ImageTokenizerConfig())
-    for key in ("attn_resolutions", "attn_type"):  # newer than data that must keep its fingerprint
+    for key in ("attn_resolutions", "attn_type"):  # newer keys, omitted to keep the fingerprint as it was
         if sizes[key] == plain[key]:
             del sizes[key]
     digest = hashlib.sha256(json.dumps(sizes).encode())
@@ -69,8 +69,8 @@ def _hash(tokenizer: ImageTokenizer | None) -> str | None:
 
 
 def _fingerprint(header: dict[str, Any]) -> str:
-    """Differs with the rows and with what they were made of. Data prepared again by a newer version keeps it, so that
-    runs go on."""
+    """Identifies the rows and what they were made from. Data that a newer version prepares again has the same one, so
+    that runs can be resumed."""
 
     def with_former_keys(entries: dict[str, Any]) -> dict[str, Any]:
         return {name: {**entry, "source": {**FORMER_KEYS, **entry["source"]}} for name, entry in entries.items()}
@@ -80,13 +80,13 @@ def _fingerprint(header: dict[str, Any]) -> str:
 
 
 def _figures(counts: Counts) -> dict[str, Any]:
-    """Counts for dataset.json. The newer ones are left out if they are 0, as the fingerprint covers them."""
+    """Counts for dataset.json. Newer ones are omitted where they are 0, to keep the fingerprint as it was."""
     newer = ("documents_cut", "pictures_cut_off")
     return {name: value for name, value in dataclasses.asdict(counts).items() if value or name not in newer}
 
 
 def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int) -> None:
-    """Says what was left out of a source, and refuses one that nothing can be learnt from."""
+    """Reports what was dropped from a source; raises if there is nothing to train on in it."""
     dropped, skipped = counts.turns_dropped, counts.conversations_skipped
     if dropped or skipped:
         console.print(
@@ -109,17 +109,17 @@ def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int)
 
 
 def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, Any]:
-    """Tokenizes and packs all sources into `command.output`, which appears only when it is complete.
+    """Tokenizes and packs all sources into `command.output`, which appears only once it is complete.
 
     Args:
-      tokenizer: what the command names as tokenizer, opened; it is saved beside the rows as it is.
+      tokenizer: the tokenizer that the command names; it is saved beside the rows.
 
     Returns:
       the contents of dataset.json.
 
     Raises:
-      ConfigError: if one picture does not fit a row, or a source has nothing to learn from.
-      DocumentError: if a document cannot be used, or needs what the tokenizer lacks.
+      ConfigError: if one picture does not fit a row, or a source has nothing to train on.
+      DocumentError: if a document is invalid, or needs a part that the tokenizer lacks.
     """
     vocabulary, length = tokenizer.need("vocabulary"), command.sequence_length
     if tokenizer.image is not None and length < tokenizer.image_block:

@@ -1,4 +1,4 @@
-"""Documents and conversations to pieces: ids, and what predicting each of them weighs in the loss."""
+"""Tokenizes documents and conversations: ids, and the weight of each in the loss."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 DOCUMENTS_AT_A_TIME = 512
 BYTES_AT_A_TIME = 256 << 20
-"""What documents may take together, pictures at 4 bytes a pixel and text at 16 a character; a larger one is alone."""
+"""Memory of the documents that are tokenized together, counting 4 bytes a pixel and 16 a character. A document that
+takes more is tokenized alone."""
 
 
 @dataclasses.dataclass
 class Counts:
-    """What of a source is in its rows, and what of it is not."""
+    """How much of a source went into its rows, and how much did not."""
 
     documents: int = 0
     pictures: int = 0
@@ -40,19 +41,19 @@ class Counts:
     text_tokens: int = 0
     image_tokens: int = 0
     image_tokens_learnt: int = 0
-    """Image codes that count in the loss."""
+    """Image codes whose weight in the loss is above 0."""
     weight: float = 0.0
-    """Sum of what all tokens weigh in the loss."""
+    """Sum of the loss weights of all tokens."""
     tokens: int = 0
-    """All of them but begin and end of sequence."""
+    """All tokens except begin and end of sequence."""
     conversations_skipped: int = 0
-    """Conversations left out because not even their first turn fits a row."""
+    """Conversations dropped because even their first turn does not fit a row."""
     turns_dropped: int = 0
-    """Turns left out at the end of other conversations, because they do not fit the row."""
+    """Turns dropped at the end of other conversations because they do not fit the row."""
     documents_cut: int = 0
-    """Documents longer than a row, whose pieces lie in several."""
+    """Documents longer than a row, which are split over several."""
     pictures_cut_off: int = 0
-    """Pictures that such a cut leaves without any of the text beside them."""
+    """Pictures that such a split separates from all of their text."""
 
     def add(self, document: Document, piece: Piece, vocabulary: Vocabulary) -> None:
         modality = vocabulary.modality[piece.ids]
@@ -66,8 +67,8 @@ class Counts:
         self.tokens += len(piece.ids) - 1
 
 
-def _learnt(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) -> np.ndarray:
-    """Bool `[n]`: the tokens that `source.loss` asks for."""
+def _loss_mask(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) -> np.ndarray:
+    """bool `[n]`: the tokens that `source.loss` selects."""
     is_image = (vocabulary.modality[ids] == IMAGE) | (ids == vocabulary.end_image)
     return {"all": np.ones(len(ids), bool), "image": is_image, "text": ~is_image}[source.loss]
 
@@ -77,16 +78,17 @@ def join_turns(
 ) -> tuple[Piece, int]:
     """A conversation as one document: prompt, end of turn, answer, end of turn, prompt, …, answer, end of sequence.
 
-    Cutting it would leave answers without their prompts, so turns at the end that do not fit a row are left out.
-    Answers and the token that ends each weigh 1, prompts and the end of turn after each `source.prompt_loss`. How the
-    paper joins several turns is not known; with a single one this is its format (section 3).
+    Splitting it would separate answers from their prompts, so turns at the end that do not fit a row are dropped.
+    Answers, with the token that ends each, have loss weight 1; prompts, with the end of turn after each,
+    `source.prompt_loss`. With a single turn this is the paper's format (section 3), which leaves open how several are
+    joined.
 
     Args:
-      turns: ids of prompt and answer of each.
+      turns: for each turn, the ids of its prompt and of its answer, int32 `[n]`.
       length: tokens of a row.
 
     Returns:
-      the document, for `cut`, and how many turns are in it: 0 if not even the first fits.
+      the document, and the number of turns in it: 0 if even the first does not fit.
     """
     sizes = np.cumsum([len(prompt) + len(answer) + 2 for prompt, answer in turns])
     kept = int((sizes <= length).sum())
@@ -97,11 +99,11 @@ def join_turns(
         parts += [prompt, [vocabulary.end_of_turn], answer, [end]]
         weights += [np.full(len(prompt) + 1, source.prompt_loss), np.ones(len(answer) + 1)]
     ids = np.concatenate(parts).astype(np.int32)
-    return Piece(ids, np.concatenate(weights).astype(np.float32) * _learnt(ids, source, vocabulary)), kept
+    return Piece(ids, np.concatenate(weights).astype(np.float32) * _loss_mask(ids, source, vocabulary)), kept
 
 
-def _fitting(tokenizer: DocumentTokenizer, fit: str) -> DocumentTokenizer:
-    """The tokenizer with another way of bringing pictures to size."""
+def _with_fit(tokenizer: DocumentTokenizer, fit: str) -> DocumentTokenizer:
+    """The tokenizer with another `fit` of its preprocessing."""
     if tokenizer.image is None:
         return tokenizer
     preprocessing = dataclasses.replace(tokenizer.image.preprocessing, fit=fit)
@@ -110,7 +112,7 @@ def _fitting(tokenizer: DocumentTokenizer, fit: str) -> DocumentTokenizer:
 
 
 def _resize(source: SourceConfig, tokenizer: DocumentTokenizer) -> Resize | None:
-    """Brings pictures to size as they are opened, so that no more than one is in memory as large as it came."""
+    """Resizes pictures as soon as they are opened, so that at most one is in memory at its original size."""
     if tokenizer.image is None:
         return None
 
@@ -124,7 +126,7 @@ def _resize(source: SourceConfig, tokenizer: DocumentTokenizer) -> Resize | None
 
 
 def _chunks(items: Iterator[T], document_of: Callable[[T], Document]) -> Iterator[list[T]]:
-    """Documents that are tokenized together."""
+    """Groups of documents to tokenize together."""
     chunk, size = [], 0
     for item in items:
         chunk.append(item)
@@ -142,16 +144,16 @@ def _encode_documents(
 ) -> Iterator[tuple[Document, Piece]]:
     for document, ids in zip(chunk, tokenizer.encode_many(chunk), strict=True):
         ids = np.append(ids, np.int32(tokenizer.vocabulary.eos))
-        yield document, Piece(ids, _learnt(ids, source, tokenizer.vocabulary).astype(np.float32))
+        yield document, Piece(ids, _loss_mask(ids, source, tokenizer.vocabulary).astype(np.float32))
 
 
 def _encode_conversations(
     chunk: list[Conversation], source: ConversationsSource, tokenizer: DocumentTokenizer, length: int, counts: Counts
 ) -> Iterator[tuple[Document, Piece]]:
-    """Those that fit, each with its turns that fit as one Document."""
+    """The conversations that fit, each as one Document of the turns that fit."""
     turns = list(itertools.chain.from_iterable(chunk))
-    prompts = _fitting(tokenizer, source.prompt_fit).encode_many([turn.prompt for turn in turns])
-    answers = _fitting(tokenizer, source.answer_fit).encode_many([turn.answer for turn in turns])
+    prompts = _with_fit(tokenizer, source.prompt_fit).encode_many([turn.prompt for turn in turns])
+    answers = _with_fit(tokenizer, source.answer_fit).encode_many([turn.answer for turn in turns])
     encoded = zip(prompts, answers, strict=True)
     for conversation in chunk:
         own = list(itertools.islice(encoded, len(conversation)))
@@ -166,10 +168,11 @@ def _encode_conversations(
 def tokenized_pieces(
     source: SourceConfig, datasets: str, tokenizer: DocumentTokenizer, length: int, counts: Counts | None = None
 ) -> Iterator[Piece]:
-    """Pieces of at most `length` + 1 ids, begin and end of sequence included, of all that a source holds.
+    """All documents of a source as pieces of at most `length` + 1 ids, begin and end of sequence included.
 
     Args:
-      counts: told what went by.
+      datasets: folder of the embedded data sets.
+      counts: is updated along the way.
 
     Raises:
       DocumentError: naming the source, if something in it cannot be tokenized.

@@ -1,4 +1,4 @@
-"""Rows back to what a person can read."""
+"""Turns packed rows back into text and pictures that a person can read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from chameleon_jax.tokens.vocabulary import IMAGE, SPECIAL_NAMES, TEXT, Vocabula
 
 
 class Span(NamedTuple):
-    """A stretch of a document whose tokens weigh the same in the loss."""
+    """Consecutive tokens of a document that have the same weight in the loss."""
 
     content: str | np.ndarray  # text, or the ids of a picture's codes
     weight: float
 
 
 def unpack(row: np.ndarray, tokenizer: DocumentTokenizer) -> list[list[Span]]:
-    """The documents of a row (`batch.row_dtype`). Special tokens become their names, as ⟨end of turn⟩.
+    """The documents of a row (`batch.row_dtype`). Special tokens become their names, such as ⟨end of turn⟩.
 
-    The weight of a picture is that of its codes. Nothing is refused: ids in the wrong place become their numbers.
+    The weight of a picture is that of its codes. Any ids are accepted: those in the wrong place are shown as numbers.
 
     Raises:
       DocumentError: if there is no text tokenizer.
@@ -55,7 +55,7 @@ def _spans(ids: np.ndarray, weights: np.ndarray, tokenizer: DocumentTokenizer) -
 
 
 def _run(true: np.ndarray) -> int:
-    """How many elements at the start are true."""
+    """The number of leading elements that are true."""
     return sum(1 for _ in itertools.takewhile(bool, true))
 
 

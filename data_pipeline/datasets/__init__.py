@@ -1,4 +1,4 @@
-"""Embedded data sets: built once from what is installed, nothing downloaded, no TensorFlow.
+"""Embedded data sets, built once from installed packages: nothing is downloaded, and TensorFlow is not needed.
 
 The builders are tensorflow-datasets' own, with ArrayRecord files, which it writes and reads without TensorFlow.
 """

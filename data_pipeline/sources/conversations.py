@@ -1,17 +1,17 @@
-"""Kind 'conversations': a file of JSON lines, each prompts and answers in turn. Either our own form,
+"""Kind 'conversations': a file of JSON lines, each with alternating prompts and answers. Either our own format,
 
     {"turns": [{"prompt": [{"image": "kite.jpg"}, "What flies here?"], "answer": "A red kite."}]}
 
-where a prompt or an answer is a text or a list of segments as in kind 'documents', or that of LLaVA and Lumina-mGPT,
+where a prompt or an answer is text or a list of segments as in kind 'documents'; or that of LLaVA and Lumina-mGPT,
 
     {"conversations": [{"from": "human", "value": "<|image|>What flies?"}, {"from": "gpt", "value": "A red kite."}],
      "image": ["kite.jpg"]}
 
-where <|image|>, <image> or ⟨image⟩ mark the pictures in order; without any mark they come first. As the tools of that
-format read it: one JSON array instead of lines, `images` for `image`, `messages` with `role` and `content`, and user
-and assistant for human and gpt mean the same; what gpt says before anyone asked and what nobody answers is left out;
-without pictures a mark inside a text is text. What a system message says comes before the first prompt. Other keys mean
-nothing. Paths are relative to the file.
+where <|image|>, <image> or ⟨image⟩ mark the places of the pictures in order; without marks they come first. The format
+is read as its own tools do: a file may be one JSON array instead of lines; `images`, or `messages` with `role` and
+`content`, or the speakers user and assistant mean the same; messages of gpt before the first question, and a question
+without an answer at the end, are dropped; without pictures, a mark inside a text is text. A system message is put
+before the first prompt. Other keys are ignored. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Conversation = list[Turn]
 
 
 def as_document(conversation: Conversation) -> Document:
-    """All that is said, in order."""
+    """All turns of a conversation as one document."""
     return [segment for turn in conversation for part in turn for segment in part]
 
 
@@ -72,7 +72,7 @@ _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"
 
 
 def _llava_message(value: Any, number: int) -> tuple[str, str]:
-    """Who speaks, and what."""
+    """Speaker and text of a message."""
     found = value if isinstance(value, dict) else {}
     speaker, text = found.get("from", found.get("role")), found.get("value", found.get("content"))
     if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
@@ -83,7 +83,7 @@ def _llava_message(value: Any, number: int) -> tuple[str, str]:
 
 
 def _llava_turns(messages: list[Any]) -> list[tuple[str, str]]:
-    """Texts of prompts and answers in turn."""
+    """Pairs of prompt and answer."""
     said = [(number, *_llava_message(message, number)) for number, message in enumerate(messages, start=1)]
     system = ""
     if said[0][1] == "system":
@@ -141,7 +141,7 @@ def _llava_conversation(values: dict[str, Any], messages: Any, open_picture: Ope
 
 
 def _stands_alone(text: str) -> bool:
-    """Whether a mark begins or ends a text, where pictures stand; one inside may be what the text is about."""
+    """Whether a text begins or ends with a mark. A mark inside it may be what the text is about."""
     text = text.strip()
     return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
@@ -161,17 +161,17 @@ def _conversation(values: Any, open_picture: OpenPicture) -> Conversation:
 @register_source
 @config
 class ConversationsSource(JsonLinesSource):
-    """Prompts and answers, of which only the answers are learnt from: JSON lines in our own form or in LLaVA's."""
+    """Prompts and answers, of which only the answers are trained on: JSON lines in our own format or in LLaVA's."""
 
     kind: Literal["conversations"] = "conversations"
     prompt_loss: float = 0.0
     """Weight of the prompts in the loss, 0 to 1; answers have 1."""
     answer_end: Literal["separator", "eos"] = "eos"
-    """Token that ends each answer of a conversation but the last, which always ends with end of sequence: the
-    separator (end of turn) that stands after each prompt too, or end of sequence, which is where generation stops."""
+    """Token after each answer of a conversation except the last, which always ends with end of sequence: the separator
+    (end of turn) that also follows each prompt, or end of sequence, where generation stops."""
     prompt_fit: Literal["pad", "crop"] = "pad"
-    """How pictures in prompts become squares; see `fit` of the preprocessing. As in the paper (section 3): prompts
-    keep the whole picture, answers its centre."""
+    """How pictures in prompts are made square; see `fit` of the preprocessing. The defaults are the paper's (section
+    3): prompts keep the whole picture, answers its centre."""
     answer_fit: Literal["pad", "crop"] = "crop"
     """The same for pictures in answers."""
 
@@ -180,13 +180,13 @@ class ConversationsSource(JsonLinesSource):
         require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
 
     def conversations(self, resize: Resize | None = None) -> Iterator[Conversation]:
-        """Conversations of the file in order; bad ones are errors, as `read_lines` says them."""
+        """The conversations of the file in order. Raises as `read_lines` does."""
         if begins_with_array(Path(self.path)):
             return self._read_array(resize)
         return self.read_lines(_conversation, resize)
 
     def documents(self, datasets: str = "", resize: Resize | None = None) -> Iterator[Document]:
-        """Each conversation as one document of all its turns."""
+        """Each conversation as one document."""
         return map(as_document, self.conversations(resize))
 
     def _read_array(self, resize: Resize | None) -> Iterator[Conversation]:

@@ -1,4 +1,4 @@
-"""One JSON array in a file, read item by item: LLaVA's files are published so, and may have gigabytes."""
+"""Reads one JSON array item by item: LLaVA's files are published in this form and may have gigabytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 20
 
 
 def begins_with_array(path: Path) -> bool:
-    """Whether the first thing in a file is an opening bracket."""
+    """Whether the first character of a file is an opening bracket."""
     with open_records(path) as file:
         return file.read(4096).lstrip().startswith((b"[", b"\xef\xbb\xbf["))
 
@@ -23,7 +23,7 @@ def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
     """The objects of the array, one at a time in memory.
 
     Raises:
-      DocumentError: at the first place that is no JSON; the caller knows how many items came before.
+      DocumentError: at the first place that is not JSON. The caller knows how many items came before.
     """
     text = io.TextIOWrapper(file, "utf-8-sig")
     buffer, ended = "", False
@@ -50,7 +50,7 @@ def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
         except DocumentError:
             raise
         except ValueError as error:
-            # What looks wrong may only be cut off by the end of the buffer.
+            # An item that looks invalid may only be cut off by the end of the buffer.
             _require(not ended and len(buffer) < LONGEST_LINE, str(error))
             buffer, ended = _more(text, buffer)
             continue
@@ -59,7 +59,7 @@ def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 
 def _more(text: io.TextIOWrapper, buffer: str) -> tuple[str, bool]:
-    """The buffer with as much again behind it, so that long items are not decoded often; and whether that was all."""
+    """The buffer at least doubled, so that long items are decoded few times; and whether the file has ended."""
     try:
         read = text.read(max(_CHUNK, len(buffer)))
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
     ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
 
-Paths of pictures are relative to the file; absolute ones and `..` lead where they say. A line is one document, of up to
+Paths of pictures are relative to the file; absolute paths and `..` are allowed. A line is one document, of up to
 `LONGEST_LINE` bytes and `MOST_PICTURES` pictures.
 """
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OpenPicture = Callable[[str, str], "Image"]
-"""Opens the picture file that a line names; the second text is 'prompt' or 'answer', as for `Resize`."""
+"""Opens the picture file that a line names. The second argument is 'prompt' or 'answer', as for `Resize`."""
 
 LONGEST_LINE = 16 << 20
-"""Bytes. Text takes fifty times its size while it becomes tokens."""
+"""Bytes. Tokenizing text takes fifty times its size."""
 MOST_PICTURES = 512
-"""Of one line; they are in memory together."""
+"""Pictures of one line, which are in memory together."""
 
 
 def check_text(value: str) -> str:
-    """The text, which must be valid Unicode."""
+    """Returns the text. Raises `DocumentError` if it is not valid Unicode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -44,7 +44,7 @@ def check_text(value: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value of a line, for messages."""
+    """The beginning of a value, for error messages."""
     try:
         return json.dumps(value)[:80]
     except (RecursionError, ValueError):
@@ -63,7 +63,7 @@ def parse_document(values: Any, open_picture: OpenPicture, part: str = "prompt")
     """A Document from a list of segments.
 
     Raises:
-      DocumentError: if it is none, or empty.
+      DocumentError: if it is not a list of segments, or empty.
     """
     if not isinstance(values, list):
         raise DocumentError("a line must be a list of segments")
@@ -106,7 +106,7 @@ def _parse_json(line: bytes) -> Any:
 
 
 def open_records(path: str | Path) -> BinaryIO:
-    """Opens a file of records. Raises `FileError` if it is none that can be read."""
+    """Opens a file of records. Raises `FileError` if it is not a regular file or cannot be read."""
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -117,7 +117,7 @@ def open_records(path: str | Path) -> BinaryIO:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, none of which is read further than it may be long; blank ones are passed over."""
+    """Non-blank lines with their numbers. At most `LONGEST_LINE` + 1 bytes of a line are read."""
     for number in itertools.count(1):
         line = file.readline(LONGEST_LINE + 1)
         if not line:
@@ -141,7 +141,7 @@ class JsonLinesSource(SourceConfig):
         require(bool(self.path), "path", self.path, f"must name the file of JSON lines; kind {self.kind!r} reads one")
 
     def with_pictures(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None) -> Callable[[Any], T]:
-        """`parse` for the values of one line, given what opens its pictures, of which it may have `MOST_PICTURES`."""
+        """`parse` as a function of the values of one line, which may name up to `MOST_PICTURES` pictures."""
         folder = Path(self.path).parent
 
         def parse_values(values: Any) -> T:
@@ -158,15 +158,15 @@ class JsonLinesSource(SourceConfig):
         return parse_values
 
     def read_lines(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None = None) -> Iterator[T]:
-        """What `parse` makes of each line of the file, in order; blank lines are skipped.
+        """Applies `parse` to each line of the file, in order; blank lines are skipped.
 
         Args:
-          parse: is given the values of a line, and what opens its pictures.
+          parse: called with the values of a line and a function that opens its pictures.
           resize: see `SourceConfig.documents`.
 
         Raises:
           FileError: if the file cannot be read.
-          DocumentError: naming file and line of one that cannot be used. No bad line is skipped.
+          DocumentError: naming the file and the first invalid line.
         """
         parse_values = self.with_pictures(parse, resize)
         with open_records(self.path) as file:

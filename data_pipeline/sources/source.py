@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="type[SourceConfig]")
 
 Resize = Callable[["Image", str], "Image"]
-"""Brings a picture to the size at which it is tokenized. The text says where it stands: in a 'prompt' or an 'answer'
-of a conversation; pictures of other documents count as 'prompt'."""
+"""Resizes a picture to the size at which it is tokenized. The second argument says whether it is in a 'prompt' or an
+'answer' of a conversation; pictures of other documents count as 'prompt'."""
 
 ENTRY_POINTS = "chameleon_jax.sources"
 """Group of entry points under which installed packages name the modules that register their kinds."""
@@ -30,20 +30,20 @@ FORMER_KEYS: dict[str, Any] = {
     "split": "train", "augment": False, "path": "", "prompt_loss": 0.0, "answer_end": "eos", "prompt_fit": "pad",
     "answer_fit": "crop", "exif": True, "seed": 0,
 }  # fmt: skip
-"""Keys that every source once had, whatever its kind, with their defaults. Old YAML files and headers of prepared data
-hold them, and the fingerprint of prepared data is still computed with them."""
+"""Keys that sources of every kind once had, with their defaults. Old YAML files and headers of prepared data contain
+them, and fingerprints are still computed with them."""
 
 _KINDS: dict[str, type[SourceConfig]] = {}
 
 
 def register_source(cls: S) -> S:
-    """Class decorator that makes a kind of source known: configs then find it by the default of its field `kind`.
+    """Class decorator that registers a kind of source under the default of its field `kind`.
 
     Raises:
       ValueError: if another class has the same kind.
     """
     other = _KINDS.get(cls.kind, cls)
-    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):  # the same again is a reload
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):  # else it was reloaded
         raise ValueError(f"kind {cls.kind!r} of {cls.__qualname__} is that of {other.__module__}.{other.__qualname__}")
     _KINDS[cls.kind] = cls
     return cls
@@ -78,16 +78,16 @@ class SourceConfig:
     count: int = 0
     """Stop after this many documents; 0: all."""
     loss: Literal["all", "image", "text"] = "all"
-    """Tokens to learn from, of those that have a weight in the loss at all: 'image' are image codes and end of image,
-    which teach an output layer to draw; 'text' is everything else."""
+    """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
+    an output layer to draw; 'text' are all others."""
 
     def documents(self, datasets: str, resize: Resize | None = None) -> Iterator[Document]:
         """The documents of this source, the same ones in the same order every time.
 
         Args:
           datasets: folder in which data sets may be kept once they are built.
-          resize: where it is given, to be applied to each picture as soon as it is opened, so that large ones are not
-            kept in memory.
+          resize: if given, apply it to each picture as soon as it is opened, so that large pictures do not stay in
+            memory.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method `documents`")
 
