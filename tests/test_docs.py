@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
 import shutil
 import subprocess
-import typing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from chameleon_jax.console.cli import _commands
+from chameleon_jax.config import ConfigError
+from chameleon_jax.config.reading import find_key
+from chameleon_jax.console.arguments import Command, CommonOptions
+from chameleon_jax.console.cli import COMMANDS
 from chameleon_jax.runtime.distributed import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
@@ -41,41 +43,36 @@ def typed(text: str) -> str:
     return "\n".join(code)
 
 
-def has_key(hint: Any, path: list[str]) -> bool:
-    """Whether a config of this type has the key `path[0].path[1]…`."""
-    if not path:
+def knows(command: Command, option: str) -> bool:
+    """Whether a command has the option, or its config the key `a.b.0.c`."""
+    own = {field.name for cls in (command.arguments, CommonOptions) for field in dataclasses.fields(cls)}
+    if option.replace("-", "_") in own | {"help", "help_all", "key"}:
         return True
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        name = path[0].replace("-", "_")
-        return name in hints and has_key(hints[name], path[1:])
-    arguments = [each for each in typing.get_args(hint) if each is not type(None)]
-    if typing.get_origin(hint) is tuple:
-        return path[0].isdigit() and has_key(arguments[0], path[1:])
-    if typing.get_origin(hint) is dict:
-        return has_key(arguments[1], path[1:])
-    return any(has_key(each, path) for each in arguments if dataclasses.is_dataclass(each))
+    for cls in filter(None, (command.config, command.options)):
+        with contextlib.suppress(ConfigError):
+            return bool(find_key(cls, option))
+    return False
 
 
 def mistakes(code: str) -> list[str]:
     """Commands that do not exist, their options that do not, and config files that are not there."""
-    commands, found = _commands(), []
+    found = []
     for name, rest in CALL.findall(code):
         second = next(iter(rest.split()), "")
-        if f"{name} {second}" in commands:  # such as `bench train`
-            name = f"{name} {second}"
-        if name not in commands:
-            if second or not any(each.startswith(f"{name} ") for each in commands):
+        if f"{name} {second}" in COMMANDS:  # such as `bench train`
+            name, rest = f"{name} {second}", rest.strip().removeprefix(second)
+        if name not in COMMANDS:
+            if name != "completion" and (second or not any(each.startswith(f"{name} ") for each in COMMANDS)):
                 found.append(f"chameleon {name}")
             continue
-        command = commands[name]
-        for option in OPTION.findall(rest):
-            known = f"--{option}" in command.options or option in ("help", "key")
-            if not known and not has_key(command.config, option.split(".")):
-                found.append(f"chameleon {name} --{option}")
+        command = COMMANDS[name]
+        found += [f"chameleon {name} --{option}" for option in OPTION.findall(rest) if not knows(command, option)]
         found += [path for path in re.findall(r"(?<!\S)configs/\S+\.yaml", rest) if not (ROOT / path).is_file()]
+        shipped = re.match(r"\s*([a-z]\w*)(?=\s|$)", rest) if command.configs else None
+        if shipped and shipped[1] not in command.shipped():
+            found.append(f"chameleon {name} {shipped[1]}")
     for option in OPTION.findall(code):
-        if "." in option and not any(has_key(command.config, option.split(".")) for command in commands.values()):
+        if "." in option and not any(knows(command, option) for command in COMMANDS.values()):
             found.append(f"--{option}")
     return found
 
@@ -92,11 +89,12 @@ def test_a_wrong_command_key_or_file_would_be_found():
     page = (
         "Run `chameleon trane x`, or\n\n    chameleon train configs/none.yaml --mesh.fdsp 8 \\\n      --seed 1\n\n"
         "```sh\nFOO=1 .venv/bin/chameleon train configs/demo/train.yaml --stages.0.share 1 --bath-size 2\n"
-        "chameleon bench train demo --stepps 3; chameleon bench --steps 3\n```\nand set `--optimizer.rate 3`."
+        "chameleon bench train demo --stepps 3; chameleon bench --steps 3; chameleon prepare prepare_stf\n```\n"
+        "and set `--optimizer.rate 3`."
     )
     assert mistakes(typed(page)) == [
         "chameleon train --bath-size", "chameleon bench train --stepps", "chameleon bench",
-        "chameleon train --mesh.fdsp", "configs/none.yaml", "chameleon trane",
+        "chameleon prepare prepare_stf", "chameleon train --mesh.fdsp", "configs/none.yaml", "chameleon trane",
         "--mesh.fdsp", "--optimizer.rate",
     ]  # fmt: skip
 

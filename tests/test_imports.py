@@ -282,7 +282,11 @@ def test_the_train_step_is_measured_without_the_optional_packages(tmp_path):
         "{model: {vocab_size: 32, d_model: 8, num_layers: 1, num_heads: 2, num_kv_heads: 2, head_dim: 4, mlp_dim: 8}, "
         "batch_size: 2, length: 16, optimizer: {warmup_steps: 3}, warmup: 1, steps: 1, repeats: 1}"
     )
-    body = f"from chameleon_jax.console.cli import main; sys.exit(main(['bench', 'train', {str(path)!r}]))"
+    body = (
+        "import json; from chameleon_jax.bench.train import bench_train; "
+        "from chameleon_jax.config import BenchTrainConfig, read_config; "
+        f"print(json.dumps(bench_train(read_config(BenchTrainConfig, {str(path)!r}))))"
+    )
     figures = json.loads(run_with_little_installed(body))
     assert figures["tokens_per_second"]["median"] > 0
     assert figures["memory"]["device_peak_gib"] is None

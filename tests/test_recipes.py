@@ -22,7 +22,8 @@ from chameleon_jax.config import (
     read_yaml,
     to_dict,
 )
-from chameleon_jax.console.commands import prepare, train
+from chameleon_jax.console.commands import prepare
+from chameleon_jax.console.train import train
 from chameleon_jax.document import open_image
 from chameleon_jax.errors import FileError
 from chameleon_jax.training.metrics import read_metrics
@@ -36,10 +37,6 @@ SIZES = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "he
          "norm_order")  # fmt: skip
 LENGTH = 48
 GREEDY = SamplingConfig(temperature=0)
-
-
-def options(values: dict) -> list[str]:
-    return [part for key, value in values.items() for part in (f"--{key}", json.dumps(value))]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,7 @@ def _inside(folder, monkeypatch):
 
 def prepared(recipe: str, **changes) -> str:
     """Prepares the data of `recipe` where that is not done yet; returns its folder."""
-    command = read_config(PrepareCommand, CONFIGS / recipe, options({"sequence_length": LENGTH, **changes}))
+    command = read_config(PrepareCommand, CONFIGS / recipe, {"sequence_length": LENGTH, **changes})
     if not Path(command.output).exists():
         prepare(command)
     return command.output
@@ -84,14 +81,14 @@ def tiny(recipe: str, *, rows: int = 8, **changes) -> TrainConfig:
     Args:
       changes: by dotted key, those of the variant.
     """
-    whole = read_config(TrainConfig, CONFIGS / recipe, options({"optimizer.warmup_steps": 1} | changes))
+    whole = read_config(TrainConfig, CONFIGS / recipe, {"optimizer.warmup_steps": 1} | changes)
     sizes = to_dict(released_model().config)
     small = {f"model.{name}": sizes[name] for name in SIZES} | {
         "sequence_length": LENGTH, "loss_chunk": whole.loss_chunk * LENGTH // whole.sequence_length,
         "batch_size": rows * whole.accumulation, "mesh.fsdp": min(whole.mesh.fsdp, jax.device_count()),
         "steps": 3, "optimizer.warmup_steps": 1, "log_every": 1, "checkpoint.every": 2, "evaluate_every": 2,
     }  # fmt: skip
-    return read_config(TrainConfig, CONFIGS / recipe, options(small | changes))
+    return read_config(TrainConfig, CONFIGS / recipe, small | changes)
 
 
 def arrays(model: chameleon_jax.Chameleon) -> dict[str, np.ndarray]:

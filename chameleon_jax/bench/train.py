@@ -1,6 +1,6 @@
 """Tokens a second, TFLOP/s and MFU of the full train step: forward, backward, optimizer.
 
-Needs nothing but jax, flax, optax and numpy, so that it runs on any machine with an accelerator.
+`bench_train` needs nothing but jax, flax, optax and numpy, so that it runs on any machine with an accelerator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -95,11 +94,11 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     return matmul_flops(dtype, size) * count, source if count == 1 else f"{source}, times {count} devices"
 
 
-def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dict[str, Any]:
+def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any]:
     """Measures; returns what `chameleon bench train` prints.
 
     Args:
-      profile: if not empty, its last entry is a folder for a `jax.profiler` trace of one more repeat.
+      profile: folder for a `jax.profiler` trace of one more repeat; empty: none.
 
     Raises:
       ConfigError: if batch or model do not fit the devices.
@@ -133,7 +132,7 @@ def bench_train(config: BenchTrainConfig, *, profile: Sequence[str] = ()) -> dic
             seconds.append(taken)
         memory = device_memory()
         if profile:
-            with jax.profiler.trace(profile[-1]):
+            with jax.profiler.trace(profile):
                 repeat(state, config.steps)
     losses = {"first": float(first_loss), "last": float(last_loss)}
     if not all(map(math.isfinite, losses.values())):

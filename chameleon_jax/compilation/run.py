@@ -26,7 +26,7 @@ from chameleon_jax.compilation.estimate import (
 )
 from chameleon_jax.compilation.table import lines
 from chameleon_jax.compilation.topologies import describe_topology
-from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, read_config, require
+from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, require
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.accelerators import Accelerator, find_accelerator
 from chameleon_jax.runtime.compiler_options import compiler_options
@@ -41,9 +41,8 @@ from chameleon_jax.training.step import make_evaluation_step, make_train_step
 EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"PyTreeDef" in path.read_bytes())
 
 
-def compile_command(config: TrainConfig, **options: list[str]) -> dict[str, Any]:
-    """Compiles and prints the report. `options` are those of `CompileOptions`, as text."""
-    how = read_config(CompileOptions, None, [f"--{name}={values[-1]}" for name, values in options.items()])
+def compile_command(config: TrainConfig, how: CompileOptions) -> dict[str, Any]:
+    """Compiles and prints the report."""
     if how.save:
         check_file(how.save, EXECUTABLE)
     devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()

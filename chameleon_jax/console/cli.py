@@ -1,253 +1,174 @@
-"""The `chameleon` command: parse, call, print. What the subcommands do is in `commands.py`."""
+"""The `chameleon` command: finds the subcommand, runs it, prints what it says. `arguments.py` parses."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
 import logging
-import re
+import os
+import pkgutil
+import platform
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tyro.conf import Positional, UseAppendAction
+
 from chameleon_jax import config as configs
-from chameleon_jax.config import ConfigError, find_configs, read_config, require
+from chameleon_jax.config import ConfigError
+from chameleon_jax.console.arguments import Command, CommonOptions, ConfigFile, OptionalConfigFile, parse
 from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, Stopped, printable
 from data_pipeline import config as data_configs
-
-COMMANDS = "chameleon_jax.console.commands"
 
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
     "tensorboardX": "tensorboard", "wandb": "wandb",
 }  # fmt: skip
 """Packages that only an extra installs."""
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 @dataclass(frozen=True)
-class _Command:
-    summary: str
-    config: type
-    run: Callable[..., Any]
-    arguments: str
-    example: str
-    details: tuple[str, ...] = ()
-    """Meaning of what is no key of the config."""
-    options: tuple[str, ...] = ()
-    """Options that are no keys of the config; each may be repeated."""
-    count: tuple[int, int] | None = None
-    """How many arguments, at least and at most. Without it there is one, a YAML file."""
-    presets: str = ""
-    """Folder in configs whose YAML files may also be given by name."""
-    json: bool = False
-    """Print the figures as JSON."""
-    then: tuple[str, ...] = ()
-    """What can be typed next, with `{output}` for that of the config."""
-
-    def find(self, given: str) -> str | Path:
-        """The YAML file that was meant: a path, or the name of a preset."""
-        if not self.presets or given.endswith((".yaml", ".yml")):
-            return given
-        files = {path.stem: path for path in sorted((find_configs() / self.presets).glob("*.yaml"))}
-        require(given in files, "CONFIG", given, f"must be a YAML file or one of {', '.join(files)}")
-        return files[given]
+class _Show:
+    data: Positional[str]
+    """A folder that `chameleon prepare` wrote"""
+    rows: tuple[str, ...] = ()
+    """Numbers of rows of the source, from 0: 3 17, or 3,17. Default: 0."""
 
 
-def _commands() -> dict[str, _Command]:
-    def lazily(module: str, name: str) -> Callable[..., Any]:
-        def call(*args, **options):
-            import importlib
+@dataclass(frozen=True)
+class _Generate:
+    model: Positional[str]
+    """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
+    prompt: Positional[str] = ""
+    """Text; ⟨image⟩, <image> or <|image|> marks where each picture goes. Put -- before MODEL if it reads like an
+    option"""
+    image: UseAppendAction[tuple[str, ...]] = ()
+    """A picture for the prompt; repeat for more."""
+    output: str = "out/generated"
+    """Folder where pictures are written."""
+    adapters: str = ""
+    """Folder of low-rank adapters to add, such as `adapters` of a run with model.lora.rank."""
+    config: str = ""
+    """A YAML file of the keys below."""
 
-            return getattr(importlib.import_module(module), name)(*args, **options)
 
-        return call
+@dataclass(frozen=True)
+class _Convert:
+    src: Positional[str]
+    """A model folder: ours, Hugging Face's or Meta's; which one is found out; or hf://org/name"""
+    dst: Positional[str]
+    """The folder to write; nothing may be there yet"""
 
-    def with_recipe(summary: str, config: type, name: str, recipe: str, *then: str) -> _Command:
-        run = lazily(COMMANDS, name)
-        return _Command(summary, config, run, "CONFIG", f"configs/demo/{recipe}.yaml", then=then)
 
-    return {
-        "demo": _Command(
-            "train and judge a small Chameleon from nothing; some minutes",
-            configs.DemoCommand, lazily("chameleon_jax.demo.run", "run_demo"), "[CONFIG]", "",
+@dataclass(frozen=True)
+class _Inspect:
+    path: Positional[str]
+    """A model folder: ours, Hugging Face's or Meta's; or hf://org/name"""
+
+
+@dataclass(frozen=True)
+class _BenchTrain(ConfigFile):
+    profile: str = ""
+    """Folder for a trace of one more repeat, for TensorBoard or Perfetto."""
+
+
+_TRAINING = ("demo/train.yaml", "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "demo", "train and judge a small Chameleon from nothing; some minutes", configs.DemoCommand,
+            "demo.run:run_demo", OptionalConfigFile,
         ),
-        "train-text-tokenizer": with_recipe(
-            "learn text pieces (SentencePiece BPE)",
-            data_configs.TextTokenizerCommand, "train_text_tokenizer", "text_tokenizer",
-            "prepare CONFIG --text_tokenizer {output}",
+        Command(
+            "train-text-tokenizer", "learn text pieces (SentencePiece BPE)", data_configs.TextTokenizerCommand,
+            "console.commands:train_text_tokenizer", ConfigFile, configs=("demo/text_tokenizer.yaml",),
+            example="chameleon train-text-tokenizer demo --tokenizer.vocab-size 4096",
+            then=("prepare CONFIG --text-tokenizer {output}",),
         ),
-        "train-image-tokenizer": with_recipe(
-            "learn image codes (VQGAN)",
-            data_configs.ImageTokenizerCommand, "train_image_tokenizer", "image_tokenizer",
-            "prepare CONFIG --image_tokenizer {output}",
+        Command(
+            "train-image-tokenizer", "learn image codes (VQGAN)", data_configs.ImageTokenizerCommand,
+            "console.commands:train_image_tokenizer", ConfigFile, configs=("demo/image_tokenizer.yaml",),
+            example="chameleon train-image-tokenizer demo --tokenizer.steps 1000",
+            then=("prepare CONFIG --image-tokenizer {output}",),
         ),
-        "prepare": with_recipe(
-            "tokenize and pack documents for training", data_configs.PrepareCommand, "prepare", "prepare",
-            "show {output}", "train CONFIG --data {output}",
+        Command(
+            "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
+            "console.commands:prepare", ConfigFile, configs=("demo/prepare.yaml", "prepare_*.yaml"),
+            example="chameleon prepare demo --sequence-length 512",
+            then=("show {output}", "train CONFIG --data {output}"),
         ),
-        "show": _Command(
-            "print rows of prepared data, prompts and answers told apart", data_configs.ShowCommand,
-            lazily(COMMANDS, "show"), "DATA", "out/demo/rows --source digit_sums --rows 3,17",
-            (
-                "DATA           a folder that `chameleon prepare` wrote",
-                "--rows N,N,…   numbers of rows of the source, from 0 (default: 0)",
-            ),
-            ("--rows",), (1, 1),
+        Command(
+            "show", "print rows of prepared data, prompts and answers told apart", data_configs.ShowCommand,
+            "console.show:show", _Show, example="chameleon show out/demo/rows --source digit_sums --rows 3 17",
         ),
-        "train": with_recipe(
-            "train a Transformer on prepared data", configs.TrainConfig, "train", "train",
-            'generate {output} "Once"', "inspect {output}",
+        Command(
+            "train", "train a Transformer on prepared data", configs.TrainConfig, "console.train:train", ConfigFile,
+            configs=_TRAINING, example="chameleon train demo --optimizer.learning-rate 3e-4",
+            then=('generate {output} "Once"', "inspect {output}"),
         ),
-        "compile": _Command(
-            "compile the train step for a pod that is not there: does it fit, what moves, how fast could it be",
-            configs.TrainConfig, lazily("chameleon_jax.compilation.run", "compile_command"), "CONFIG",
-            "configs/pretrain_7b.yaml --topology v5p:4x4x8",
-            (
-                "CONFIG           a YAML file of `chameleon train`, with sequence_length",
-                "--topology NAME  TPUs, such as v5e:16x16, v5p:4x4x8, v6e-256 (default: the devices at hand)",
-                "--slices N       pods of that topology, joined by the data centre's network",
-                "--json true      one JSON object instead of lines for people",
-                "--save FILE      the executable, for jax.experimental.serialize_executable",
-            ),
-            ("--topology", "--slices", "--json", "--save"),
+        Command(
+            "compile", "compile the train step for a pod that is not there: does it fit, what moves, how fast could it "
+            "be", configs.TrainConfig, "compilation.run:compile_command", ConfigFile,
+            configs.CompileOptions, configs=_TRAINING, example="chameleon compile pretrain_7b --topology v5p:4x4x8",
         ),
-        "generate": _Command(
-            "continue a document of text and pictures", configs.GenerationConfig,
-            lazily(COMMANDS, "generate"), "MODEL and PROMPT (quote the prompt)",
-            'out/demo/run "⟨image⟩ Which digit is this?" --image digit.png',
-            (
-                "MODEL          a folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or "
-                "hf://org/name",
-                "PROMPT         text; ⟨image⟩, <image> or <|image|> marks where each picture goes. Put -- before MODEL",
-                "               if it reads like an option",
-                "--image FILE   a picture for the prompt; repeat for more",
-                "--output DIR   where pictures are written (default: out/generated)",
-                "--adapters DIR low-rank adapters to add, such as `adapters` of a run with model.lora.rank",
-                "--config FILE  a YAML file of the keys below",
-            ),
-            ("--image", "--output", "--adapters", "--config"), (1, 2),
+        Command(
+            "generate", "continue a document of text and pictures", configs.GenerationConfig,
+            "console.commands:generate", _Generate,
+            example='chameleon generate out/demo "⟨image⟩ Which digit is this?" --image digit.png',
         ),
-        "convert": _Command(
-            "write a model in another format", configs.ConvertCommand, lazily(COMMANDS, "convert"),
-            "SRC and DST", "models/chameleon-7b models/chameleon-7b-jax --format chameleon",
-            (
-                "SRC            a model folder: ours, Hugging Face's or Meta's; which one is found out; or hf://org/name",
-                "DST            the folder to write; nothing may be there yet",
-            ),
-            count=(2, 2),
+        Command(
+            "convert", "write a model in another format", configs.ConvertCommand, "console.commands:convert", _Convert,
+            example="chameleon convert models/chameleon-7b out/7b --format chameleon",
         ),
-        "bench weights": _Command(
-            "measure converting and loading a checkpoint; prints JSON", configs.BenchCommand,
-            lazily("chameleon_jax.bench.weights", "bench_weights"), "", "", count=(0, 0), json=True,
+        Command(
+            "bench weights", "measure converting and loading a checkpoint; prints JSON", configs.BenchCommand,
+            "bench.weights:bench_weights", json=True,
         ),
-        "bench train": _Command(
-            "measure the train step; prints JSON", configs.BenchTrainConfig,
-            lazily("chameleon_jax.bench.train", "bench_train"), "CONFIG", "cpu_25m --steps 5",
-            (
-                "CONFIG         a YAML file, or the name of one in configs/bench",
-                "--profile DIR  write a trace of one more repeat, for TensorBoard or Perfetto",
-            ),
-            ("--profile",), presets="bench", json=True,
+        Command(
+            "bench train", "measure the train step; prints JSON", configs.BenchTrainConfig,
+            "bench.train:bench_train", _BenchTrain, configs=("bench/*.yaml",), json=True,
+            example="chameleon bench train cpu_25m --steps 5",
         ),
-        "inspect": _Command(
-            "say what a model folder holds, and what it lacks", configs.InspectCommand,
-            lazily(COMMANDS, "inspect"), "PATH", "models/chameleon-7b",
-            ("PATH           a model folder: ours, Hugging Face's or Meta's; or hf://org/name",), count=(1, 1),
+        Command(
+            "inspect", "say what a model folder holds, and what it lacks", configs.InspectCommand,
+            "console.inspect:inspect", _Inspect, example="chameleon inspect out/demo --verify",
         ),
-    }  # fmt: skip
+    )
+}  # fmt: skip
 
 
 def _help() -> str:
-    commands = _commands()
-    lines = [
+    return "\n".join((
         "usage: chameleon COMMAND [ARGUMENTS] [--key value …]",
         "",
         "Chameleon in JAX: one Transformer that reads and writes documents of text and pictures in any order.",
         "",
         "commands:",
-        *(f"  {name:<23}{command.summary}" for name, command in commands.items()),
+        *(f"  {name:<23}{command.summary}" for name, command in COMMANDS.items()),
+        f"  {'completion SHELL':<23}print what {', '.join(SHELLS)} read to complete commands, keys and values",
         "",
-        "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them with their meaning.",
+        "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them.",
         "Start with `chameleon demo`.",
-    ]
-    return "\n".join(lines)
+    ))  # fmt: skip
 
 
-def _usage(command: _Command) -> str:
-    return " ".join(word for word in command.arguments.split(" (")[0].split() if word != "and")
+def _version() -> str:
+    from chameleon_jax.runtime.versions import versions
+
+    found = {name: version for name, version in versions().items() if name in ("jax", "jaxlib", "flax")}
+    others = ", ".join(f"{name} {version}" for name, version in found.items())
+    ours = pkgutil.resolve_name("chameleon_jax:__version__")
+    return f"chameleon-jax {ours} ({others}, Python {platform.python_version()})"
 
 
-def _command_help(name: str, command: _Command, path: str | None) -> None:
-    """Prints usage, then every key with its type, its meaning and its value in the YAML file (or the example's)."""
-    import contextlib
-
-    import tyro
-
-    print(f"{command.summary}\nexample: chameleon {name} {command.example}".rstrip() + "\n")
-    if command.details:
-        print("".join(f"  {line}\n" for line in command.details))
-    if path is None and command.arguments == "CONFIG":
-        given = command.example.split()[0]
-        path = command.find(given) if command.presets else find_configs().parent / given
-    default = {"default": read_config(command.config, path)} if path else {}
-    with contextlib.suppress(SystemExit):
-        tyro.cli(
-            command.config, args=["--help"], prog=f"chameleon {name} {_usage(command)}", description="",
-            config=(tyro.conf.FlagConversionOff,), **default,
-        )  # fmt: skip
-
-
-_OPTION = re.compile(r"--\w[\w.-]*(=|$)")
-
-
-def _split(arguments: list[str], own: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """Sorts arguments into positional ones, the values of the options in `own`, and config overrides.
-
-    What only begins with dashes, such as a prompt "--- a/file.py", is no option; after `--` nothing is.
-    """
-    positional: list[str] = []
-    options: dict[str, list[str]] = {name: [] for name in own}
-    overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument == "--":
-            return positional + rest, options, overrides
-        if not _OPTION.match(argument):
-            positional.append(argument)
-            continue
-        name, separator, value = argument.partition("=")
-        if not separator:
-            if not rest:
-                raise ConfigError(f"{name}: a value must follow")
-            value = rest.pop(0)
-        if name in own:
-            options[name].append(value)
-        else:
-            overrides += [name, value]
-    return positional, options, overrides
-
-
-def _run(name: str, command: _Command, arguments: list[str]) -> None:
-    positional, options, overrides = _split(arguments, command.options)
-    if command.count is None:
-        if len(positional) > 1 or (not positional and command.arguments == "CONFIG"):
-            raise ConfigError(f"expected one YAML file, got {positional or 'none'}; for example {command.example}")
-        path, positional = (command.find(positional[0]) if positional else None), []
-    else:
-        low, high = command.count
-        if not low <= len(positional) <= high:
-            raise ConfigError(f"expected {command.arguments or 'no argument'}, got {positional or 'nothing'}")
-        path = (options.pop("--config", None) or [None])[-1]
-    config = read_config(command.config, path, overrides)
-    given = {name.removeprefix("--"): values for name, values in options.items() if values}
-    _print_figures(command, config, command.run(config, *positional, **given))
-
-
-def _print_figures(command: _Command, config: Any, figures: dict[str, Any]) -> None:
+def _print_figures(command: Command, config: Any, figures: dict[str, Any]) -> None:
     """What a command found out, and what can be typed next."""
     if command.json:
         print(json.dumps(figures, indent=2))
@@ -264,49 +185,110 @@ def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     print(f"warning: {printable(message, LONGEST_MESSAGE)}", file=sys.stderr)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong,
-    130 interrupted by Ctrl-C (training saves first), 143 training stopped by SIGTERM after saving everything."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    commands = _commands()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    name, *rest = arguments
-    if rest and f"{name} {rest[0]}" in commands:  # such as `bench train`
-        name, rest = f"{name} {rest[0]}", rest[1:]
-    # Libraries log the tracebacks of errors that are raised as well, and are explained below.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def _verbosity(common: CommonOptions) -> Iterator[None]:
+    """Prints as much as the options say."""
+    from chameleon_jax.runtime.progress import console
+
+    if common.verbose:
+        logging.basicConfig(level=logging.INFO)
+    # Otherwise libraries log the tracebacks of errors that are raised as well, and are explained in one line.
+    logging.getLogger("absl").setLevel(logging.INFO if common.verbose else logging.CRITICAL)
+    console.quiet = common.quiet
     try:
-        if name not in commands:
-            raise ConfigError(f"{name!r} is no command; there are {', '.join(commands)}")
-        before = rest[: rest.index("--")] if "--" in rest else rest
-        if "-h" in before or "--help" in before:
-            files = [argument for argument in rest if argument.endswith((".yaml", ".yml"))]
-            _command_help(name, commands[name], files[0] if files else None)
-            return 0
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _run(name, commands[name], rest)
+            yield
+    except ChameleonError:
+        if common.verbose:
+            traceback.print_exc()
+        raise
+    finally:
+        console.quiet = False
+
+
+def _run(command: Command, words: list[str]) -> None:
+    parsed = parse(command, words)
+    with _verbosity(parsed.common):
+        run = pkgutil.resolve_name(f"chameleon_jax.{command.run}")
+        both = (parsed.config,) if parsed.options is None else (parsed.config, parsed.options)
+        _print_figures(command, parsed.config, run(*both, **parsed.arguments))
+
+
+def _explain(command: Command, words: list[str]) -> bool:
+    """Prints help if the words after a command ask for it."""
+    before = words[: words.index("--")] if "--" in words else words
+    asked = {"-h", "--help", "-H", "--help-all", "--help_all"} & set(before)
+    if not asked:
+        return False
+    from chameleon_jax.console.help import print_full_help, short_help
+
+    file = next((word for word in before if not word.startswith("-")), None) if command.configs else None
+    if asked <= {"-h", "--help"}:
+        print("\n".join(short_help(command, file)))
+    else:
+        print_full_help(command, file)
+    return True
+
+
+def _dispatch(name: str, words: list[str]) -> None:
+    if name == "completion":
+        from chameleon_jax.console.help import completion
+
+        if len(words) != 1 or words[0] not in SHELLS:
+            raise ConfigError(f"expected one of {', '.join(SHELLS)}, as in: chameleon completion bash > FILE")
+        print(completion(COMMANDS.values(), words[0]))
+        return
+    if name not in COMMANDS:
+        known = [*COMMANDS, "completion"]
+        nearest = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"{name!r} is no command; {f'did you mean {nearest[0]!r}?' if nearest else 'there are ' + ', '.join(known)}"
+        )
+    if not _explain(COMMANDS[name], words):
+        _run(COMMANDS[name], words)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong,
+    130 interrupted by Ctrl-C (training saves first), 141 nobody reads the output any more (`| head`), 143 training
+    stopped by SIGTERM after saving everything."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = _main(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at exit goes nowhere
+        return 141
+    return status
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "--help-all"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(_version())
+        return 0
+    name, *rest = words
+    if rest and (name == "bench" or f"{name} {rest[0]}" in COMMANDS):
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    try:
+        _dispatch(name, rest)
         return 0
     except ConfigError as error:
-        print(f"chameleon {name}: {error}", file=sys.stderr)
-        return 2
+        status, said = 2, str(error)
     except Stopped as error:
-        print(f"chameleon {name}: {error}", file=sys.stderr)
-        return error.status
+        status, said = error.status, str(error)
     except ChameleonError as error:
-        print(f"chameleon {name}: {error}", file=sys.stderr)
-        return 1
+        status, said = 1, str(error)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        print(
-            f"chameleon {name}: needs {error.name}, which is not installed; pip install 'chameleon-jax[{extra}]'",
-            file=sys.stderr,
-        )
-        return 1
+        status, said = 1, f"needs {error.name}, which is not installed; pip install 'chameleon-jax[{extra}]'"
     except KeyboardInterrupt:
-        print(f"\nchameleon {name}: stopped", file=sys.stderr)
-        return 130
+        print(file=sys.stderr)
+        status, said = 130, "stopped"
+    print(f"chameleon {name}: {said}", file=sys.stderr)
+    return status

@@ -1,12 +1,17 @@
-"""Pictures on a terminal, drawn with coloured half blocks: two pixels a character, in any terminal with colours."""
+"""What is printed for people: text that steers no terminal, and pictures as coloured half blocks."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from chameleon_jax.errors import LONGEST_MESSAGE, printable
+from chameleon_jax.runtime.files import new_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +24,8 @@ def can_show_images() -> bool:
 
 
 def half_blocks(image: Image, columns: int = 32) -> str:
-    """The picture as lines of '▀', upper pixel in the foreground and lower one in the background colour."""
+    """The picture as lines of '▀', upper pixel in the foreground and lower one in the background colour: two pixels a
+    character, in any terminal with colours."""
     columns = min(columns, image.width)
     rows = max(2, round(image.height * columns / image.width / 2) * 2)
     pixels = np.asarray(image.convert("RGB").resize((columns, rows)))
@@ -31,3 +37,20 @@ def half_blocks(image: Image, columns: int = 32) -> str:
         )
         lines.append("".join(cells) + "\x1b[0m")
     return "\n".join(lines)
+
+
+def steers_nothing(text: str) -> str:
+    """Text of many lines with what would steer the terminal spelled out."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def print_warnings(warnings: Iterable[object]) -> None:
+    """Each on one line, where errors go."""
+    for warning in warnings:
+        print(f"warning: {printable(warning, LONGEST_MESSAGE)}", file=sys.stderr)
+
+
+def write_picture(image: Image, path: Path) -> None:
+    """Writes a PNG file."""
+    with new_file(path) as tmp:
+        image.save(tmp, "PNG")

@@ -26,6 +26,7 @@ from chameleon_jax.config import (
     to_dict,
 )
 from chameleon_jax.console import commands
+from chameleon_jax.console.train import train as train_transformer
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import is_cloud
 from chameleon_jax.runtime.files import read_json, write_json
@@ -139,8 +140,7 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     }
 
     def recipe(cls: type, name: str, **overrides: Path) -> Any:
-        arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-        return read_config(cls, recipes / f"{name}.yaml", arguments)
+        return read_config(cls, recipes / f"{name}.yaml", {key: str(path) for key, path in overrides.items()})
 
     # All recipes are read first, so that a mistake in the last does not come up after minutes.
     text = recipe(TextTokenizerCommand, "text_tokenizer", output=paths["text"], datasets=paths["datasets"])
@@ -163,7 +163,7 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
         ("train image tokenizer", image, paths["image"], IMAGE_TOKENIZER,
          lambda: commands.train_image_tokenizer(image)),
         ("prepare data", prepare, paths["rows"], PREPARED, lambda: commands.prepare(prepare)),
-        ("train Chameleon", train, paths["run"], RUN, lambda: commands.train(train)),
+        ("train Chameleon", train, paths["run"], RUN, lambda: train_transformer(train)),
         ("judge and report", examination, report, REPORT, judge),
     )  # fmt: skip
     metrics = stages.run([_Stage(*each) for each in plan], command.fresh)

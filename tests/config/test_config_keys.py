@@ -402,8 +402,8 @@ def compile_options(key: str) -> Check:
             patch.setattr(run, "compile_train_step", lambda config, devices: (None, {}))
             patch.setattr(run, "save", lambda compiled, path: found.update(save=path))
             patch.setattr(run, "lines", lambda report: found.update(json="lines") or [])
-            run.compile_command(TRAIN, topology=["v5e:4x4"], slices=["2"], save=["there"])
-        expected = CompileOptions(topology="v5e:4x4", slices=2, save="there")
+            expected = CompileOptions(topology="v5e:4x4", slices=2, save="there")
+            run.compile_command(TRAIN, expected)
         assert found[key] == ("lines" if key == "json" else getattr(expected, key))
 
     return check

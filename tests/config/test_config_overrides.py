@@ -1,10 +1,11 @@
-"""Recipes from YAML files, changed on the command line."""
+"""Recipes from YAML files, with values replaced in Python or on the command line."""
 
 from __future__ import annotations
 
 import pytest
 
 from chameleon_jax.config import ConfigError, TrainConfig, TransformerConfig, read_config
+from chameleon_jax.console.arguments import Command, ConfigFile, parse
 from data_pipeline.config import PrepareCommand
 
 TRAIN = """
@@ -42,9 +43,14 @@ def prepare_yaml(tmp_path):
     return path
 
 
-def message_of(cls, path, *overrides: str) -> str:
+def typed(cls, path, *words: str):
+    """The config that a command line gives."""
+    return parse(Command("test", "", cls, "", ConfigFile, example="test CONFIG"), [str(path), *words]).config
+
+
+def message_of(cls, path, *words: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_config(cls, path, list(overrides))
+        typed(cls, path, *words)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -66,15 +72,28 @@ def message_of(cls, path, *overrides: str) -> str:
         (["--stages.0.weights.new", "2"], lambda config: config.stages[0].weights, {"a": 1.0, "new": 2.0}),
         (["--data", "a=b"], lambda config: config.data, "a=b"),
         (["--data=a=b"], lambda config: config.data, "a=b"),
+        (["--data", "2026-11-26"], lambda config: config.data, "2026-11-26"),
+        (["--data", "null"], lambda config: config.data, "null"),
+        (["--sequence-length", "null"], lambda config: config.sequence_length, None),
+        (["--trackers", "tensorboard"], lambda config: config.trackers, ("tensorboard",)),
+        (["--trackers", "tensorboard", "wandb"], lambda config: config.trackers, ("tensorboard", "wandb")),
+        (["--trackers=wandb", "--seed", "1"], lambda config: (config.trackers, config.seed), (("wandb",), 1)),
+        (["--trackers", "[tensorboard, wandb]"], lambda config: config.trackers, ("tensorboard", "wandb")),
+        (["--trackers", "[]"], lambda config: config.trackers, ()),
+        (["--fresh-image-head"], lambda config: config.fresh_image_head, True),
+        (["--fresh-image-head", "true", "--seed", "1"], lambda config: config.fresh_image_head, True),
+        (["--fresh_image_head=false"], lambda config: config.fresh_image_head, False),
+        (["--model.no-qk-norm"], lambda config: config.model.qk_norm, False),
+        (["--mesh", "{fsdp: 2}", "--mesh.data", "3"], lambda config: (config.mesh.fsdp, config.mesh.data), (2, 3)),
         ([], lambda config: config.steps, 5000),
     ],
 )
 def test_option_changes_the_value_it_names(train_yaml, overrides, get, expected):
-    assert get(read_config(TrainConfig, train_yaml, overrides)) == expected
+    assert get(typed(TrainConfig, train_yaml, *overrides)) == expected
 
 
 def test_option_reaches_into_a_list(prepare_yaml):
-    config = read_config(PrepareCommand, prepare_yaml, ["--sources.0.split", "test", "--sources.1.count", "7"])
+    config = typed(PrepareCommand, prepare_yaml, "--sources.0.split", "test", "--sources.1.count", "7")
     assert [(source.split, source.count, source.augment) for source in config.sources] == [
         ("test", 0, False),
         ("train", 7, True),
@@ -84,12 +103,12 @@ def test_option_reaches_into_a_list(prepare_yaml):
 def test_dashes_in_names_of_sources_are_kept(train_yaml):
     """`-` and `_` are the same in keys of the config, but sources are called what their owner calls them."""
     train_yaml.write_text(TRAIN.replace("b: 3", "my-text: 3"))
-    config = read_config(TrainConfig, train_yaml, ["--stages.1.weights.my-text", "5"])
+    config = typed(TrainConfig, train_yaml, "--stages.1.weights.my-text", "5")
     assert config.stages[1].weights == {"a": 1.0, "my-text": 5.0}
 
 
 def test_defaults_can_be_changed_without_a_file():
-    assert read_config(TransformerConfig, None, ["--d-model", "32"]) == TransformerConfig(d_model=32)
+    assert read_config(TransformerConfig, None, {"d_model": 32}) == TransformerConfig(d_model=32)
     assert read_config(TransformerConfig) == TransformerConfig()
 
 
@@ -97,15 +116,18 @@ def test_defaults_can_be_changed_without_a_file():
     ("overrides", "message"),
     [
         (["--steps"], "--steps: a value must follow"),
-        (["steps", "3"], "'steps': expected an option such as --key value"),
-        (["-s", "3"], "'-s': expected an option"),
-        (["--", "3"], "'--': expected an option"),
-        (["--steps", "3", "4"], "'4': expected an option"),
-        (["--model", "{d_model: 3"], "--model = '{d_model: 3': cannot be read"),
-        (["--stages.2.share", "1"], "--stages.2.share: '2' is not a position in a list of 2"),
-        (["--stages.-1.share", "1"], "is not a position in a list of 2"),
-        (["--stages.first.share", "1"], "--stages.first.share: 'first' is not a position in a list of 2"),
-        (["--steps.every", "1"], "--steps.every: steps has no keys of its own"),
+        (["--steps", "--seed", "3"], "--steps: a value must follow"),
+        (["steps", "3"], "'steps': is one too many; expected CONFIG"),
+        (["-s", "3"], "'-s': is one too many"),
+        (["--", "3"], "'3': is one too many"),
+        (["--steps", "3", "4"], "'4': is one too many"),
+        (["--model", "{d_model: 3"], "--model = '{d_model: 3': is not valid YAML"),
+        (["--trackers", "tensorbord"], "trackers.0 = 'tensorbord': must be one of 'tensorboard', 'wandb'"),
+        (["--stages.2.share", "1"], "stages.2.share: 2 is not a position in a list of 2"),
+        (["--stages.-1.share", "1"], "'-1' is not a position in a list"),
+        (["--stages.first.share", "1"], "stages.first.share: 'first' is not a position in a list"),
+        (["--steps.every", "1"], "steps.every: steps has no keys of its own"),
+        (["--no-steps"], "no_steps: there is no such key; did you mean 'steps'?"),
         (["--stepps", "1"], "stepps: there is no such key; did you mean 'steps'?"),
         (
             ["--optimizer.learning-rat", "1"],

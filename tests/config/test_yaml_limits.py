@@ -53,7 +53,7 @@ def test_aliases_and_merge_keys_within_limits_work(tmp_path):
 
 def test_many_keys_are_looked_at_once(tmp_path, monkeypatch):
     """Each comparison of keys would be a comparison of all before it, in time quadratic in the file."""
-    from chameleon_jax.config import reading
+    from chameleon_jax.config import yaml_files
 
     class Set(set):
         looked = 0
@@ -62,7 +62,7 @@ def test_many_keys_are_looked_at_once(tmp_path, monkeypatch):
             Set.looked += 1
             return super().__contains__(item)
 
-    monkeypatch.setattr(reading, "set", Set, raising=False)
+    monkeypatch.setattr(yaml_files, "set", Set, raising=False)
     path = tmp_path / "some.yaml"
     path.write_text("\n".join(f"k{i}: 1" for i in range(1000)))
     assert len(read_yaml(path)) == 1000

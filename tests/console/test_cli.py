@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
+import shutil
+import subprocess
 import sys
 
 import pytest
 
-from chameleon_jax.console.cli import main
-
-COMMANDS = (
-    "demo",
-    "train-text-tokenizer",
-    "train-image-tokenizer",
-    "prepare",
-    "show",
-    "train",
-    "compile",
-    "generate",
-    "convert",
-    "inspect",
-)
+import chameleon_jax
+from chameleon_jax.config import find_configs, read_config, reading
+from chameleon_jax.console.arguments import parse
+from chameleon_jax.console.cli import COMMANDS, main
 
 
 def test_help_lists_every_command(capsys):
@@ -31,13 +26,40 @@ def test_help_lists_every_command(capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_explains_its_keys(name, capsys):
-    assert main([name, "--help"]) == 0
-    said = capsys.readouterr().out
-    assert f"usage: chameleon {name}" in said
-    known = {"demo": "--recipes", "generate": "--text.temperature", "prepare": "--sequence-length"}
-    known |= {"convert": "--image-tokenizer", "inspect": "--json"}
-    assert known.get(name, "--output") in said
+def test_help_fits_a_screen_and_help_all_explains_every_key(name, capsys):
+    assert main([*name.split(), "--help"]) == 0
+    short = capsys.readouterr().out
+    assert short.startswith(f"usage: chameleon {name}")
+    assert short.count("\n") <= 45
+    assert max(map(len, short.splitlines())) <= 120
+    assert main([*name.split(), "--help-all"]) == 0
+    full = capsys.readouterr().out
+    for field in dataclasses.fields(COMMANDS[name].config):
+        key = f"--{field.name.replace('_', '-')}"
+        assert key in short
+        assert key in full
+    nested = {"train": "--optimizer.learning-rate", "generate": "--text.temperature", "prepare": "--sources.0.count"}
+    assert nested.get(name, "") in full
+
+
+def test_every_shipped_recipe_can_be_given_by_name():
+    reached = [path for command in COMMANDS.values() for path in command.shipped().values()]
+    others = {"demo/evaluation.yaml", *(f"models/{path.name}" for path in (find_configs() / "models").iterdir())}
+    recipes = {str(path.relative_to(find_configs())) for path in find_configs().rglob("*.yaml")} - others
+    assert {str(path.relative_to(find_configs())) for path in reached} == recipes
+    for command in COMMANDS.values():
+        for name, path in command.shipped().items():
+            assert parse(command, [name]).config == read_config(command.config, path)
+
+
+def test_names_of_recipes_are_found_where_the_package_is_installed(tmp_path, monkeypatch):
+    """The wheel has configs/ inside the package, and people are in a folder of their own."""
+    package = tmp_path / "chameleon_jax"
+    shutil.copytree(find_configs(), package / "configs")
+    monkeypatch.setattr(reading, "__file__", str(package / "config" / "reading.py"))
+    monkeypatch.chdir(tmp_path)
+    assert COMMANDS["train"].shipped()["demo"] == package / "configs" / "demo" / "train.yaml"
+    assert parse(COMMANDS["bench train"], ["cpu_25m"]).config.batch_size > 0
 
 
 def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
@@ -53,21 +75,26 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "'trian' is no command; there are demo"),
-        (["train"], "expected one YAML file, got none; for example configs/demo/train.yaml"),
-        (["train", "a.yaml", "b.yaml"], "expected one YAML file, got ['a.yaml', 'b.yaml']"),
+        (["trian"], "'trian' is no command; did you mean 'train'?"),
+        (["train"], "CONFIG is missing; expected CONFIG, for example chameleon train demo"),
+        (["train", "a.yaml", "b.yaml"], "'b.yaml': is one too many; expected CONFIG"),
+        (["train", "dmo"], "'dmo': is neither a YAML file nor the name of a shipped one; did you mean 'demo'?"),
+        (["train", "--steps", "3"], "CONFIG is missing"),
+        (["train", "{recipe}", "--quite"], "--quite: there is no such option; did you mean --quiet?"),
         (["train", "gone.yaml"], "gone.yaml: no such file"),
         (["train", "{recipe}", "--optimizer.learning_rte", "3"], "did you mean 'learning_rate'?"),
         (["train", "{recipe}", "--model.num-kv-heads", "4"], "num_kv_heads = 4: must divide num_heads = 6"),
         (["train", "{recipe}", "--steps"], "--steps: a value must follow"),
-        (["generate"], "expected MODEL and PROMPT"),
-        (["generate", "model", "a", "b"], "expected MODEL and PROMPT"),
+        (["generate"], "MODEL is missing; expected MODEL [PROMPT], for example chameleon generate"),
+        (["generate", "model", "a", "b"], "'b': is one too many; expected MODEL [PROMPT]"),
+        (["generate", "model", "a", "--imge", "x"], "--imge: there is no such option; did you mean --image?"),
+        (["generate", "model", "a", "--image"], "--image: a value must follow"),
         (["generate", "model", "a", "--text.temperature", "-1"], "text.temperature = -1.0: must be 0 (greedy) or more"),
         (["generate", "model", "a", "--form", "dialogue"], "form = 'dialogue': must be one of 'completion', 'chat'"),
         (["generate", "model", "a", "--mode", "video"], "mode = 'video': must be one of 'auto', 'interleaved'"),
-        (["convert"], "expected SRC and DST, got nothing"),
-        (["convert", "a", "--format", "meta"], "expected SRC and DST, got ['a']"),
-        (["convert", "a", "b", "c", "--format", "meta"], "expected SRC and DST, got ['a', 'b', 'c']"),
+        (["convert"], "SRC is missing; expected SRC DST"),
+        (["convert", "a", "--format", "meta"], "DST is missing; expected SRC DST"),
+        (["convert", "a", "b", "c", "--format", "meta"], "'c': is one too many; expected SRC DST"),
         (["convert", "a", "b"], "format: missing; must be one of 'chameleon', 'huggingface', 'meta'"),
         (
             ["convert", "a", "b", "--format", "gguf"],
@@ -78,17 +105,17 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["convert", "a", "b", "--format", "meta", "--shards", "two"], "shards = 'two': must be a whole number"),
         (["convert", "a", "b", "--format", "meta", "--dtype", "int8"], "dtype = 'int8': must be one of 'float32'"),
         (["convert", "a", "b", "--format", "meta", "--image_tokeniser", "c"], "did you mean 'image_tokenizer'?"),
-        (["compile"], "expected one YAML file, got none; for example configs/pretrain_7b.yaml"),
-        (["inspect"], "expected PATH, got nothing"),
-        (["show"], "expected DATA, got nothing"),
-        (["inspect", "a", "b"], "expected PATH, got ['a', 'b']"),
-        (["inspect", "a", "--json"], "--json: a value must follow"),
-        (["inspect", "a", "--json", "maybe"], "json = 'maybe': must be true or false"),
+        (["compile"], "CONFIG is missing; expected CONFIG, for example chameleon compile pretrain_7b"),
+        (["compile", "{recipe}", "--toplogy", "v5e"], "toplogy: there is no such key; did you mean 'topology'?"),
+        (["compile", "{recipe}", "--slices", "2"], "slices = 2: needs --topology"),
+        (["inspect"], "PATH is missing; expected PATH"),
+        (["show"], "DATA is missing; expected DATA"),
+        (["inspect", "a", "b"], "'b': is one too many; expected PATH"),
+        (["inspect", "a", "--json=maybe"], "json = 'maybe': must be true or false"),
+        (["completion", "sh"], "expected one of bash, zsh, fish, tcsh"),
     ],
 )
 def test_wrong_commands_are_one_line_and_status_2(arguments, message, capsys):
-    from chameleon_jax.config import find_configs
-
     recipe = str(find_configs() / "demo" / "train.yaml")
     assert main([recipe if argument == "{recipe}" else argument for argument in arguments]) == 2
     said = capsys.readouterr()
@@ -113,8 +140,6 @@ def test_wrong_commands_are_one_line_and_status_2(arguments, message, capsys):
     ],
 )
 def test_missing_things_are_one_line_and_status_1(arguments, message, tmp_path, capsys):
-    from chameleon_jax.config import find_configs
-
     recipes = find_configs() / "demo"
     values = {"folder": tmp_path, "recipe": recipes / "train.yaml", "prepare": recipes / "prepare.yaml"}
     assert main([argument.format(**values) for argument in arguments]) == 1
@@ -125,8 +150,6 @@ def test_missing_things_are_one_line_and_status_1(arguments, message, tmp_path, 
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
-    from chameleon_jax.config import find_configs
-
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     recipe = str(find_configs() / "demo" / "text_tokenizer.yaml")
     arguments = ["--datasets", str(tmp_path / "datasets"), "--output", str(tmp_path / "text.model")]
@@ -136,18 +159,17 @@ def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
 
 
 def test_a_finished_run_says_its_losses_where_the_model_is_and_what_to_type_next(monkeypatch, tmp_path, capsys):
-    from chameleon_jax.config import find_configs
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import train
     from chameleon_jax.training.metrics import MetricsFile
 
     metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
     metrics.write(1, loss=9.0, held_out={"prose": {"loss": 5.0}})
     metrics.write(2, loss=3.0, held_out={"prose": {"loss": 4.0}, "digits": {"loss": 2.5, "image_loss": 2.25}})
     metrics.write(3, loss=3.0)
-    losses = commands._last_held_out_losses(tmp_path)
+    losses = train._last_held_out_losses(tmp_path)
     assert losses == {"held_out.prose.loss": 4.0, "held_out.digits.loss": 2.5, "held_out.digits.image_loss": 2.25}
 
-    monkeypatch.setattr(commands, "train", lambda config: losses)
+    monkeypatch.setattr(train, "train", lambda config: losses)
     recipe = str(find_configs() / "demo" / "train.yaml")
     assert main(["train", recipe, "--output", "my runs/first"]) == 0
     said = capsys.readouterr().out
@@ -156,14 +178,13 @@ def test_a_finished_run_says_its_losses_where_the_model_is_and_what_to_type_next
 
 
 def test_a_run_that_was_stopped_by_hand_ends_with_130_and_by_a_scheduler_with_143(monkeypatch, capsys):
-    from chameleon_jax.config import find_configs
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import train
     from chameleon_jax.errors import Stopped
 
     def stop(config):
         raise Stopped("stopped after step 3", status=status)
 
-    monkeypatch.setattr(commands, "train", stop)
+    monkeypatch.setattr(train, "train", stop)
     for status in (130, 143):
         assert main(["train", str(find_configs() / "demo" / "train.yaml")]) == status
     assert capsys.readouterr().err == "chameleon train: stopped after step 3\n" * 2
@@ -172,7 +193,6 @@ def test_a_run_that_was_stopped_by_hand_ends_with_130_and_by_a_scheduler_with_14
 def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_path, capsys):
     from PIL import Image
 
-    from chameleon_jax.config import find_configs
     from chameleon_jax.console import commands
 
     def press(*args):
@@ -205,14 +225,15 @@ def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
     from chameleon_jax.console import commands
 
     received = []
-    monkeypatch.setattr(commands, "generate", lambda config, *positional: received.append(positional) or {})
+    monkeypatch.setattr(commands, "generate", lambda config, **given: received.append(given) or {})
     if arguments[-2:-1] == ["--"] or arguments == ["--"]:
         at = arguments.index("--") + 1
         arguments = [*arguments[:at], "out/model", *arguments[at:]]
     else:
         arguments = ["out/model", *arguments]
     assert main(["generate", *arguments]) == 0
-    assert received == [("out/model",) if arguments[-1] == "out/model" else ("out/model", arguments[-1])]
+    assert [given["model"] for given in received] == ["out/model"]
+    assert received[0]["prompt"] == ("" if arguments[-1] == "out/model" else arguments[-1])
 
 
 def test_warnings_are_one_line(monkeypatch, capsys):
@@ -220,7 +241,9 @@ def test_warnings_are_one_line(monkeypatch, capsys):
 
     from chameleon_jax.console import commands
 
-    monkeypatch.setattr(commands, "generate", lambda *given: warnings.warn("no room\x1b[31m", stacklevel=2) or {})
+    monkeypatch.setattr(
+        commands, "generate", lambda *given, **more: warnings.warn("no room\x1b[31m", stacklevel=2) or {}
+    )
     assert main(["generate", "out/model", "Once"]) == 0
     assert capsys.readouterr().err == "warning: no room\\x1b[31m\n"
 
@@ -236,3 +259,88 @@ def test_what_a_model_writes_steers_no_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert main(["generate", "out/model", "Once"]) == 0
     assert capsys.readouterr().out == "\\x1b]0;owned\\x07 and\n\tmore\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "as_json", "verify"),
+    [
+        (["--json", "--verify"], True, True),
+        (["--verify", "true", "--json", "true"], True, True),
+        (["--json=true"], True, False),
+        (["--no-json", "--verify=false"], False, False),
+    ],
+)
+def test_flags_stand_alone_or_have_a_value(words, as_json, verify):
+    parsed = parse(COMMANDS["inspect"], ["folder", *words])
+    assert parsed.arguments == {"path": "folder"}
+    assert (parsed.config.json, parsed.config.verify) == (as_json, verify)
+    assert parse(COMMANDS["inspect"], [*words, "folder"]) == parsed
+
+
+def test_lists_may_stand_before_the_file():
+    parsed = parse(COMMANDS["train"], ["--trackers", "tensorboard", "wandb", "demo"])
+    assert parsed.config.trackers == ("tensorboard", "wandb")
+    shown = parse(COMMANDS["show"], ["rows", "--rows", "3", "17"])
+    assert shown.arguments == {"data": "rows", "rows": ("3", "17")}
+    pictures = parse(COMMANDS["generate"], ["model", "x", "--image", "a.png", "--image", "b.png", "--image.top-p", "1"])
+    assert pictures.arguments["image"] == ("a.png", "b.png")
+    assert pictures.config.image.top_p == 1
+
+
+def test_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"chameleon-jax {chameleon_jax.__version__} (jax ")
+
+
+def test_quiet_and_verbose(monkeypatch, capsys):
+    from chameleon_jax.console import commands
+    from chameleon_jax.errors import FileError
+    from chameleon_jax.runtime.progress import console
+
+    def fail(*given, **more):
+        console.print("working")
+        raise FileError("broken")
+
+    monkeypatch.setattr(commands, "generate", fail)
+    said = {}
+    for word in ("--quiet", "-q", "--verbose=", "--verbose", "-v"):
+        arguments = ["generate", "model", "x", *([] if word.endswith("=") else [word])]
+        assert main(arguments) == 1
+        said[word] = capsys.readouterr().err
+    assert said["--quiet"] == said["-q"] == "chameleon generate: broken\n"
+    assert said["--verbose="] == "working\nchameleon generate: broken\n"
+    assert said["--verbose"] == said["-v"]
+    assert said["-v"].startswith("working\nTraceback")
+    assert said["-v"].endswith("FileError: broken\nchameleon generate: broken\n")
+    assert logging.getLogger("absl").level == logging.INFO
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_keys_and_values(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "chameleon.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def complete(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        program = f"""
+            source {script}
+            COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
+            $(complete -p chameleon | sed 's/.*-F //; s/ .*//') chameleon '{words[-1]}' '{words[-2]}'
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30, check=True)
+        return set(result.stdout.split())
+
+    assert complete("chameleon", "tra") == {"train", "train-text-tokenizer", "train-image-tokenizer"}
+    assert "--optimizer.learning-rate" in complete("chameleon", "train", "--optimizer.l")
+    assert complete("chameleon", "generate", "--mode", "i") == {"interleaved", "image"}
+
+
+def test_output_that_nobody_reads_ends_the_command_without_a_traceback(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["--help"]) == 141
+    assert capfd.readouterr().err == ""

@@ -22,7 +22,7 @@ from chameleon_jax.config import (
     TrainConfig,
     from_dict,
 )
-from chameleon_jax.console import commands
+from chameleon_jax.console import train as train_command
 from chameleon_jax.console.commands import prepare
 from chameleon_jax.document import DocumentError
 from chameleon_jax.sharding import make_mesh
@@ -340,14 +340,14 @@ def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_p
         (Path(config.output) / "metrics.jsonl").touch()
         return init_state(config, make_mesh(config.mesh))
 
-    monkeypatch.setattr(commands, "run_training", no_steps)
+    monkeypatch.setattr(train_command, "run_training", no_steps)
     model = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 16}
     values = {
         "data": chat_command.output, "output": str(tmp_path / "run"), "steps": 1, "batch_size": 8, "log_every": 1,
         "model": model, "stages": [{"share": 1.0, "weights": {"chat": 1.0}}],
         "optimizer": {"warmup_steps": 1}, "checkpoint": {"every": 1},
     }  # fmt: skip
-    commands.train(from_dict(TrainConfig, values))
+    train_command.train(from_dict(TrainConfig, values))
     tuned = load(tmp_path / "run")
     needed = PreparedData(chat_command.output).header["vocab_size"]
     assert tuned.config.vocab_size == -(-needed // 128) * 128  # it was left out

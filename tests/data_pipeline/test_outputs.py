@@ -13,6 +13,7 @@ from chameleon_jax.bench import weights as bench
 from chameleon_jax.config import BenchCommand, TransformerConfig
 from chameleon_jax.console import commands
 from chameleon_jax.console.cli import main
+from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.documents import save_image_tokenizer
 
 NOWHERE = [{"kind": "documents", "name": "none", "path": "there/is/no/such.jsonl"}]
@@ -81,7 +82,7 @@ def test_data_that_was_prepared_before_is_replaced_and_nothing_is_left(own_comma
         commands.prepare(own_command)
     assert [path.name for path in Path(own_command.output).parent.iterdir()] == ["rows"]
     (Path(own_command.output) / "tokenizer" / "thesis.txt").write_text("three years of work")
-    with pytest.raises(commands.FileError, match=r"it holds 'tokenizer/thesis.txt'"):
+    with pytest.raises(FileError, match=r"it holds 'tokenizer/thesis.txt'"):
         commands.prepare(own_command)
 
 

@@ -12,7 +12,7 @@ from tiny_models import random_picture, text_tokenizer
 
 from chameleon_jax.batch import row_dtype
 from chameleon_jax.console.cli import main
-from chameleon_jax.console.commands import _weighed
+from chameleon_jax.console.show import _weighed
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from data_pipeline.loader import PreparedData

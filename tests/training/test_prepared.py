@@ -43,7 +43,7 @@ def test_python_default_is_the_released_size_and_files_and_options_may_say_null(
         "optimizer: {warmup_steps: 1}\nmodel: {d_model: 16}\n"
     )
     assert read_config(TrainConfig, path).model.vocab_size is None
-    assert read_config(TrainConfig, path, ["--model.vocab-size", "300"]).model.vocab_size == 300
+    assert read_config(TrainConfig, path, {"model.vocab-size": 300}).model.vocab_size == 300
     stored = to_dict(with_vocab_size(read_config(TrainConfig, path), 300, None))
     assert from_dict(TrainConfig, stored).model.vocab_size == 384  # what a checkpoint keeps
 

@@ -15,7 +15,7 @@ from tiny_models import random_picture, scrambled_tokenizer, transformer_for, tr
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ConfigError, GenerationConfig, LoRAConfig, SamplePrompt, SamplesConfig
-from chameleon_jax.console.commands import _sampler
+from chameleon_jax.console.train import _sampler
 from chameleon_jax.document import DocumentError
 from chameleon_jax.models.lora import merge
 from chameleon_jax.training.loop import train

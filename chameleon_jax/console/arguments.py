@@ -1,0 +1,232 @@
+"""What follows `chameleon COMMAND`: parsed by tyro, completed from YAML files, explained by `--help`.
+
+A config may have hundreds of keys, and those of its lists depend on a file that is itself an argument. So tyro is told
+of the keys that a command line mentions, and hands back their text. Types and values are checked where those of YAML
+files are (`chameleon_jax.config.reading`), so that a mistake reads the same in both places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import typing
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypedDict
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
+
+from chameleon_jax.config import ConfigError, find_configs, read_config
+from chameleon_jax.config.reading import find_key, parse_value, shortened
+
+_OPTION = re.compile(r"--[^\W\d][\w.-]*(=|$)", re.ASCII)
+"""What only begins with dashes, such as a prompt "--- a/file.py", is no option."""
+
+
+@dataclass(frozen=True)
+class NoArguments:
+    """A command whose arguments are all keys of its config."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A command that is configured by a YAML file."""
+
+    config: Positional[str]
+    """A YAML file, or the name of one that is shipped"""
+
+
+@dataclass(frozen=True)
+class OptionalConfigFile:
+    """A command that needs no YAML file."""
+
+    config: Positional[str] = ""
+    """A YAML file"""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of every command."""
+
+    quiet: Annotated[bool, arg(aliases=("-q",))] = False
+    """Print results, warnings and errors, but no progress."""
+    verbose: Annotated[bool, arg(aliases=("-v",))] = False
+    """Print what the libraries log, and errors with their traceback."""
+
+
+@dataclass(frozen=True)
+class Command:
+    name: str
+    summary: str
+    config: type
+    run: str
+    """A function below `chameleon_jax`, as "module:name". It is called with the config, that of `options` if there is
+    one, and the fields of `arguments` as keywords, and returns figures to print."""
+    arguments: type = NoArguments
+    """A dataclass of what is no key of the config. Its fields are text, tuples of text, or flags."""
+    options: type | None = None
+    """A second config whose keys are for the command line only."""
+    example: str = ""
+    configs: tuple[str, ...] = ()
+    """Patterns of the YAML files below configs/ that may be given by name."""
+    json: bool = False
+    """Print the figures as JSON."""
+    then: tuple[str, ...] = ()
+    """What can be typed next, with `{output}` for that of the config."""
+
+    @property
+    def usage(self) -> str:
+        """The positional arguments, as in "MODEL [PROMPT]"."""
+        fields = [each for each in dataclasses.fields(self.arguments) if is_positional(self.arguments, each.name)]
+        names = ((each.name.upper(), each.default is dataclasses.MISSING) for each in fields)
+        return " ".join(name if is_required else f"[{name}]" for name, is_required in names)
+
+    def shipped(self) -> dict[str, Path]:
+        """The shipped YAML files by name; those in a folder of recipes go by the name of the folder."""
+        root = find_configs()
+        files = sorted(path for pattern in self.configs for path in root.glob(pattern))
+        return {"demo" if path.parent.name == "demo" else path.stem: path for path in files}
+
+    def find_file(self, given: str) -> str | Path:
+        """The YAML file that was meant: a path, or the name of a shipped one.
+
+        Raises:
+          ConfigError: if it is neither.
+        """
+        if given.endswith((".yaml", ".yml")) or "/" in given:
+            return given
+        shipped = self.shipped()
+        if given not in shipped:
+            nearest = difflib.get_close_matches(given, shipped, n=1)
+            shipped_are = f"; there are {', '.join(shipped)}" if shipped else ""
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else shipped_are
+            raise ConfigError(
+                f"CONFIG = {shortened(given)}: is neither a YAML file nor the name of a shipped one{hint}"
+            )
+        return shipped[given]
+
+
+def is_positional(cls: type, name: str) -> bool:
+    """Whether a field of a command's arguments is given without an option's name."""
+    return Positional in getattr(typing.get_type_hints(cls, include_extras=True)[name], "__metadata__", ())
+
+
+class Parsed(NamedTuple):
+    """A command line, understood."""
+
+    config: Any
+    options: Any
+    arguments: dict[str, Any]
+    common: CommonOptions
+
+
+class _Key(NamedTuple):
+    owner: type
+    """The config that has the key."""
+    path: str
+    hint: Any
+
+
+def parse(command: Command, words: list[str]) -> Parsed:
+    """What the words after a command say.
+
+    Raises:
+      ConfigError: one line on the first thing that is wrong.
+    """
+    words, keys = _mentioned_keys(command, words)
+    texts = {name: tuple[str, ...] if _is_list(key.hint) else str for name, key in keys.items()}
+    kind = make_dataclass("Arguments", [
+        ("arguments", Annotated[command.arguments, arg(name="")]),
+        ("common", Annotated[CommonOptions, arg(name="")]),
+        ("texts", Annotated[TypedDict("Texts", texts, total=False), arg(name="")]),
+    ])  # fmt: skip
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given, left = tyro.cli(
+                kind, args=words, return_unknown_args=True, add_help=False, prog=f"chameleon {command.name}",
+                config=(PositionalMetavarFromFieldName,),
+            )  # fmt: skip
+    except SystemExit:
+        raise _in_one_line(command, said.getvalue()) from None
+    if left:
+        raise ConfigError(f"{shortened(left[0])}: is one too many; expected {command.usage or 'options only'}")
+    overrides: dict[type, dict[str, Any]] = {command.config: {}, command.options: {}}
+    for name, text in given.texts.items():
+        key = keys[name]
+        try:
+            overrides[key.owner][key.path] = parse_value(key.hint, text)
+        except ConfigError as error:
+            raise ConfigError(f"--{name} = {error}") from None
+    arguments = vars(given.arguments)
+    file = arguments.pop("config", None)
+    config = read_config(command.config, command.find_file(file) if file else None, overrides[command.config])
+    options = read_config(command.options, None, overrides[command.options]) if command.options else None
+    return Parsed(config, options, arguments, given.common)
+
+
+def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict[str, _Key]]:
+    """The keys of configs that options among `words` name, and `words` with `--flag` written as `--flag=true`.
+
+    tyro's own flags take no value, and ours are YAML's `true` and `false` as well.
+    """
+    own = {field.name for cls in (command.arguments, CommonOptions) for field in dataclasses.fields(cls)}
+    written: list[str] = []
+    keys: dict[str, _Key] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*written, word, *rest], keys
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not _OPTION.match(word) or name.replace("-", "_") in own:
+            written.append(word)
+            continue
+        key, negated = _find(command, name)
+        if key.hint is bool and not equals:
+            value = rest.pop(0) if rest and rest[0] in ("true", "false") else str(not negated).lower()
+            name, equals = key.path, "="
+        keys[name.replace("-", "_")] = key
+        written.append(f"--{name}{equals}{value}")
+    return written, keys
+
+
+def _find(command: Command, name: str) -> tuple[_Key, bool]:
+    """The key that an option names, and whether it is the `--no-` of a flag."""
+    owners = [cls for cls in (command.options, command.config) if cls]
+    errors = []
+    for owner in owners:
+        try:
+            return _Key(owner, *find_key(owner, name)), False
+        except ConfigError as error:
+            errors.append(error)
+    for owner in owners:
+        with contextlib.suppress(ConfigError):
+            key = _Key(owner, *find_key(owner, re.sub(r"(^|\.)no[-_](?=[^.]*$)", r"\1", name)))
+            if key.hint is bool:
+                return key, True
+    own = [field.name for cls in (command.arguments, CommonOptions) for field in dataclasses.fields(cls)]
+    if nearest := difflib.get_close_matches(name.replace("-", "_"), own, n=1):
+        raise ConfigError(f"--{name}: there is no such option; did you mean --{nearest[0].replace('_', '-')}?")
+    raise max(errors, key=lambda error: "did you mean" in str(error))
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether values are lists of texts or numbers, which may be given one after another."""
+    item = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    return item is not None and (item in (int, float, str) or typing.get_origin(item) is typing.Literal)
+
+
+def _in_one_line(command: Command, said: str) -> ConfigError:
+    """What tyro draws in a box."""
+    words = " ".join(re.sub(r"[─│╭╮╰╯]", " ", said).split())
+    if option := re.search(r"Missing value for argument \W*(--[\w.-]+)", words):
+        return ConfigError(f"{option[1]}: a value must follow")
+    names = [name for name in command.usage.split() if name.isupper()]
+    if missing := [name for name in names if re.search(rf"\b{name}\b|\barguments\.{name.lower()}\b", words)]:
+        return ConfigError(f"{missing[0]} is missing; expected {command.usage}, for example {command.example}")
+    return ConfigError(words)

@@ -1,0 +1,165 @@
+"""`--help` of one screen, `--help-all`, and completion for shells."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import re
+import shlex
+import shutil
+import textwrap
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import AvoidSubcommands, PositionalMetavarFromFieldName, arg, subcommand
+
+from chameleon_jax.config import find_configs, read_config
+from chameleon_jax.config.docstrings import field_docs
+from chameleon_jax.console.arguments import Command, CommonOptions, is_positional
+
+_NAMES = 26
+"""Columns of names in a list of options."""
+
+
+def short_help(command: Command, file: str | None) -> Iterator[str]:
+    """Lines of `--help`: what to type, and the first sentence on each key of the first level.
+
+    Args:
+      file: the YAML file whose values are shown; None takes that of the example, if the command needs one.
+    """
+    has_keys = bool(dataclasses.fields(command.config))
+    yield f"usage: chameleon {command.name} {command.usage}{' [--key value …]' if has_keys else ''}".rstrip()
+    yield f"\n{command.summary[0].upper()}{command.summary[1:]}."
+    if command.example:
+        yield f"Example: {command.example}"
+    arguments, options = [], []
+    for cls in filter(None, (command.arguments, command.options, CommonOptions)):
+        for each in dataclasses.fields(cls):
+            positional = is_positional(cls, each.name)
+            rows = arguments if positional else options
+            name = each.name.upper() if positional else f"--{each.name.replace('_', '-')}"
+            text = _docs(cls)[each.name]
+            if each.name == "config" and command.configs:
+                text = f"{text}: {', '.join(command.shipped())}"
+            rows.append((name, text))
+    if arguments:
+        yield "\narguments:"
+        yield from (_paragraph(*row) for row in arguments)
+    yield "\noptions:"
+    yield from (_row(*row) for row in options)
+    if has_keys:
+        yield from _keys(command, file)
+    yield f"\nEverything in full: chameleon {command.name} --help-all"
+
+
+def _keys(command: Command, file: str | None) -> Iterator[str]:
+    config, source = _shown_config(command, file)
+    docs, groups = _docs(command.config), []
+    yield f"\nkeys, with {f'the values of {source}' if source else 'their defaults'}:"
+    for each in dataclasses.fields(command.config):
+        value = getattr(config, each.name, each.default) if config else each.default
+        name = each.name.replace("_", "-")
+        if _has_keys(value) or (value is dataclasses.MISSING and dataclasses.is_dataclass(each.type)):
+            groups.append(f"--{name}.…")
+            continue
+        typed = "" if value is dataclasses.MISSING else _typed(value)
+        yield _row(f"--{name} {typed}".rstrip(), docs.get(each.name, ""))
+    if groups:
+        yield _paragraph("and groups of keys:", " ".join(groups))
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """What is written below the fields of a dataclass and its bases."""
+    return {name: text for base in reversed(cls.__mro__) for name, text in field_docs(base).items()}
+
+
+def _has_keys(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or (isinstance(value, tuple) and bool(value) and _has_keys(value[0]))
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed after an option."""
+    if isinstance(value, tuple):
+        return " ".join(map(_typed, value)) or "[]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return shlex.quote(str(value))
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size(fallback=(100, 40)).columns, 120)
+
+
+def _paragraph(name: str, text: str) -> str:
+    first = f"  {name:<{_NAMES}} "
+    return textwrap.fill(text, _width(), initial_indent=first, subsequent_indent=" " * (_NAMES + 3))
+
+
+def _row(name: str, text: str) -> str:
+    """One line: a name and as much of the first sentence as fits."""
+    sentence = re.split(r"(?<=[.;])\s", text)[0].rstrip(";")
+    first = f"  {name:<{_NAMES}} "
+    return first + textwrap.shorten(sentence, _width() - len(first), placeholder=" …")
+
+
+def _shown_config(command: Command, file: str | None) -> tuple[Any, str]:
+    """The config whose values help shows, and where they are from; none where the defaults of the class are shown."""
+    if not file and command.configs:
+        file = next(iter(command.shipped()))
+    if not file:
+        return None, ""
+    path = Path(command.find_file(file))
+    root = find_configs()
+    return read_config(command.config, path), str(path.relative_to(root.parent) if root in path.parents else path)
+
+
+def print_full_help(command: Command, file: str | None) -> None:
+    """Prints `--help-all`: every key with its type, its meaning and its value."""
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            _everything(command, file), args=["--help"], prog=f"chameleon {command.name}", description=command.summary,
+            config=(PositionalMetavarFromFieldName, AvoidSubcommands),
+        )  # fmt: skip
+
+
+def _everything(command: Command, file: str | None = None) -> type:
+    """A dataclass of all that a command accepts. Of lists whose entries have keys, the first entry stands for all."""
+    config, _ = _shown_config(command, file)
+    default = {}
+    if config is not None:
+        shown = copy.copy(config)
+        for each in dataclasses.fields(config):
+            value = getattr(config, each.name)
+            if isinstance(value, tuple) and _has_keys(value):
+                object.__setattr__(shown, each.name, value[:1])
+        default = {"default": shown}
+    parts = {"arguments": command.arguments, "common": CommonOptions, "options": command.options}
+    return make_dataclass(command.name.replace(" ", "_").replace("-", "_"), [
+        *((name, Annotated[part, arg(name="")]) for name, part in parts.items() if part),
+        ("config", Annotated[command.config, arg(name="")], field(**default)),
+    ])  # fmt: skip
+
+
+def completion(commands: Iterable[Command], shell: str) -> str:
+    """The script that a shell reads to complete command lines."""
+    parts, groups = [], {}
+    for command in commands:
+        group, _, name = command.name.rpartition(" ")
+        kind = Annotated[_everything(command), subcommand(name=name, description=command.summary)]
+        (groups.setdefault(group, []) if group else parts).append(kind)
+    for group, kinds in groups.items():
+        one_of = make_dataclass(group, [("command", typing.Union[tuple(kinds)])])  # noqa: UP007
+        parts.append(Annotated[one_of, subcommand(name=group)])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        tyro.cli(
+            typing.Union[tuple(parts)],  # noqa: UP007
+            prog="chameleon", args=["--tyro-write-completion", shell, "-"], config=(PositionalMetavarFromFieldName,),
+        )  # fmt: skip
+    return said.getvalue()

@@ -1,0 +1,185 @@
+"""`chameleon train`: prepared data, a first model and the training engine brought together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from chameleon_jax.chameleon import Chameleon
+from chameleon_jax.config import LoRAConfig, TrainConfig, require
+from chameleon_jax.document import Document, open_image, parse_prompt
+from chameleon_jax.errors import FileError
+from chameleon_jax.models.lora import merge
+from chameleon_jax.runtime.cloud import as_path
+from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.distributed import start as start_processes
+from chameleon_jax.runtime.folders import check_folder
+from chameleon_jax.runtime.host_memory import keep_freed_memory
+from chameleon_jax.runtime.progress import console
+from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
+from chameleon_jax.training.checkpoint import stored_config
+from chameleon_jax.training.feeding import HeldOut
+from chameleon_jax.training.loop import train as run_training
+from chameleon_jax.training.metrics import read_metrics
+from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_vocab_size
+from chameleon_jax.training.run_folder import check_run
+from chameleon_jax.training.samples import Sampler
+from chameleon_jax.training.state import model_params
+from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
+from chameleon_jax.weights.formats import open_checkpoint
+from chameleon_jax.weights.initial import initial_params
+from chameleon_jax.weights.native import MODEL, write_trained
+
+if TYPE_CHECKING:
+    from data_pipeline.loader import PreparedData
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains on prepared data and writes `<output>/model`. Returns how long it took, the losses on the held-out
+    sources at the end, and where the model is; nothing in processes other than the first."""
+    from data_pipeline.loader import PreparedData
+
+    start_processes(config.distributed)
+    check_run(config.output)
+    check_folder(as_path(config.output) / "model", MODEL)
+    check_folder(as_path(config.output) / "adapters", ADAPTERS)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    require(bool(config.data), "data", config.data, "must name a folder that `chameleon prepare` wrote")
+    data = PreparedData(config.data)
+    require(
+        config.sequence_length in (None, data.sequence_length),
+        "sequence_length",
+        config.sequence_length,
+        f"must be {data.sequence_length}, the length of the rows in {config.data}, or null",
+    )
+    config = dataclasses.replace(config, sequence_length=data.sequence_length)
+    vocabulary = data.tokenizer(with_image=False).vocabulary
+    config, initial, drew = _open_initial(config, vocabulary)
+    is_image_id = np.zeros(config.model.vocab_size, bool)
+    is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
+    held_out = {name: _held_out(data, name, config) for name in data.header["held_out"]}
+    fit, disagreement = prompt_fit(data.header["sources"], config)
+    if disagreement:
+        console.print(disagreement)
+    sample = _sampler(config, data.tokenizer(), fit) if config.samples.every else None
+    order = (config.stages, config.steps, config.batch_size, config.seed)
+    began = time.monotonic()
+    state = run_training(
+        config,
+        lambda start, rows: data.batches(*order, start=start, rows=rows),
+        is_image_id,
+        data_fingerprint=data.fingerprint,
+        held_out=held_out,
+        initial_params=initial,
+        rows_of_batch=data.rows_of_batch(*order),
+        sample=sample,
+    )
+    if not config.model.lora.rank:  # adapters leave the output layer as it is
+        drew = learns_to_draw(data.header["sources"], config) or drew
+    params = model_params(config, state)
+    if config.model.lora.rank:
+        write_adapters(as_path(config.output) / "adapters", config.model, params, config.initial)
+    write_trained(as_path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew, fit)
+    if not is_first():
+        return {}
+    return {
+        "minutes": round((time.monotonic() - began) / 60, 2),
+        "model_of_step" if config.checkpoint.best else "steps": int(state.step),
+        **_last_held_out_losses(as_path(config.output)),
+        "model": str(as_path(config.output) / "model"),
+        **({"adapters": str(as_path(config.output) / "adapters")} if config.model.lora.rank else {}),
+    }
+
+
+def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None) -> Sampler:
+    """Gives what a model in training writes after the prompts of the config, with their pictures prepared as those it
+    learns from; refuses at once what it could not."""
+    if fit and tokenizer.image:
+        tokenizer.image.preprocessing = dataclasses.replace(tokenizer.image.preprocessing, fit=fit)
+    prompts, generation = config.samples.prompts, config.samples.generation
+    require(jax.process_count() == 1, "samples.every", config.samples.every, "must be 0 where several processes train")
+    documents = [parse_prompt(prompt.text, [open_image(file) for file in prompt.images]) for prompt in prompts]
+    modes = sorted({prompt.mode for prompt in prompts})
+    if "image" in modes or "interleaved" in modes:
+        require(tokenizer.image is not None and tokenizer.image.can_decode, "samples.prompts", modes,
+                f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
+    if "image" in modes:
+        needed, given = tokenizer.image_block - 1, generation.max_new_tokens
+        enough = given is None or given >= needed
+        require(enough, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
+
+    def sample(params: Any) -> list[Document]:
+        model_config = dataclasses.replace(config.model, lora=LoRAConfig())
+        if config.model.lora.rank:
+            params = jax.jit(functools.partial(merge, config=config.model.lora))(params)
+        model = Chameleon(model_config, params, tokenizer, image_head_trained=True)
+        answers: dict[int, Document] = {}
+        for mode in modes:
+            places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]
+            how = dataclasses.replace(generation, mode=mode)
+            answers |= zip(places, model.generate_many([documents[place] for place in places], how), strict=True)
+        return [answers[place] for place in range(len(prompts))]
+
+    return sample
+
+
+def _last_held_out_losses(output: Path) -> dict[str, float]:
+    """The losses that the last line of metrics with any gives, in nats per token: {"held_out.digits.loss": 2.5, …}."""
+    found = [line["held_out"] for line in read_metrics(output / "metrics.jsonl") if "held_out" in line]
+    return {
+        f"held_out.{source}.{name}": loss
+        for source, losses in (found or [{}])[-1].items()
+        for name, loss in losses.items()
+    }
+
+
+def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
+    data.rows("held_out", name)  # files that are missing are an error now rather than at the first evaluation
+    return lambda rows: data.held_out_batches(name, config.batch_size, config.evaluation_batches, rows)
+
+
+def _open_initial(
+    config: TrainConfig, vocabulary: Vocabulary
+) -> tuple[TrainConfig, Callable[[Any], Any] | None, bool | None]:
+    """The config with the size of the vocabulary, what gives a run its first parameters, and whether the model they are
+    from learned to draw (None: unknown).
+
+    A run that goes on from a checkpoint does not need that model any more: that it is gone is an error only when its
+    parameters are asked for.
+    """
+    checkpoint = gone = None
+    if config.initial:
+        try:
+            checkpoint = open_checkpoint(config.initial)
+        except FileError as error:
+            gone = error
+    open_size = config.model.vocab_size is None
+    if open_size and (before := stored_config(as_path(config.output) / "checkpoints")):
+        known = before["model"]["vocab_size"]
+    else:
+        known = checkpoint.config.vocab_size if checkpoint else None
+    config = with_vocab_size(config, vocabulary.size, known)
+    if open_size:
+        console.print(
+            f"model.vocab_size is {config.model.vocab_size:,}; the prepared data uses {vocabulary.size:,} ids."
+        )
+
+    def fail(target: Any) -> Any:
+        raise gone
+
+    if checkpoint is None:
+        return config, fail if gone else None, None if gone else False
+    load = initial_params(checkpoint, config, vocabulary)
+    if config.initial_adapters:
+        plain = load
+        load = lambda target: add_adapters(plain(target), config.model, config.initial_adapters)  # noqa: E731
+    return config, load, checkpoint.image_head_trained
