@@ -6,6 +6,8 @@ import errno
 import functools
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -100,18 +102,26 @@ def test_place_that_cannot_be_written_is_named(tmp_path):
     assert contents(tmp_path) == {"file": b"in the way"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_unwritable_folder_is_named(tmp_path):
-    tmp_path.chmod(0o500)
+@pytest.fixture
+def ordinary_user():
+    """The superuser may write anywhere, so a test that runs as the superuser goes on as nobody."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
     try:
-        for new in (new_file, new_folder):
-            with (
-                pytest.raises(FileError, match="result: cannot be written: Permission denied"),
-                new(tmp_path / "result"),
-            ):
-                pass
+        yield
     finally:
-        tmp_path.chmod(0o700)
+        os.setresuid(0, 0, 0)
+
+
+def test_unwritable_folder_is_named(ordinary_user, request):
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0o500)
+    for new, reason in ((new_file, "Permission denied"), (new_folder, f"nothing may be written into {folder}")):
+        with pytest.raises(FileError, match=f"result: cannot be written: {reason}"), new(folder / "result"):
+            pass
 
 
 def test_leftovers_of_a_killed_process_are_no_obstacle(tmp_path):
