@@ -1,16 +1,11 @@
-"""`chameleon compile` from the command line to its report, on fake CPU devices and for TPUs that are not there."""
+"""`chameleon compile` from the command line to its report, on fake CPU devices; for TPUs see test_for_tpus.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import os
 import pickle
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +19,7 @@ from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
 from chameleon_jax.compilation.table import lines
-from chameleon_jax.config import MeshConfig, TrainConfig, find_configs, from_dict
+from chameleon_jax.config import MeshConfig, TrainConfig, from_dict
 from chameleon_jax.console.cli import main
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.runtime.accelerators import Accelerator
@@ -232,47 +227,3 @@ def test_options_that_this_compiler_does_not_know_are_left_out_with_a_line(monke
         chameleon_jax.runtime.compiler_options._known.cache_clear()
     said = capsys.readouterr().err
     assert said.count("compiler option xla_cpu_no_such_option is left out") == 1
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# For TPUs that are not there
-# ----------------------------------------------------------------------------------------------------------------------
-
-MODEL = (
-    "{vocab_size: 4096, d_model: 1024, num_layers: 2, num_heads: 8, num_kv_heads: 8, head_dim: 128, mlp_dim: 2048, "
-    "compute_dtype: bfloat16, remat: full}"
-)
-
-
-def compile_elsewhere(tmp_path: Path, *arguments: str) -> dict:
-    """The report of a command of its own: JAX must not have looked for devices before libtpu describes some."""
-    (tmp_path / "train.yaml").write_text(
-        f"{{data: a, output: b, steps: 100, batch_size: 32, sequence_length: 512, model: {MODEL}, "
-        "stages: [{share: 1, weights: {a: 1}}], optimizer: {warmup_steps: 10}}"
-    )
-    program = "import sys; from chameleon_jax.console.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", program, "compile", str(tmp_path / "train.yaml"), "--json", "true", *arguments]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(find_configs().parent)}
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize(("slices", "data"), [(1, 1), (2, 2)])
-def test_a_small_model_for_chips_that_are_not_there(slices, data, tmp_path):
-    found = compile_elsewhere(
-        tmp_path, "--topology", "v5e:2x4", "--slices", str(slices), "--mesh.data", str(data), "--mesh.fsdp", "8"
-    )
-    assert (found["device"], found["devices"]) == ("TPU v5e", 8 * slices)
-    whole = 2 * 2 * 2 * 128  # QK-norm of two layers
-    assert found["memory"]["parameters"] == 4 * ((found["parameters"] - whole) // 8 + whole)
-    assert found["memory"]["fits"] is True
-    assert found["memory"]["capacity"] == 16 * 2**30
-    assert found["replicated"] == []
-    # Weights are gathered forward and backward, and their gradients summed.
-    assert "bf16" in found["collectives"]["all-gather"]["dtypes"]
-    assert found["collectives"].keys() & {"reduce-scatter", "all-reduce"}
-    assert found["loops_of_unknown_length"] == 0
-    assert 0 < found["estimate"]["mfu_one_by_one"] < found["estimate"]["mfu_all_at_once"] <= 1

@@ -1,0 +1,136 @@
+"""Programs that run on TPUs compile for TPUs, from a machine that has none."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+from tiny_models import image_tokenizer, scrambled_vocabulary
+
+from chameleon_jax.compilation import topologies
+from chameleon_jax.compilation.run import compile_train_step
+from chameleon_jax.config import GenerationConfig, TrainConfig, TransformerConfig, find_configs, from_dict
+from chameleon_jax.console.cli import main
+from chameleon_jax.generation.engine import generate_ids, make_prompts
+from chameleon_jax.generation.modality import ModalityRules
+from chameleon_jax.models.transformer import KVCache, Transformer
+from chameleon_jax.tokens.image import _apply
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which `make test-all` installs"
+    ),
+]
+MODEL = {
+    "vocab_size": 512, "d_model": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 128,
+    "mlp_dim": 512, "compute_dtype": "bfloat16", "remat": "save_attention",
+}  # fmt: skip
+TRAIN = {
+    "data": "none", "output": "none", "steps": 8, "batch_size": 8, "sequence_length": 1024, "accumulation": 2,
+    "loss_chunk": 256, "model": MODEL, "stages": [{"share": 1.0, "weights": {"all": 1.0}}],
+    "optimizer": {"warmup_steps": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    """What libtpu is told about this machine is forgotten after each test."""
+    for name, value in topologies._ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def one_chip(tree: Any) -> Any:
+    """Shapes and dtypes of arrays on a chip that is not there."""
+    sharding = SingleDeviceSharding(_chip())
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+@functools.cache
+def _chip() -> Any:
+    return topologies.describe_topology("v5e:1x1")[0]
+
+
+def compile_for_tpu(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+def test_a_step_of_packed_and_cut_rows_keeps_what_its_attention_kernel_computed():
+    """In parts, with the evaluation step beside it."""
+    mesh = {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}
+    compiled, report = compile_train_step(
+        from_dict(TrainConfig, {**TRAIN, "mesh": mesh}), topologies.describe_topology("v5e:2x4")
+    )
+    calls = [line for line in compiled.as_text().splitlines() if "custom-call(" in line]
+    # One scanned layer each way: 'save_attention' spares the backward pass a second forward kernel.
+    assert sum("splash_mha_fwd_segmented_residuals" in line for line in calls) == 1
+    assert sum("splash_mha_dkv_segmented" in line for line in calls) == 1
+    assert report["memory"]["fits"] is report["evaluation_memory"]["fits"] is True
+    assert 0 < report["evaluation_memory"]["temporaries"] < report["memory"]["temporaries"]
+    assert report["loops_of_unknown_length"] == 0
+
+
+def test_a_small_model_for_two_slices(tmp_path, capsys):
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(json.dumps({**TRAIN, "accumulation": 1, "sequence_length": 256, "batch_size": 16}))
+    words = ["--topology", "v5e:2x4", "--slices", "2", "--mesh.data", "2", "--mesh.fsdp", "8"]
+    words += ["--model.attention", "xla", "--json", "true"]
+    assert main(["compile", str(recipe), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["device"], found["devices"]) == ("TPU v5e", 16)
+    whole = 2 * 2 * 2 * 128  # QK-norm of two layers
+    assert found["memory"]["parameters"] == 4 * ((found["parameters"] - whole) // 8 + whole)
+    assert found["memory"]["fits"] is True
+    assert found["memory"]["capacity"] == 16 * 2**30
+    assert found["replicated"] == []
+    # Weights are gathered forward and backward, and their gradients summed.
+    assert "bf16" in found["collectives"]["all-gather"]["dtypes"]
+    assert found["collectives"].keys() & {"reduce-scatter", "all-reduce"}
+    assert found["loops_of_unknown_length"] == 0
+    assert 0 < found["estimate"]["mfu_one_by_one"] < found["estimate"]["mfu_all_at_once"] <= 1
+
+
+def test_prefill_and_decode_hold_few_copies_of_the_cache():
+    """With guidance: three rows of the cache for each document."""
+    config = from_dict(TransformerConfig, {**MODEL, "param_dtype": "bfloat16"})
+    vocabulary, new_tokens = scrambled_vocabulary(200, 64), 4000
+    how = GenerationConfig(mode="interleaved", max_new_tokens=new_tokens)
+    prompts = make_prompts([np.full(16, vocabulary.bos, np.int32)] * 2, vocabulary, how)
+    params = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    rules = ModalityRules.build(vocabulary, 64, config.vocab_size)
+    arguments = [one_chip(tree) for tree in (params, rules, prompts, jax.random.split(jax.random.key(0), 2))]
+    memory = compile_for_tpu(
+        generate_ids.trace(config, how, *arguments, eos=vocabulary.eos, pad=vocabulary.pad)
+    ).memory_analysis()
+    cache = jax.eval_shape(lambda: KVCache.empty(config, 3 * 2, prompts.ids.shape[1] + new_tokens))
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert 1 < (memory.peak_memory_in_bytes - memory.argument_size_in_bytes) / nbytes < 3
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_pictures_are_computed_in_float32(method):
+    tokenizer = image_tokenizer()
+    config, params = tokenizer.config, tokenizer.params
+    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
+    values = pixels if method == "encode" else jnp.zeros((1, config.codes_per_image), jnp.int32)
+    text = compile_for_tpu(_apply.trace(config, method, one_chip(params), one_chip(values))).as_text()
+    products = [line for line in text.splitlines() if " convolution(" in line]
+    assert products
+    assert all("operand_precision={highest,highest}" in line and " = f32[" in line for line in products)
+
+
+def test_the_recipe_of_7b_for_a_pod(capsys):
+    recipe = find_configs() / "pretrain_7b.yaml"
+    assert main(["compile", str(recipe), "--topology", "v5p:4x4x8", "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] > 7.0e9
+    assert found["memory"]["fits"] is found["evaluation_memory"]["fits"] is True
+    assert found["replicated"] == []
+    assert found["loops_of_unknown_length"] == 0
