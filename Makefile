@@ -20,14 +20,23 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "$(PYTHON) is older than Python 3.11; choose another with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(PIP) install --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+install-all: $(VENV)/.installed-all
+
+$(VENV)/.installed-all: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable ".[test-all]"
 	@touch $@
 
 demo: install
 	$(BIN)/chameleon demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-all: install-all test
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -13,9 +13,8 @@ import time
 
 options = json.loads(sys.argv[1])
 # As the tests compile (tests/conftest.py), on so many devices.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.get('devices', 1)}"
-)
+devices = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
