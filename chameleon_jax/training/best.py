@@ -10,18 +10,20 @@ from chameleon_jax.config import CheckpointConfig, ConfigError, require
 
 
 class Best:
-    """The lowest value so far of the held-out loss that `checkpoint.best` names.
+    """Tracks the lowest value so far of the held-out loss that `checkpoint.best` names.
 
-    All of it follows from the evaluations in metrics.jsonl, so that a run that goes on decides as if it had never
-    stopped.
+    It is computed from the evaluations in metrics.jsonl alone, so that a resumed run decides as an uninterrupted one.
 
     Attributes:
-      step: where the value was reached; None before the first evaluation, or where no loss is named.
-      value: in nats per token.
+      step: step of the lowest value; None before the first evaluation, or if `checkpoint.best` is not set.
+      value: the lowest value, in nats per token.
+      evaluations_since: number of evaluations since then.
     """
 
     def __init__(self, config: CheckpointConfig, sources: Collection[str], lines: Iterable[Mapping[str, Any]]):
-        """`sources` are the names of those held out; `lines` are those of metrics.jsonl so far.
+        """Args:
+        sources: names of the held-out sources.
+        lines: lines of metrics.jsonl so far.
 
         Raises:
           ConfigError: if there is no such source.
@@ -29,16 +31,16 @@ class Best:
         self.name, self.patience = config.best, config.patience
         self.step: int | None = None
         self.value = math.inf
-        self.since = 0  # evaluations
+        self.evaluations_since = 0
         if self.name:
             known = ", ".join(sources) or "none"
             require(self.name.split(".")[1] in sources, "checkpoint.best", self.name, f"sources held out: {known}")
         for line in lines:
             if "held_out" in line:
-                self.take(line["step"], line["held_out"])
+                self.update(line["step"], line["held_out"])
 
-    def take(self, step: int, held_out: Mapping[str, Mapping[str, float]]) -> bool:
-        """Whether these losses after `step` are the best yet.
+    def update(self, step: int, held_out: Mapping[str, Mapping[str, float]]) -> bool:
+        """Takes the held-out losses after `step`; returns whether they are the best so far.
 
         Raises:
           ConfigError: if the loss was not measured.
@@ -50,12 +52,12 @@ class Best:
         if value is None:
             raise ConfigError(f"checkpoint.best = {self.name!r}: held_out.{source} has no such tokens to measure it on")
         if not value < self.value:
-            self.since += 1
+            self.evaluations_since += 1
             return False
-        self.step, self.value, self.since = step, value, 0
+        self.step, self.value, self.evaluations_since = step, value, 0
         return True
 
     @property
-    def given_up(self) -> bool:
-        """Whether the run shall end early."""
-        return 0 < self.patience <= self.since
+    def should_stop(self) -> bool:
+        """Whether the run is to end early."""
+        return 0 < self.patience <= self.evaluations_since

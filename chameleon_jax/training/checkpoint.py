@@ -156,10 +156,10 @@ class Checkpoints:
         def rename() -> None:
             for step in steps if is_first() else ():
                 names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(2)))
-                aside = next(path for path in map(self.folder.joinpath, names) if not path.exists())
-                with explain_disk_errors(aside):
-                    (self.folder / str(step)).rename(aside)
-                console.print(f"Renamed {self.folder / str(step)} to {aside.name}; it may be deleted.")
+                damaged = next(path for path in map(self.folder.joinpath, names) if not path.exists())
+                with explain_disk_errors(damaged):
+                    (self.folder / str(step)).rename(damaged)
+                console.print(f"Renamed {self.folder / str(step)} to {damaged.name}; it may be deleted.")
 
         together(self.folder, rename)
         self._checkpointer.reload()

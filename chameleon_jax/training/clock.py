@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and how fast it is."""
+"""How fast a run is, and where its time goes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from chameleon_jax.models.flops import (
 from chameleon_jax.runtime.accelerators import find_accelerator
 
 WAITS = ("startup", "data", "checkpoint", "evaluation")
-"""What keeps a run from computing. 'startup' is the first step of a process, which compiles; 'data' counts only while
-the devices have nothing to do."""
+"""What keeps a run from computing. 'startup' is the first step of a process, which includes compilation; 'data' counts
+only while the devices are idle."""
 
 
 class Clock:
-    """Splits the time between two lines of metrics."""
+    """Divides up the time between two lines of metrics."""
 
     def __init__(self):
         self._since = time.monotonic()
@@ -48,35 +48,35 @@ class Clock:
 
 
 def flops_per_token(config: TrainConfig, length: int) -> float:
-    """FLOPs of learning from one token of a row; gradients of frozen weights are not computed and do not count.
+    """FLOPs of training on one token of a row. Gradients of frozen weights are not computed and do not count.
 
-    With adapters, of the three times that each frozen matrix would be used (forward, gradient of its input, its own
-    gradient) the last is spared; attention and the adapters themselves cost what they always do. The output layer alone
-    needs the forward pass and its own gradient, of all columns.
+    With adapters, a frozen matrix is used twice (forward and gradient of its input) instead of three times; attention
+    and the adapters themselves cost what they always do. The output layer alone needs the forward pass and its own
+    gradient, of all columns.
     """
     model = config.model
     if model.lora.rank:
-        spared = 2 * matmul_parameters(model)
-        return train_flops_per_token(model, length) - spared + 6 * adapter_parameters(model)
+        saved = 2 * matmul_parameters(model)
+        return train_flops_per_token(model, length) - saved + 6 * adapter_parameters(model)
     if config.trainable == "image_head":
         return forward_flops_per_token(model, length) + 2 * model.d_model * model.vocab_size
     return train_flops_per_token(model, length)
 
 
 def speed(config: TrainConfig, length: int, tokens: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """Figures of a stretch of training.
+    """Throughput over some steps.
 
     Args:
-      length: tokens a row.
-      tokens: read in this stretch, over all devices, those of the first step of a process not counted.
-      seconds: of this stretch, as `Clock.lap` gives them.
+      length: tokens per row.
+      tokens: number of tokens over all devices, without those of the first step of a process.
+      seconds: as `Clock.lap` returns them.
 
     Returns:
-      tokens_per_second over the time that is neither startup nor evaluation, the same and TFLOP/s per device, MFU
-      (model FLOPs utilization: the share of the devices' peak in bf16) where the peak is known, and the seconds.
+      tokens_per_second, which excludes startup and evaluation; the same and TFLOP/s per device; MFU (model FLOPs
+      utilization, the share of the peak in bf16) for known devices; and the seconds.
     """
     elapsed = seconds["compute"] + seconds["data"] + seconds["checkpoint"]
-    if not tokens:  # only the first step: all that is known is how long it took with compilation
+    if not tokens:  # only the first step, which can only be timed with its compilation
         tokens, elapsed = config.batch_size * length, sum(seconds.values())
     rate = tokens / max(elapsed, 1e-9)
     device = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""Batches for the loop, and onto the mesh: each process reads and places only the rows that its own devices hold."""
+"""Feeds Batches to the mesh: each process reads and places only the rows of its own devices."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.sharding import batch_sharding
 
 Batches = Iterable[Batch] | Callable[[int, np.ndarray], Iterator[Batch]]
-"""The batches of a run: either an iterable of whole ones, which must give the same ones again when the run is resumed;
-or, to read no more than is needed, a function that is given the number of the batch to begin with and the numbers of
-the rows that this process needs, and gives batches of these rows only."""
+"""The batches of a run. Either an iterable of whole batches, which yields the same ones again when the run is resumed;
+or, to read no more than is needed, a function `(start, rows)` that yields the batches from number `start` on, each with
+only the rows that this process needs."""
 
 HeldOut = Iterable[Batch] | Callable[[np.ndarray], Iterable[Batch]]
-"""The batches of a held-out source: either an iterable that can be gone through again and again, such as a list; or a
-function as for `Batches`, without the number. Rows that fill up the last batch have no loss weights."""
+"""The batches of a held-out source. Either something that can be iterated over repeatedly, such as a list; or a
+function of `rows` as for `Batches`. Rows that fill up the last batch have loss weights of 0."""
 
 
 def batches_from(batches: Batches, start: int, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Batches `start`, `start` + 1, … of a run, of each only the rows with the numbers `rows`.
+    """The batches of a run from number `start` on, each with only the rows `rows`.
 
     Raises:
-      ConfigError: at a batch of an iterable that has another number of rows than `batch_size`.
+      ConfigError: if a batch of an iterable does not have `batch_size` rows.
     """
     return batches(start, rows) if callable(batches) else _selected(batches, start, rows, batch_size)
 
 
 def held_out_batches(batches: HeldOut, rows: np.ndarray, batch_size: int) -> Iterable[Batch]:
-    """The same for all batches of a held-out source."""
+    """The batches of a held-out source, each with only the rows `rows`. Raises as `batches_from`."""
     return batches(rows) if callable(batches) else _selected(batches, 0, rows, batch_size)
 
 
@@ -46,9 +46,10 @@ def _selected(batches: Iterable[Batch], start: int, rows: np.ndarray, batch_size
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Numbers int64 `[n]` of the rows of every batch that devices of this process hold, in rising order.
+    """The rows of each batch that the devices of this process hold, int64 `[n]` in increasing order.
 
-    All rows on a single process. With rows cut along their length over several hosts, each of these needs the row.
+    With a single process these are all rows. Where rows are sharded along their length over several hosts, each of
+    these hosts needs the row.
     """
     regions = batch_sharding(mesh).addressable_devices_indices_map((batch_size, mesh.shape["sequence"]))
     bounds = {region[0].indices(batch_size)[:2] for region in regions.values()}
@@ -56,11 +57,11 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def place(batch: Batch, mesh: Mesh, batch_size: int, rows: np.ndarray) -> Batch:
-    """A Batch of global arrays `[batch_size, length]` from the rows that this process has.
+    """Makes a Batch of global arrays `[batch_size, length]` from the rows of this process.
 
     Args:
       batch: NumPy arrays `[n, length]`.
-      rows: the numbers of these rows, as `local_rows` gives them.
+      rows: the numbers of these rows, as `local_rows` returns them.
     """
     sharding = batch_sharding(mesh)
 

@@ -1,8 +1,8 @@
-"""Training of the image tokenizer: reconstruction and commitment losses, and a codebook that stays alive.
+"""Training of the image tokenizer: reconstruction and commitment losses, and restarts of dead codes.
 
 The codebook follows moving averages of the latents assigned to each code (van den Oord et al. 2017, appendix A.1), is
-initialised from data, and gives codes that nobody uses a new place among the latents of the current batch. PSNR alone
-does not show a collapsed codebook, so the share of codes in use and their perplexity are always reported.
+initialised from data, and dead codes are restarted at latents of the current batch. PSNR alone does not reveal a
+collapsed codebook, so the share of codes in use and their perplexity are always reported.
 
 Legend: B batch, N codes, e code dimension, M = B * codes per picture.
 """
@@ -26,7 +26,7 @@ from chameleon_jax.tokens.image import ImageTokenizer, scale
 
 
 class ImageTokenizerState(NamedTuple):
-    """Everything that changes while training. `counts` and `sums` are the moving averages behind the codebook."""
+    """The state of training. `counts` and `sums` are the moving averages that define the codebook."""
 
     step: Array  # []
     params: Any
@@ -44,7 +44,7 @@ def make_optimizer(config: ImageTokenizerTrainConfig) -> optax.GradientTransform
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_state(config: ImageTokenizerTrainConfig, pixels: Float[Array, "B h w 3"]) -> ImageTokenizerState:
-    """Fresh parameters; the codebook starts as latents of `pixels`, a little apart from each other."""
+    """Initial parameters. The codebook consists of latents of `pixels` with a little noise."""
     model = VQModel(config.model)
     init_key, pick_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
     params = model.init(init_key, pixels[:1])["params"]
@@ -54,7 +54,7 @@ def init_state(config: ImageTokenizerTrainConfig, pixels: Float[Array, "B h w 3"
     codebook = latents[picks] + spread * jax.random.normal(noise_key, (config.model.num_codes, latents.shape[1]))
     params = {**params, "codebook": codebook}
     counts = jnp.ones((config.model.num_codes,))
-    # The step donates its state, so no two of its arrays may be one.
+    # The step donates its state, so no two of its arrays may share a buffer.
     sums = jnp.copy(codebook)
     return ImageTokenizerState(jnp.zeros((), jnp.int32), params, make_optimizer(config).init(params), counts, sums)
 
@@ -67,12 +67,12 @@ def update_codebook(
     latents: Float[Array, "M e"],
     codes: Int[Array, "M"],
 ) -> tuple[Float[Array, "N e"], Float[Array, "N"], Float[Array, "N e"], Array]:
-    """One step of the moving averages, and a new place for dead codes.
+    """One step of the moving averages; dead codes are restarted.
 
-    A code is dead when its average use per batch fell below `restart_below` times the mean use.
+    A code is dead if its average use per batch is below `restart_below` times the mean use.
 
     Returns:
-      codebook, counts, sums, and how many codes were moved.
+      codebook, counts, sums, and the number of restarted codes.
     """
     N = counts.shape[0]
     used = jnp.zeros((N,)).at[codes].add(1.0)
@@ -82,14 +82,14 @@ def update_codebook(
 
     dead = counts < config.restart_below * latents.shape[0] / N
     picks = jax.random.randint(key, (N,), 0, latents.shape[0])
-    fresh = latents.shape[0] / N  # as if used like an average code, so that it lives long enough to find its place
+    fresh = latents.shape[0] / N  # the use of an average code, so that it lives long enough to be used
     counts = jnp.where(dead, fresh, counts)
     sums = jnp.where(dead[:, None], latents[picks] * fresh, sums)
     return sums / counts[:, None], counts, sums, jnp.sum(dead)
 
 
 def codebook_perplexity(codes: Int[Array, "..."], num_codes: int) -> Float[Array, ""]:
-    """exp of the entropy of how often each code occurs: `num_codes` when all are used alike, 1 when one is."""
+    """exp of the entropy of the code frequencies: `num_codes` if all are used equally, 1 if only one is."""
     share = jnp.zeros((num_codes,)).at[codes.reshape(-1)].add(1.0) / codes.size
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(share), 0.0)))
 
@@ -104,7 +104,7 @@ def psnr(a: Float[Array, "B h w c"], b: Float[Array, "B h w c"]) -> Float[Array,
 def train_step(
     config: ImageTokenizerTrainConfig, state: ImageTokenizerState, pixels: Float[Array, "B h w 3"]
 ) -> tuple[ImageTokenizerState, dict[str, Array]]:
-    """One step on a batch of pictures in [-1, 1]. Deterministic: randomness follows from the seed and the step."""
+    """One step on a batch of pictures in [-1, 1]. Its randomness depends only on the seed and the step."""
     model = VQModel(config.model)
 
     def loss_fn(params):
@@ -112,7 +112,7 @@ def train_step(
         codes = nearest_code(z, params["codebook"])
         q = jax.lax.stop_gradient(jnp.take(params["codebook"], codes, axis=0))
         commitment = jnp.mean(jnp.square(z - q))
-        # Straight through: the value is q, the gradient goes to z.
+        # Straight-through estimator: the value is q, the gradient goes to z.
         output = model.apply({"params": params}, z + jax.lax.stop_gradient(q - z), method="decode_latents")
         error = pixels - output
         reconstruction = jnp.mean(jnp.abs(error) if config.reconstruction == "l1" else jnp.square(error))
@@ -146,14 +146,14 @@ def train_image_tokenizer(
     log: Callable[[int, dict[str, float]], None],
     log_every: int,
 ) -> ImageTokenizer:
-    """Trains a VQGAN; goes through all pictures in a new random order each time.
+    """Trains a VQGAN, with the pictures in a new random order in each epoch.
 
     Args:
       pictures: uint8 `[n, resolution, resolution, 3]`.
       log: called with the step and its metrics every `log_every` steps and after the last.
 
     Raises:
-      TrainingError: if the loss stops being a number.
+      TrainingError: if the loss is not finite.
     """
     rng = np.random.default_rng(config.seed)
 
@@ -179,7 +179,7 @@ def train_image_tokenizer(
 
 
 def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
-    """PSNR of reconstructions, share of codes that occur, and their perplexity.
+    """PSNR of reconstructions, the share of codes that occur, and their perplexity.
 
     Args:
       pixels: float32 `[n, h, w, 3]` in [-1, 1].

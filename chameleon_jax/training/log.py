@@ -1,4 +1,4 @@
-"""What a run tells: lines of metrics, the progress bar, and the record of steps that went wrong."""
+"""What a run reports: lines of metrics, the progress bar, and a record of bad steps."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from chameleon_jax.training.samples import write_samples
 from chameleon_jax.training.trackers import flat, open_trackers
 
 RowsOfBatch = Callable[[int], Sequence[tuple[str, int]]]
-"""Source and number of each row of the batch with a number from 0, in the order of the batch."""
+"""From the number of a batch, counted from 0, to the source and the number of each of its rows, in order."""
 
 
 class Log:
-    """Collects the metrics of steps and writes them line by line; only the first process writes.
+    """Collects the metrics of steps and writes them line by line. Only the first process writes.
 
     Attributes:
-      unlogged: metrics of the steps since the last line, some of them still on the devices.
-      clock: where the time goes.
+      unlogged: metrics of the steps since the last line; some are still on the devices.
+      clock: measures where the time goes.
     """
 
     def __init__(self, config: TrainConfig, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
@@ -48,7 +48,7 @@ class Log:
         self._began = self._note_session(start) if is_first() else time.time()
 
     def _note_session(self, start: int) -> float:
-        """Adds this process to sessions.jsonl; returns when the first one of the run began (Unix time)."""
+        """Adds this process to sessions.jsonl; returns the start time of the first one (Unix time)."""
         path = self.folder / "sessions.jsonl"
         sessions = read_metrics(path) if path.exists() else []
         append_line(path, {"time": time.time(), "step": start})
@@ -56,13 +56,13 @@ class Log:
         return min([time.time(), *(began for began in times if isinstance(began, float))])
 
     def add(self, metrics: dict[str, Any], timed: bool) -> None:
-        """Takes the metrics of a step; `timed` if it counts for the speed."""
+        """Adds the metrics of a step; `timed` if it counts towards the speed."""
         self.unlogged.append(metrics)
         self._step += 1
         self._timed_steps += timed
 
     def pending(self) -> list[dict[str, float]]:
-        """`unlogged` as plain numbers, those of rows summed by source."""
+        """`unlogged` as plain numbers, with those of rows summed by source."""
         first = self._step - len(self.unlogged) + 1
         self.unlogged = [self._plain(step, each) for step, each in enumerate(self.unlogged, start=first)]
         return self.unlogged
@@ -78,10 +78,10 @@ class Log:
         return plain
 
     def summary(self, step: int, length: int) -> dict[str, Any]:
-        """The line for the steps since the last one. Every process computes it, so that all stop at the same place.
+        """The line of metrics for the steps since the last one. All processes compute it, so that they stop together.
 
         Raises:
-          TrainingError: at a bad step if the config says so, or after too many of them.
+          TrainingError: at a bad step, or after too many of them, as `bad_steps` says.
         """
         pending = self.pending()
         good = [each for each in pending if not each["bad"]]
@@ -121,7 +121,7 @@ class Log:
             tracker.write(step, dict(flat(line)))
 
     def write_samples(self, step: int, answers: Sequence[Document]) -> None:
-        """What the model wrote after the prompts of the config: as files, and to the trackers."""
+        """Writes samples, the model's answers to the prompts of the config, to files and to the trackers."""
         folder = write_samples(self.folder / "samples", step, self.config.samples.prompts, answers)
         console.print(f"Samples of step {step:,}: {folder}")
         for tracker in self._trackers:
@@ -132,7 +132,7 @@ class Log:
             tracker.close()
 
     def _record_bad_steps(self, pending: list[dict[str, float]], first: int) -> None:
-        """Writes down steps that changed nothing because their loss or gradient was no number or too large."""
+        """Records steps that were skipped because their loss or gradient was not finite or too large."""
         for step, each in enumerate(pending, start=first):
             if not each["bad"]:
                 self._bad_in_a_row = 0
@@ -164,7 +164,7 @@ class Log:
 
 
 def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:
-    """{"sources": {"digits": {"loss": 2.5}}}, in nats per token, of the sources that were learnt from."""
+    """{"sources": {"digits": {"loss": 2.5}}}, in nats per token, of the sources that were trained on."""
     weights = {
         name.partition(" of ")[2]: value for name, value in totals.items() if name.startswith("row_weight_sum of ")
     }
@@ -185,5 +185,5 @@ def _by_source(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no word for values that are no numbers."""
+    """JSON has no infinity and no NaN: they become text."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""The training loop: Batches in, checkpoints and metrics out. Killed at any moment, it goes on where it was."""
+"""The training loop: Batches in, checkpoints and metrics out. It can be killed at any moment and resumes exactly."""
 
 from __future__ import annotations
 
@@ -52,28 +52,27 @@ def train(
     rows_of_batch: RowsOfBatch | None = None,
     sample: Sampler | None = None,
 ) -> TrainState:
-    """Trains for `config.steps` steps, going on from the newest checkpoint in `config.output` if there is one.
+    """Trains for `config.steps` steps, resuming from the newest checkpoint in `config.output` if there is one.
 
     Args:
-      config: everything about the run.
+      config: the run.
       batches: one for each step; see `Batches`.
-      is_image_id: bool `[vocab_size]`, which ids are image codes, whose loss is reported apart. By default none are.
-      data_fingerprint: stored with checkpoints; a run refuses to go on with other data.
-      held_out: sources by name whose losses are reported and never learnt from.
-      initial_params: gives the parameters to begin with, from a tree of `jax.ShapeDtypeStruct` with shardings (without
-        adapters, which begin at nothing); called unless there is a checkpoint. By default they are drawn at random.
-      rows_of_batch: says what batch `number` consists of, for losses by source, and to be written down if its step goes
-        wrong.
-      sample: gives from the parameters what the model writes after the prompts of `config.samples`.
+      is_image_id: bool `[vocab_size]`, which ids are image codes; their loss is reported separately. Default: none.
+      data_fingerprint: is stored with checkpoints; a run cannot be resumed with other data.
+      held_out: evaluation data by name.
+      initial_params: returns the initial parameters for a tree of `jax.ShapeDtypeStruct` with shardings, which has no
+        adapters (they start at zero). Called if there is no checkpoint. Default: random initialisation.
+      rows_of_batch: see `RowsOfBatch`; used for losses by source and to record the rows of bad steps.
+      sample: see `Sampler`; called for the prompts of `config.samples`.
 
     Returns:
-      the state after the last step; with `checkpoint.best`, that after the best one.
+      the state after the last step; with `checkpoint.best`, after the best step.
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
-      TrainingError: if the loss stops being a number, or the attention kernel of this machine computes wrong numbers.
+      TrainingError: if the loss is not finite, or the attention kernel computes wrong values on these devices.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
-      Stopped: if the process was asked to stop (Ctrl-C, SIGTERM); everything is saved.
+      Stopped: if the process was asked to stop (Ctrl-C, SIGTERM), after everything is saved.
     """
     if is_image_id is None:
         is_image_id = np.zeros(config.model.vocab_size, bool)
@@ -128,7 +127,7 @@ def _best_state(best: Best, last: TrainState, checkpoints: Checkpoints, target: 
 
 
 def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) -> TrainState:
-    """Refuses before anything is computed what cannot work here; returns the shapes of the state."""
+    """Raises early for what cannot work here; returns the abstract state."""
     check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
     target = abstract_state(config, mesh)
@@ -166,8 +165,8 @@ class _Run:
     def steps(self, state: TrainState, batches: Iterator[Batch], bar, save: Callable[[TrainState], None]) -> TrainState:
         config = self.config
         start, metrics = int(state.step), None
-        if self.best.given_up:
-            self._say_given_up(start)
+        if self.best.should_stop:
+            self._say_stopped_early(start)
             return state
         with StepTrace(config, start) as profile, self.stop.waiting_for("this step"):
             for step in range(start + 1, config.steps + 1):
@@ -180,7 +179,7 @@ class _Run:
                 else:
                     before = metrics
                     state, metrics = self.step_fn(state, self._place(batch))
-                    # At most one step waits for its turn: enough to keep the devices busy, and no more is lost.
+                    # At most one step is queued: enough to keep the devices busy.
                     jax.block_until_ready(before)
                 self.log.add(metrics, timed=step > start + 1)
                 profile.after(step, metrics)
@@ -188,12 +187,12 @@ class _Run:
                 evaluate = last or (config.evaluate_every and step % config.evaluate_every == 0)
                 if step % config.log_every == 0 or evaluate:
                     line = self._write_line(state, step, batch.inputs.shape[1], evaluate, bar)
-                    improved = evaluate and self.best.take(step, line["held_out"])
-                last = last or self.best.given_up
+                    improved = evaluate and self.best.update(step, line["held_out"])
+                last = last or self.best.should_stop
                 if self.sample and (last or step % config.samples.every == 0):
                     with self._waiting_for("evaluation", "the samples"):
                         self.log.write_samples(step, self.sample(model_params(config, state)))
-                stopping = self.stop.came(step)  # asked last, so that nobody who asks meanwhile waits for another step
+                stopping = self.stop.came(step)  # asked last, so that a request that came during this step is seen
                 if step % config.checkpoint.every == 0 or improved or last or stopping:
                     jax.block_until_ready(metrics)  # computing is not waiting
                     with self._waiting_for("checkpoint", "the checkpoint that is being written"):
@@ -202,24 +201,24 @@ class _Run:
                     break
                 if stopping:
                     raise self.stop.stopped(step, config.steps)
-        if self.best.given_up:
-            self._say_given_up(step)
+        if self.best.should_stop:
+            self._say_stopped_early(step)
         return state
 
-    def _say_given_up(self, step: int) -> None:
+    def _say_stopped_early(self, step: int) -> None:
         console.print(
-            f"Stopped early at step {step:,}: the last {self.best.since} evaluations were no better than that of step "
-            f"{self.best.step:,} (checkpoint.patience)."
+            f"Stopped early at step {step:,}: the last {self.best.evaluations_since} evaluations were no better than "
+            f"that of step {self.best.step:,} (checkpoint.patience)."
         )
 
     @contextlib.contextmanager
     def _waiting_for(self, name: str, words: str) -> Iterator[None]:
-        """Time that counts as `name`, during which a request to stop waits for what `words` say."""
+        """Counts the time as `name`; a request to stop meanwhile says that it waits for `words`."""
         with self.log.clock.waiting_for(name), self.stop.waiting_for(words):
             yield
 
     def _next(self, batches: Iterator[Batch], number: int, metrics: dict[str, Any] | None) -> Batch:
-        """The next batch. The wait for it counts only if the devices have nothing left to do at its end."""
+        """The next batch. Waiting for it counts as such only if the devices have become idle."""
         began = time.monotonic()
         batch = next(batches, None)
         if batch is None:
@@ -249,7 +248,7 @@ class _Run:
         for name, batches in self.held_out.items():
             totals: Counter[str] = Counter()
             for batch in held_out_batches(batches, self.rows, self.config.batch_size):
-                # Waiting for each keeps one batch on the devices, not as many as the host can read.
+                # Waiting for each result keeps one batch on the devices instead of all that the host can read.
                 totals.update(jax.tree.map(float, self.evaluate_fn(params, self._place(batch))))
             results[name] = per_modality(totals)
         return results
@@ -278,12 +277,12 @@ def _first_state(
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
-    """What must be the same in all processes; each has its own number, and may have its own copy of the data."""
+    """The config without what may differ between processes: their numbers, and where their copy of the data is."""
     return {name: value for name, value in to_dict(config).items() if name not in ("distributed", "data")}
 
 
 def _check_folder(folder: Path, target: TrainState) -> None:
-    """Says before the first step compiles that a folder cannot be written, or has no room for a checkpoint."""
+    """Raises before the first step is compiled if the folder cannot be written, or has no room for a checkpoint."""
     with explain_disk_errors(folder):
         if not is_cloud(folder):
             folder.mkdir(parents=True, exist_ok=True)

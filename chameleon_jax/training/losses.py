@@ -1,6 +1,6 @@
-"""Losses as pure functions: the Transformer's, counted per modality, and the image tokenizer's adversarial ones.
+"""Losses as pure functions: those of the Transformer, per modality, and the adversarial ones of the image tokenizer.
 
-Cross-entropy and z-loss run over the whole vocabulary, nothing masked. Legend: B batch, T length, V vocabulary.
+Cross-entropy and z-loss are over the whole vocabulary; nothing is masked. Legend: B batch, T length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chameleon_jax.array_types import Array, Float, Int
 
 
 class TokenLosses(NamedTuple):
-    """What the logits of each prediction come to, float32 `[B, T]`."""
+    """Per-token losses and statistics of the logits, float32 `[B, T]`."""
 
     cross_entropy: Array  # nats
     log_z: Array  # logarithm of the softmax's partition function
@@ -27,9 +27,9 @@ def token_losses(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> T
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    # From the two ends: the maximum is what logsumexp computes anyway.
-    seen = jax.lax.stop_gradient(logits)
-    max_logit = jnp.maximum(jnp.max(seen, axis=-1), -jnp.min(seen, axis=-1))
+    # Not max(|logits|): logsumexp computes the maximum anyway.
+    constant = jax.lax.stop_gradient(logits)
+    max_logit = jnp.maximum(jnp.max(constant, axis=-1), -jnp.min(constant, axis=-1))
     return TokenLosses(log_z - target_logits, log_z, max_logit)
 
 
@@ -39,9 +39,9 @@ def chunked_token_losses(
     targets: Int[Array, "B T"],
     chunk: int,
 ) -> TokenLosses:
-    """`token_losses(readout(x), targets)` for `chunk` positions of each row at a time.
+    """`token_losses(readout(x), targets)`, computed for `chunk` positions of each row at a time.
 
-    The logits of a chunk are computed again in the backward pass, so that those of all positions never exist.
+    The backward pass recomputes the logits of each chunk, so that those of all positions are never in memory together.
 
     Raises:
       ValueError: if `chunk` does not divide T.
@@ -50,15 +50,16 @@ def chunked_token_losses(
     if T % chunk:
         raise ValueError(f"loss_chunk = {chunk}: must divide the length of the rows, {T}")
 
-    # A chunk takes every (T / chunk)-th position: where the length is cut over devices, each has its share of it.
-    def cut(values: Array) -> Array:
+    # A chunk takes every (T / chunk)-th position, so that each device has a share of it where rows are sharded along
+    # their length.
+    def split(values: Array) -> Array:
         return jnp.moveaxis(values.reshape(B, chunk, T // chunk, *values.shape[2:]), 2, 0)
 
     def join(values: Array) -> Array:
         return jnp.moveaxis(values, 0, 2).reshape(B, T)
 
     losses = jax.checkpoint(lambda each: token_losses(readout(each[0]), each[1]))
-    return TokenLosses(*map(join, jax.lax.map(losses, (cut(x), cut(targets)))))
+    return TokenLosses(*map(join, jax.lax.map(losses, (split(x), split(targets)))))
 
 
 def weighted_loss(
@@ -71,12 +72,12 @@ def weighted_loss(
     """Mean cross-entropy over the weighted predictions plus `z_loss` times the mean of (log Z)^2 (section 2.3).
 
     Args:
-      losses: what `token_losses` gives.
+      losses: as `token_losses` returns them.
       is_image: 1 where the target is an image code, 0 elsewhere.
-      total: sum of the weights to divide by, if these are a part of a batch; by default the sum of `weights`.
+      total: sum of weights to divide by, if these are a part of a batch. Default: the sum of `weights`.
 
     Returns:
-      the loss to descend, and sums to be divided by their weights: `loss_sum`, `weight_sum`, the same for text and
+      the loss to minimise, and sums to be divided by their weights: `loss_sum`, `weight_sum`, the same for text and
       image targets, the sum of log Z, and the z-loss term.
     """
     own_total = jnp.sum(weights)
@@ -100,11 +101,11 @@ def weighted_loss(
 def discriminator_loss(
     real: Float[Array, "..."], fake: Float[Array, "..."], kind: Literal["hinge", "vanilla"]
 ) -> Float[Array, ""]:
-    """What the discriminator of an adversarial image tokenizer descends, as in taming-transformers (Esser et al. 2021).
+    """The loss of the discriminator of an adversarial image tokenizer, as in taming-transformers (Esser et al. 2021).
 
     Args:
-      real: its scores of real pictures, any shape: one number a patch.
-      fake: its scores of reconstructions.
+      real: scores of real pictures, any shape: one number per patch.
+      fake: scores of reconstructions.
       kind: 'hinge' (Lim & Ye 2017) or 'vanilla', the cross-entropy of Goodfellow et al. 2014 on logits.
     """
     penalty = {"hinge": lambda scores: jax.nn.relu(1 + scores), "vanilla": jax.nn.softplus}[kind]
@@ -112,7 +113,7 @@ def discriminator_loss(
 
 
 def generator_loss(fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """What the image tokenizer descends to please either kind of discriminator, as in taming-transformers.
+    """The adversarial loss of the image tokenizer, for either kind of discriminator, as in taming-transformers.
 
     Args:
       fake: the discriminator's scores of its reconstructions, any shape.

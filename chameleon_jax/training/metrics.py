@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: one object a line, appended as training goes."""
+"""Metrics as JSON lines, one object per line, appended during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chameleon_jax.runtime.progress import console
 
 
 def per_modality(sums: dict[str, Any]) -> dict[str, float]:
-    """Means in nats per token from the sums of `losses.weighted_loss`; a modality that did not occur is left out."""
+    """Means in nats per token from the sums of `losses.weighted_loss`. Modalities that do not occur are omitted."""
     metrics = {}
     for name, key in (("loss", ""), ("text_loss", "text_"), ("image_loss", "image_")):
         weight = float(sums[f"{key}weight_sum"])
@@ -24,10 +24,10 @@ def per_modality(sums: dict[str, Any]) -> dict[str, float]:
 
 
 class MetricsFile:
-    """`metrics.jsonl` of a run; `at_step` is the checkpoint the run continues from.
+    """`metrics.jsonl` of a run that resumes from the checkpoint of step `at_step`.
 
-    Lines of later steps are dropped at the start: they belong to work that was lost and is now done again. What is no
-    line of metrics is moved to `metrics.jsonl.damaged`.
+    Lines of later steps are removed, since these steps are done again. Lines that cannot be read are moved to
+    `metrics.jsonl.damaged`.
     """
 
     def __init__(self, path: str | Path, at_step: int):
@@ -50,12 +50,12 @@ class MetricsFile:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Adds a line of JSON to a file, also after one that was cut short by a crash."""
+    """Appends a line of JSON to a file, also after a line that a crash left incomplete."""
     append_text(path, ("\n" if _is_torn(path) else "") + json.dumps(values) + "\n")
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file has no end. Objects in a bucket are written whole."""
+    """Whether the last line of a file is incomplete. Objects in a bucket are written whole."""
     if is_cloud(path) or not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
@@ -64,7 +64,7 @@ def _is_torn(path: Path) -> bool:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a metrics file, each with a whole number as "step". What else is in it is left out.
+    """The lines of a metrics file, each with a whole number as "step". Other lines are skipped.
 
     Raises:
       FileError: if there is no such file, or it cannot be read.
@@ -73,7 +73,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
-    """The lines of a file with what they say, and those that are damaged."""
+    """The valid lines of a file with their values, and the damaged lines."""
     try:
         *whole, last = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -83,13 +83,13 @@ def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]
         values = _parse(text)
         if values is not None:
             lines.append((text, values))
-        elif text != last.strip():  # a crash cuts the last line short; that is no damage
+        elif text != last.strip():  # an incomplete last line is left by a crash; it is not damaged
             broken.append(text)
     return lines, broken
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    """What a line says; None if it is none of ours."""
+    """The values of a line; None if it is not a line of metrics."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):

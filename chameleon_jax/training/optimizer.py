@@ -22,7 +22,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         decay = optax.linear_schedule(peak, peak * config.final_fraction, decay_steps)
     else:
         decay = optax.constant_schedule(peak)
-    # The first step already learns: warm-up reaches the peak at `warmup_steps`, and is not 0 at step 0.
+    # Warm-up is above 0 at step 0 and reaches the peak at `warmup_steps`.
     warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decay], [config.warmup_steps]) if config.warmup_steps else decay
 
@@ -41,7 +41,7 @@ _MATRIX_AXES = {
     "o": ((1, 2), (3,)),
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
 }
-"""Input and output axes of the matrices inside the layers; their first axis counts layers."""
+"""Input and output axes of the matrices inside the layers. Axis 0 is that of the layers."""
 
 
 def _optimizer_of_each(params: Any) -> Any:
@@ -56,14 +56,14 @@ def _muon_dimensions(params: Any) -> Any:
 
 
 def keep_moments_in(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """`optimizer` with its moments stored in `dtype` between updates, and everything computed in float32.
+    """`optimizer` with its moments stored in `dtype` between updates; all computations are in float32.
 
-    The tree of the state stays as it is, so that its paths still end in those of the parameters.
+    The structure of the state does not change, so its paths still end in those of the parameters.
     """
 
     def cast(state: Any, dtype: Any) -> Any:
         def leaf(path: tuple, value: Any) -> Any:
-            # By name: other floats, such as the coefficients in Muon's state, must not be rounded.
+            # By name, since other floats, such as the coefficients in Muon's state, must not be rounded.
             is_moment = any(getattr(key, "name", None) in ("mu", "nu") for key in path)
             return value.astype(dtype) if is_moment else value
 
@@ -88,7 +88,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             beta=config.muon_momentum,
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_muon_dimensions,
-            consistent_rms=0.2,  # updates of the size of AdamW's, so that one learning rate serves both
+            consistent_rms=0.2,  # the RMS of AdamW's updates, so that both can use one learning rate
         )
         optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _optimizer_of_each)
     if config.moment_dtype != "float32":

@@ -1,4 +1,4 @@
-"""What a training run takes from the header of its prepared data (dataset.json)."""
+"""What a training run derives from the header of its prepared data (dataset.json)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Literal
 from chameleon_jax.config import TrainConfig, require
 
 VOCAB_MULTIPLE = 128
-"""Embeddings of such a size lie well in every accelerator's tiles, and divide over the devices of most meshes."""
+"""Vocabulary sizes are rounded up to a multiple of this, which suits accelerators' tiles and most meshes."""
 
 
 def with_vocab_size(config: TrainConfig, needed: int, known: int | None) -> TrainConfig:
-    """The config with a number for `model.vocab_size`, if that was left open.
+    """The config with `model.vocab_size` filled in if it is None.
 
     Args:
-      needed: ids that the prepared data uses.
-      known: size of the model that the run goes on from or begins with, if there is one.
+      needed: number of ids that the prepared data uses.
+      known: vocabulary size of the checkpoint or the initial model, if there is one.
 
     Raises:
-      ConfigError: if there are fewer than the data needs.
+      ConfigError: if it is smaller than the data needs.
     """
     size = config.model.vocab_size
     if size is None:
@@ -30,7 +30,7 @@ def with_vocab_size(config: TrainConfig, needed: int, known: int | None) -> Trai
 
 
 def shares(config: TrainConfig) -> dict[str, float]:
-    """Share of a run's rows that each source has; sources that no stage reads are not named."""
+    """The share of each source in the rows of a run, without sources that no stage reads."""
     found: dict[str, float] = {}
     for stage in config.stages:
         total = sum(stage.weights.values())
@@ -41,17 +41,17 @@ def shares(config: TrainConfig) -> dict[str, float]:
 
 
 def learns_to_draw(sources: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether image codes are learnt from in any source that a stage reads."""
+    """Whether any source that a stage reads trains the model on image codes."""
     read = [sources[name] for name in shares(config) if name in sources]
     return any(source.get("image_tokens_learnt", source["image_tokens"]) for source in read)
 
 
 def prompt_fit(sources: Mapping[str, Any], config: TrainConfig) -> tuple[Literal["crop", "pad"] | None, str]:
-    """How pictures in the prompts that a run learns from became squares.
+    """How pictures in the prompts of a run's data were made square.
 
     Returns:
-      the fit that most of the rows of conversations with pictures have, None if there are no such rows; and a line
-      that says so where sources disagree, else ''.
+      the fit of most rows of conversations with pictures, None if there are none; and a message if sources disagree,
+      else ''.
     """
     rows: dict[str, float] = {}
     names: dict[str, list[str]] = {}

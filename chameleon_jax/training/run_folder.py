@@ -1,4 +1,4 @@
-"""The folder of a run: known again as one, and written by one trainer at a time."""
+"""The output folder of a run, which only one run may write at a time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ RUN = Kind(
 
 
 def check_run(folder: str | Path) -> None:
-    """Refuses a folder that is no run but holds files of the names that a run writes, which would be lost.
+    """Checks that a run may write into `folder`: it is the folder of a run, or has no files by the names of a run's.
 
     Raises:
-      FileError: naming one of them; or if nothing can be written there.
+      FileError: otherwise, since these files would be lost; or if the folder cannot be written.
     """
     folder = as_path(folder)
     check_writable(folder)
@@ -41,10 +41,12 @@ def check_run(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def only_trainer(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of a folder while this one lives; its processes enter together.
+    """Locks a folder against other runs. All processes of a run enter it together.
+
+    Buckets have no locks; a message says so.
 
     Raises:
-      FileError: if another run, on whichever host, trains there. Buckets have no locks, and it says so.
+      FileError: if another run, on any host, holds the lock.
     """
     if is_cloud(folder):
         console.print(f"{folder}: a bucket has no locks; see to it that no second run writes there.")

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state of a training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chameleon_jax.training.trainable import join, split
 class TrainState(NamedTuple):
     step: Array  # [] int32; updates done
     params: Any
-    opt_state: Any  # of the parameters that are trained; with `ema`, also their average (see training/average.py)
+    opt_state: Any  # of the trained parameters; with `ema` also their average, see `average.Averaged`
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -35,16 +35,16 @@ def _boxed_params(model: TransformerConfig, key: Array) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_boxed_params(model: TransformerConfig) -> Any:
-    """Their shapes and logical axes; a run asks for them many times."""
+    """Shapes and logical axes of the parameters, cached because a run asks for them many times."""
     return jax.eval_shape(functools.partial(_boxed_params, model), jax.random.key(0))
 
 
 def start(config: TrainConfig, params: Any) -> TrainState:
-    """The state before the first step, with these parameters."""
+    """The state before the first step, with parameters `params`."""
     trained = split(params, config)[0]
     opt_state = _optimizer(config).init(trained)
     if config.ema:
-        opt_state = average.Averaged(opt_state, average.begin(trained))
+        opt_state = average.Averaged(opt_state, average.init_average(trained))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
@@ -59,13 +59,13 @@ def _abstract(config: TrainConfig) -> TrainState:
 
 
 def state_shardings(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Where each array of the state lies on the mesh."""
+    """The sharding of each array of the state."""
     params = params_shardings(_abstract_boxed_params(config.model), mesh)
     return TrainState(replicated(mesh), params, optimizer_shardings(_abstract(config).opt_state, params, mesh))
 
 
 def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, for restoring it straight onto the mesh."""
+    """Shapes, dtypes and shardings of the state, to restore it straight onto the mesh."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         _abstract(config),
@@ -74,7 +74,7 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
-    """The adapters alone, as they are before the first step: they add nothing."""
+    """The adapters before the first step, when they add nothing."""
     shardings, _ = split(state_shardings(config, mesh).params, config)
     init = jax.jit(lambda key: split(nn.unbox(_boxed_params(config.model, key)), config)[0], out_shardings=shardings)
     with jax.set_mesh(mesh):
@@ -82,7 +82,7 @@ def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
 
 
 def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None) -> TrainState:
-    """A fresh state, every array born on its own devices; around `params` if they are given."""
+    """A new state, each array created on its own devices; with `params` if they are given."""
     shardings = state_shardings(config, mesh)
     with jax.set_mesh(mesh):
         if params is None:
@@ -95,7 +95,7 @@ def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None)
 
 
 def model_params(config: TrainConfig, state: TrainState) -> Any:
-    """The parameters to evaluate, to sample from and to write: with `ema` their average, in their own types."""
+    """The parameters to evaluate, sample from and save: with `ema` their average, in the dtypes of the parameters."""
     if not config.ema:
         return state.params
 

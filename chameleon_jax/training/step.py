@@ -18,7 +18,7 @@ from chameleon_jax.models.attention import backend_for
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.sharding import batch_sharding, constraints_on, replicated
-from chameleon_jax.training.average import Averaged, follow
+from chameleon_jax.training.average import Averaged, update_average
 from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.state import TrainState, state_shardings
@@ -26,8 +26,8 @@ from chameleon_jax.training.trainable import join, only_image_columns, split
 
 
 class Measures(NamedTuple):
-    """What a step tells of itself: `sums` are added over the parts of a batch, of `maxima` the largest counts, and
-    `rows` are one number for each row, `[B]`."""
+    """Metrics of a step: `sums` and `maxima` are reduced over the parts of a batch, `rows` have one number per row,
+    `[B]`."""
 
     sums: dict[str, Array]
     maxima: dict[str, Array]
@@ -46,11 +46,11 @@ def batch_loss(
     dropout_key: Array | None = None,
     total_weight: Array | None = None,
 ) -> tuple[Array, Measures]:
-    """The loss of `params` on `batch`, and its parts; dropout is on if a key is given.
+    """The loss of `params` on `batch`, with metrics. Dropout is on if a key is given.
 
     Args:
       is_image_id: bool `[vocab_size]`, which ids are image codes.
-      total_weight: sum of the loss weights of the whole batch, if this is a part of it.
+      total_weight: sum of the loss weights of the whole batch if `batch` is a part of it.
     """
     x = Transformer(config.model).apply(
         {"params": params},
@@ -68,7 +68,7 @@ def batch_loss(
         losses = token_losses(logits_of(x), batch.targets)
     is_image = jnp.asarray(is_image_id, jnp.float32)[batch.targets]
     loss, sums = weighted_loss(losses, batch.loss_weights, is_image, config.z_loss, total_weight)
-    # The paper's early signs of divergence (section 2.3), over all tokens but padding.
+    # The paper's early signs of divergence (section 2.3), over all tokens except padding.
     real = (batch.segment_ids > 0).astype(jnp.float32)
     squares = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
     sums |= {"output_square_sum": jnp.sum(squares * real), "token_sum": jnp.sum(real)}
@@ -80,7 +80,7 @@ def batch_loss(
 
 
 def _in_parts(config: TrainConfig, batch: Batch) -> Batch:
-    """The batch as `[accumulation, rows, length]`. Every part takes rows from all devices: they stay where they are."""
+    """The batch as `[accumulation, rows, length]`. Every part has rows of all devices, so that no row moves."""
     parts = config.accumulation
     return jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), batch)
 
@@ -88,9 +88,9 @@ def _in_parts(config: TrainConfig, batch: Batch) -> Batch:
 def accumulated_gradients(
     config: TrainConfig, is_image_id: np.ndarray, params: Any, batch: Batch, dropout_key: Array | None
 ) -> tuple[Array, Measures, Any]:
-    """Loss, its parts and gradients of the trained parameters, of a batch read in `config.accumulation` parts.
+    """Loss, metrics and gradients of the trained parameters, accumulated over `config.accumulation` parts of a batch.
 
-    The gradients of several parts are summed in float32.
+    Gradients of several parts are summed in float32.
     """
     trained, frozen = split(params, config)
 
@@ -143,11 +143,11 @@ def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Tra
 def make_train_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Returns the jitted step; it gives back the next state (the old one is donated) and metrics.
+    """Returns the jitted train step: (state, batch) to (next state, metrics). The state is donated.
 
-    Dropout follows from the seed and the step number alone, so a resumed run repeats a run that never stopped. A step
-    whose loss or gradient is no number, or whose gradient is above `config.bad_steps.gradient_norm`, changes no
-    parameter and says so with `bad` = 1.
+    Dropout depends only on the seed and the step number, so a resumed run repeats an uninterrupted one. A step whose
+    loss or gradient is not finite, or whose gradient norm is above `config.bad_steps.gradient_norm`, changes no
+    parameter and has the metric `bad` = 1.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     limit = config.bad_steps.gradient_norm or np.inf
@@ -171,7 +171,9 @@ def make_train_step(
         opt_state = _unless(bad, opt_state, before)
         if config.ema:
             mean = state.opt_state.average
-            opt_state = Averaged(opt_state, _unless(bad, follow(mean, trained, config.ema, state.step + 1), mean))
+            opt_state = Averaged(
+                opt_state, _unless(bad, update_average(mean, trained, config.ema, state.step + 1), mean)
+            )
         next_state = TrainState(state.step + 1, join(trained, frozen), opt_state)
         metrics = {
             **measures.sums,

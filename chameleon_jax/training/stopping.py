@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C, and the SIGTERM that schedulers send before they take a machine away."""
+"""Requests to stop: Ctrl-C, and the SIGTERM that schedulers send before they preempt a machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from chameleon_jax.runtime.progress import console
 
 
 class StopRequest:
-    """Listens for Ctrl-C (SIGINT) and SIGTERM while it is used as a context manager.
+    """Context manager that handles Ctrl-C (SIGINT) and SIGTERM.
 
-    The first of either asks the run to stop and says at once what that waits for; a second Ctrl-C ends the process. A
-    thread does the listening: Python's own handlers wait for the main thread, which may be compiling for minutes.
+    The first signal asks the run to stop, and prints at once what stopping waits for; a second Ctrl-C ends the process.
+    A thread receives the signals, because Python's handlers would wait for the main thread, which may be compiling for
+    minutes.
 
-    With several processes JAX's preemption service listens for SIGTERM in every one of them, and makes all agree on the
-    step at which they stop; Ctrl-C in one process is handed to it as a SIGTERM.
+    With several processes, JAX's preemption service handles SIGTERM in each of them and makes all agree on the step at
+    which they stop; Ctrl-C in one process is passed on to it as a SIGTERM.
     """
 
     def __init__(self):
@@ -43,7 +44,7 @@ class StopRequest:
         self._restore.callback(writing.close)  # ends the thread
         self._restore.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False))
         for number in numbers:
-            # Python tells the thread of signals that it has a handler for, even one that does nothing.
+            # The thread only receives signals that have a Python handler, even one that does nothing.
             before = signal.signal(number, lambda number, frame: None)
             self._restore.callback(signal.signal, number, before or signal.SIG_DFL)
         return self
@@ -55,9 +56,9 @@ class StopRequest:
         with reading:
             while byte := reading.recv(1):
                 if byte[0] in (signal.SIGINT, signal.SIGTERM):
-                    self._take(byte[0])
+                    self._handle(byte[0])
 
-    def _take(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         if number == signal.SIGINT and self._asked_by == signal.SIGINT:
             console.show_cursor(True)
             print("\nchameleon: stopped at once; the last checkpoint is kept", file=sys.stderr, flush=True)
@@ -75,13 +76,13 @@ class StopRequest:
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """Says in words what a request to stop has to wait for meanwhile."""
+        """`what` is printed as the reason to wait if a request to stop comes inside this context."""
         before, self._waits_for = self._waits_for, what
         yield
         self._waits_for = before
 
     def came(self, step: int) -> bool:
-        """Whether the run shall stop after `step`; the same answer in all processes. To be called once a step."""
+        """Whether the run is to stop after `step`; the same in all processes. Call it once per step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -89,19 +90,16 @@ class StopRequest:
         return self._asked_by is not None
 
     def check(self, step: int, steps: int) -> None:
-        """Raises `Stopped` before the first step of a process that was asked to stop while it started.
-
-        Several processes agree after that step only.
-        """
+        """Raises `Stopped` if a request came before the first step. Several processes only agree after that step."""
         if self._asked_by is not None and jax.process_count() == 1:
             raise self.stopped(step, steps)
 
     def stopped(self, step: int, steps: int) -> Stopped:
-        """What to raise once the state after `step` is saved."""
+        """The exception to raise once the state after `step` is saved."""
         by_hand = self._asked_by == signal.SIGINT
         return Stopped(
             f"stopped after step {step:,} of {steps:,}, as asked ({'Ctrl-C' if by_hand else 'SIGTERM'}); everything is "
             "saved, and the same command goes on from there",
-            # As if the signal had ended the process; 143 tells schedulers to start it again.
+            # The statuses of processes ended by these signals; schedulers restart after 143.
             status=130 if by_hand else 143,
         )

@@ -15,14 +15,14 @@ from chameleon_jax.runtime.progress import console
 
 
 class StepTrace:
-    """Traces the steps that the config asks for into `<output>/profile`; use as a context manager."""
+    """Context manager that traces the steps of `config.profile` into `<output>/profile`."""
 
     def __init__(self, config: TrainConfig, start: int):
         self.folder = as_path(config.output) / "profile"
         self.first = start + config.profile.start + 1
         self.last = min(start + config.profile.start + config.profile.steps, config.steps)
         self.asked = config.profile.steps > 0
-        self.seen = start  # the last step that is done
+        self.step = start  # the last step that is done
         self.running = False
 
     def __enter__(self) -> StepTrace:
@@ -30,12 +30,12 @@ class StepTrace:
             console.print(
                 f"Nothing will be traced: the run ends before step {self.first:,} (profile.start).", style="yellow"
             )
-        self.after(self.seen, ())
+        self.after(self.step, ())
         return self
 
     def after(self, step: int, metrics: Any) -> None:
-        """Begins or ends the trace after a step whose results are `metrics`."""
-        self.seen = step
+        """Starts or ends the trace after `step`, whose results are `metrics`."""
+        self.step = step
         if self.asked and step == self.first - 1 < self.last:
             jax.block_until_ready(metrics)
             self.local = tempfile.mkdtemp(prefix="chameleon-") if is_cloud(self.folder) else str(self.folder)
@@ -52,7 +52,7 @@ class StepTrace:
             if is_cloud(self.folder):
                 upload(Path(self.local), self.folder)
                 shutil.rmtree(self.local)
-            console.print(f"Traced steps {self.first:,} to {self.seen:,} into {self.folder}.")
+            console.print(f"Traced steps {self.first:,} to {self.step:,} into {self.folder}.")
 
     def __exit__(self, *exception) -> None:
-        self._stop()  # of a run that ends, or is stopped, before the last of these steps
+        self._stop()  # if the run ended before the last step to trace

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard and to Weights & Biases, beside metrics.jsonl."""
+"""Sends metrics to TensorBoard and Weights & Biases, besides metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chameleon_jax.runtime.files import absolute, write_text
 
 
 class Tracker(Protocol):
-    """Something that takes figures by name; `close` writes out what is still in memory."""
+    """Receives metrics by name. `close` flushes what is still in memory."""
 
     def write(self, step: int, figures: dict[str, float]) -> None: ...
 
@@ -27,9 +27,9 @@ class Tracker(Protocol):
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Nested figures with one name each: {"held_out": {"digits": {"loss": 2.0}}} gives ("held_out/digits/loss", 2.0).
+    """Flattens nested metrics: {"held_out": {"digits": {"loss": 2.0}}} gives ("held_out/digits/loss", 2.0).
 
-    The items of a list are numbered from 00, as layers are.
+    Items of a list are numbered from 00, like layers.
     """
     for name, value in values.items():
         if isinstance(value, dict):
@@ -64,10 +64,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project WANDB_PROJECT (default: chameleon_jax). A run that goes on is continued there too.
+    """A run of the project WANDB_PROJECT (default: chameleon_jax), resumed when training is.
 
-    Its id is drawn at random and kept in `<output>/wandb_id`, so that runs of several people stay apart; its name is
-    that of the folder.
+    Its id is random and kept in `<output>/wandb_id`, so that runs of several people do not collide; its name is that of
+    the folder.
     """
 
     def __init__(self, config: TrainConfig):
@@ -102,11 +102,11 @@ class WeightsAndBiases:
 
 
 def _run_id(output: Path) -> str:
-    """The id of a run at Weights & Biases; drawn the first time."""
+    """The id of a run at Weights & Biases, drawn at the first start."""
     path = output / "wandb_id"
     if path.exists():
         return path.read_text(encoding="utf-8").strip()
-    if (output / "wandb").is_dir():  # a run of an older version, whose id was made of its path
+    if (output / "wandb").is_dir():  # older versions made the id from the path
         drawn = str(output.absolute()).replace("/", "-").strip("-")[-100:]
     else:
         drawn = secrets.token_hex(8)
@@ -115,14 +115,14 @@ def _run_id(output: Path) -> str:
 
 
 def _named(answers: Sequence[Document]) -> Iterator[tuple[str, Any]]:
-    """The segments of some answers with names: "samples/01-1" is the first one of the first answer."""
+    """The segments of the answers with names: "samples/01-1" is the first segment of the first answer."""
     for number, answer in enumerate(answers, start=1):
         for place, segment in enumerate(answer, start=1):
             yield f"samples/{number:02d}-{place}", segment
 
 
 def open_trackers(config: TrainConfig) -> list[Tracker]:
-    """Those that the config names.
+    """The trackers that the config names.
 
     Raises:
       ModuleNotFoundError: if the package of one is not installed.

@@ -1,4 +1,4 @@
-"""Which parameters a run changes: all of them, the adapters alone, or the image columns of the output layer."""
+"""Which parameters are trained: all, only the adapters, or only the image columns of the output layer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Params = dict[str, Any]
 
 
 def is_trained(path: tuple[str, ...], config: TrainConfig) -> bool:
-    """Whether the leaf of this path may change."""
+    """Whether the leaf at `path` is trained."""
     if config.model.lora.rank:
         return is_adapter(path[-1])
     return config.trainable == "all" or path == ("output",)
 
 
 def split(params: Params, config: TrainConfig) -> tuple[Params, Params]:
-    """The parameters that are trained, and those that are frozen; each tree lacks what the other has.
+    """Splits the parameters into trained and frozen ones; each tree lacks the leaves of the other.
 
-    Gradients and optimizer states exist for the first alone.
+    Gradients and optimizer states exist only for the first.
     """
 
     def part(tree: Params, wanted: bool, path: tuple[str, ...] = ()) -> Params:
@@ -44,7 +44,7 @@ def split(params: Params, config: TrainConfig) -> tuple[Params, Params]:
 
 
 def join(trained: Params, frozen: Params) -> Params:
-    """What `split` took apart."""
+    """The inverse of `split`."""
     joined = dict(frozen)
     for name, child in trained.items():
         joined[name] = join(child, frozen.get(name, {})) if isinstance(child, dict) else child
@@ -52,18 +52,19 @@ def join(trained: Params, frozen: Params) -> Params:
 
 
 def only_image_columns(tree: Params, config: TrainConfig, is_image_id: np.ndarray) -> Params:
-    """Gradients or updates without those of columns of the output layer that `trainable: image_head` keeps."""
+    """Sets gradients or updates to 0 outside the image columns of the output layer, with `trainable: image_head`."""
     if config.trainable != "image_head":
         return tree
     return {**tree, "output": jnp.where(jnp.asarray(is_image_id), tree["output"], 0)}
 
 
 def with_fresh_image_head(params: Params, config: TrainConfig, is_image_id: np.ndarray, key: Array) -> Params:
-    """`params` with the image columns of the output layer drawn anew, normal with variance 2 / d_model.
+    """`params` with the image columns of the output layer redrawn from a normal of variance 2 / d_model.
 
-    The released weights have nothing of use there; so do the public recipes that taught them to draw again (Anole).
+    The released weights have nothing useful there. The public recipe that taught them to draw again (Anole) starts from
+    the same distribution.
     """
     output = params["output"]
-    # Drawn in float32: in bfloat16 the mean is not quite 0, and large values are missing.
+    # Drawn in float32, as in bfloat16 the mean is not quite 0 and large values are missing.
     fresh = jax.random.normal(key, output.shape) * math.sqrt(2 / config.model.d_model)
     return {**params, "output": jnp.where(jnp.asarray(is_image_id), fresh.astype(output.dtype), output)}

@@ -27,14 +27,14 @@ def lines(losses: dict[int, float]) -> list[dict]:
 
 def test_the_lowest_loss_is_the_best_and_patience_counts_evaluations_since():
     best = Best(BEST, ["prose"], [{"step": 0, "loss": 0.1}])
-    assert (best.step, best.given_up) == (None, False)
-    taken = [best.take(line["step"], line["held_out"]) for line in lines({**LOSSES, 4: float("nan")})]
+    assert (best.step, best.should_stop) == (None, False)
+    taken = [best.update(line["step"], line["held_out"]) for line in lines({**LOSSES, 4: float("nan")})]
     assert taken == [True, True, True, False, False, True]
-    for step, given_up in ((3, False), (4, False), (5, True), (6, False)):
+    for step, should_stop in ((3, False), (4, False), (5, True), (6, False)):
         again = Best(BEST, ["prose"], lines({n: loss for n, loss in LOSSES.items() if n <= step}))
-        assert again.given_up == given_up
+        assert again.should_stop == should_stop
         assert again.step == (6 if step == 6 else 3)
-    assert not Best(CheckpointConfig(), ["prose"], lines(LOSSES)).take(1, {})
+    assert not Best(CheckpointConfig(), ["prose"], lines(LOSSES)).update(1, {})
 
 
 def test_a_loss_that_is_not_measured_is_named():
@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_measured_is_named():
     ):
         Best(BEST, ["digits", "sums"], [])
     with pytest.raises(ConfigError, match=r"checkpoint\.best.*held_out\.prose has no such tokens"):
-        Best(BEST, ["prose"], []).take(1, {"prose": {"image_loss": 1.0}})
+        Best(BEST, ["prose"], []).update(1, {"prose": {"image_loss": 1.0}})
 
 
 @pytest.mark.parametrize("best", ["held_out.prose", "prose.loss", "held_out.prose.accuracy", "loss"])
