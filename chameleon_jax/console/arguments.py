@@ -56,6 +56,9 @@ class CommonOptions:
     """Print results, warnings and errors, but no progress."""
     verbose: Annotated[bool, arg(aliases=("-v",))] = False
     """Print what the libraries log, and errors with their traceback."""
+    compilation_cache: str = ""
+    """Folder where compiled programs are kept for the next time; 'none' keeps none. Default: JAX_COMPILATION_CACHE_DIR,
+    or else chameleon_jax/compiled in the user's cache, for the commands that do not measure compiling."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Command:
     """Patterns of the YAML files below configs/ that may be given by name."""
     json: bool = False
     """Print the figures as JSON."""
+    keeps_programs: bool = False
+    """Use JAX's compilation cache without being told to. Commands that measure compiling do not."""
     then: tuple[str, ...] = ()
     """What can be typed next, with `{output}` for that of the config."""
 

@@ -84,7 +84,7 @@ COMMANDS = {
     for command in (
         Command(
             "demo", "train and judge a small Chameleon from nothing; some minutes", configs.DemoCommand,
-            "demo.run:run_demo", OptionalConfigFile,
+            "demo.run:run_demo", OptionalConfigFile, keeps_programs=True,
         ),
         Command(
             "train-text-tokenizer", "learn text pieces (SentencePiece BPE)", data_configs.TextTokenizerCommand,
@@ -95,13 +95,13 @@ COMMANDS = {
         Command(
             "train-image-tokenizer", "learn image codes (VQGAN)", data_configs.ImageTokenizerCommand,
             "console.commands:train_image_tokenizer", ConfigFile, configs=("demo/image_tokenizer.yaml",),
-            example="chameleon train-image-tokenizer demo --tokenizer.steps 1000",
+            example="chameleon train-image-tokenizer demo --tokenizer.steps 1000", keeps_programs=True,
             then=("prepare CONFIG --image-tokenizer {output}",),
         ),
         Command(
             "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
             "console.commands:prepare", ConfigFile, configs=("demo/prepare.yaml", "prepare_*.yaml"),
-            example="chameleon prepare demo --sequence-length 512",
+            example="chameleon prepare demo --sequence-length 512", keeps_programs=True,
             then=("show {output}", "train CONFIG --data {output}"),
         ),
         Command(
@@ -110,7 +110,7 @@ COMMANDS = {
         ),
         Command(
             "train", "train a Transformer on prepared data", configs.TrainConfig, "console.train:train", ConfigFile,
-            configs=_TRAINING, example="chameleon train demo --optimizer.learning-rate 3e-4",
+            configs=_TRAINING, keeps_programs=True, example="chameleon train demo --optimizer.learning-rate 3e-4",
             then=('generate {output} "Once"', "inspect {output}"),
         ),
         Command(
@@ -120,7 +120,7 @@ COMMANDS = {
         ),
         Command(
             "generate", "continue a document of text and pictures", configs.GenerationConfig,
-            "console.commands:generate", _Generate,
+            "console.commands:generate", _Generate, keeps_programs=True,
             example='chameleon generate out/demo "⟨image⟩ Which digit is this?" --image digit.png',
         ),
         Command(
@@ -198,6 +198,8 @@ def _verbosity(common: CommonOptions) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            if not common.verbose:  # a damaged program in the cache is compiled again
+                warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
             yield
     except ChameleonError:
         if common.verbose:
@@ -211,6 +213,10 @@ def _run(command: Command, words: list[str]) -> None:
     parsed = parse(command, words)
     with _verbosity(parsed.common):
         run = pkgutil.resolve_name(f"chameleon_jax.{command.run}")
+        if command.keeps_programs or parsed.common.compilation_cache:
+            pkgutil.resolve_name("chameleon_jax.runtime.compilation_cache:keep_programs")(
+                parsed.common.compilation_cache
+            )
         both = (parsed.config,) if parsed.options is None else (parsed.config, parsed.options)
         _print_figures(command, parsed.config, run(*both, **parsed.arguments))
 
