@@ -8,7 +8,7 @@ from typing import Any
 from chameleon_jax.config import InspectCommand
 from chameleon_jax.console.verify import verify
 from chameleon_jax.errors import LONGEST_MESSAGE, DamagedFile, printable
-from chameleon_jax.weights.describe import describe
+from chameleon_jax.weights.describe import describe, lines
 from chameleon_jax.weights.formats import open_checkpoint
 
 
@@ -24,21 +24,18 @@ def inspect(config: InspectCommand, *, path: str) -> dict[str, Any]:
     if config.json:
         print(json.dumps(found, indent=2))
         return {}
-    width = max(map(len, found)) + 2
-    for name, value in found.items():
-        lines = value if isinstance(value, list) else [value]
-        for place, line in enumerate(lines):
-            print(f"{name if place == 0 else '':<{width}}{printable(line, LONGEST_MESSAGE)}")
+    for name, text in lines(found):
+        print(f"{name:<17}{printable(text, LONGEST_MESSAGE)}")
     return {}
 
 
 def _verify(path: str, as_json: bool) -> dict[str, Any]:
     damaged, results = 0, []
-    for place, found, sound in verify(path):
+    for place, kind, found, sound in verify(path):
         damaged += not sound
-        results.append({"path": place, "sound": sound, "found": found})
+        results.append({"path": place, "kind": kind, "sound": sound, "found": found})
         if not as_json:
-            line = found if found.startswith(place) else f"{place}: {found}"
+            line = found if found.startswith(place) else f"{place}: {kind}: {found}"
             print(printable(f"{'sound' if sound else 'DAMAGED':<9}{line}", LONGEST_MESSAGE))
     if as_json:
         print(json.dumps(results, indent=2))

@@ -21,13 +21,13 @@ _Part = tuple[Path, str, Callable[[], str]]
 """What is verified, its kind, and what does it and says how much it was."""
 
 
-def verify(path: str | Path) -> Iterator[tuple[str, str, bool]]:
+def verify(path: str | Path) -> Iterator[tuple[str, str, str, bool]]:
     """Verifies a text tokenizer's file, or whatever of ours or of released models lies in a folder.
 
     Arrays are read one by one.
 
     Yields:
-      a file or folder, what was found, and whether it is sound.
+      a file or folder, its kind, what was found, and whether it is sound.
 
     Raises:
       FileError: if there is nothing that could be verified.
@@ -36,9 +36,9 @@ def verify(path: str | Path) -> Iterator[tuple[str, str, bool]]:
     for place, kind, work in _parts(path):
         found = True
         try:
-            yield str(place), f"{kind}: {work()}", True
+            yield str(place), kind, work(), True
         except ChameleonError as error:
-            yield str(place), str(error), False
+            yield str(place), kind, str(error), False
     if not found:
         raise FileError(f"{path}: holds nothing that can be verified (a model, prepared data, a run or a tokenizer)")
 

@@ -1,7 +1,8 @@
-"""What a model directory holds, for people and for programs."""
+"""What a model folder holds, as data for programs and as lines for people."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,64 +10,132 @@ import numpy as np
 from chameleon_jax.errors import printable
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.layout import image_tokenizer_entries, leaf_shapes
-from chameleon_jax.weights.sources import Weights
+
+ARCHITECTURE = (
+    "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "qk_norm", "qk_norm_groups",
+    "norm_order", "rope_theta", "vocab_size",
+)  # fmt: skip
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Format, sizes, types, vocabulary and gaps of a checkpoint, as text, numbers and lists of text."""
-    config, image, vocabulary = checkpoint.config, checkpoint.image_config, checkpoint.vocabulary
-    found: dict[str, Any] = {
+    """Format, sizes, types, vocabulary and gaps of a checkpoint, as data that JSON can hold.
+
+    Without a vocabulary, a text tokenizer or an image tokenizer the key of that name is null, and `missing` says why.
+    """
+    config, weights = checkpoint.config, checkpoint.weights
+    return {
         "folder": str(checkpoint.folder),
         "format": checkpoint.format,
         "layout": checkpoint.layout,
-        "transformer": f"{config.num_layers} layers, width {config.d_model}, {config.num_heads} heads"
-        f" ({config.num_kv_heads} for keys and values) of {config.head_dim}, feed-forward {config.mlp_dim}",
-        "parameters": count_parameters(checkpoint),
-        "type": _types(checkpoint.weights),
-        "gigabytes": round(checkpoint.weights.nbytes / 1e9, 3),
-        "norms": f"{'before' if config.norm_order == 'pre' else 'after'} each branch ({config.norm_order}); QK-norm "
-        + (f"with {config.qk_norm_groups} rows" if config.qk_norm else "off"),
-        "rope_theta": config.rope_theta,
-        "vocab_size": config.vocab_size,
+        "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
+        "parameters": _count(leaf_shapes(config), config.num_layers),
+        "tensors_by_dtype": dict(weights.dtypes),
+        "bytes": weights.nbytes,
+        "vocabulary": _vocabulary(checkpoint),
+        "text_tokenizer": checkpoint.text
+        and {"type": type(checkpoint.text).__name__, "pieces": checkpoint.text.num_pieces},
+        "image_tokenizer": _image_tokenizer(checkpoint),
+        "output_layer_trained_on_pictures": checkpoint.image_head_trained,
+        "missing": {part: printable(why, 1000) for part, why in checkpoint.missing.items()},
+        "ignored_tensors": [printable(name) for name in checkpoint.ignored],
+        "warnings": list(checkpoint.warnings),
     }
-    if vocabulary is not None:
-        ids = vocabulary.image_ids
-        order = "in order" if np.array_equal(ids, ids[0] + np.arange(len(ids))) else "in any order"
-        found["vocabulary"] = (
-            f"{len(vocabulary.text_ids)} pieces of text, {len(ids)} image codes ({ids.min()} to {ids.max()}, "
-            f"{order}), <s> {vocabulary.bos}, <pad> {vocabulary.pad}, </s> {vocabulary.eos}, begin of image "
-            f"{vocabulary.begin_image}, end of image {vocabulary.end_image}, end of turn {vocabulary.end_of_turn}"
-        )
-    if checkpoint.text is not None:
-        found["text_tokenizer"] = f"{type(checkpoint.text).__name__}, {checkpoint.text.num_pieces} pieces"
-    if image is not None and checkpoint.image_weights is not None:
-        decoder = "without decoder" if "decoder" in checkpoint.missing else "with decoder"
-        found["image_tokenizer"] = (
-            f"{image.resolution} x {image.resolution} pixels to {image.codes_per_image} codes of {image.num_codes}, "
-            f"{decoder}, {_types(checkpoint.image_weights)}"
+
+
+def _count(shapes: dict[str, tuple[int, ...]], num_layers: int) -> int:
+    """Parameters of the Transformer; shapes are those of one layer."""
+    return sum(
+        (num_layers if leaf.startswith("layers/") else 1) * int(np.prod(shape)) for leaf, shape in shapes.items()
+    )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    vocabulary = checkpoint.vocabulary
+    if vocabulary is None:
+        return None
+    ids = vocabulary.image_ids
+    names = ("bos", "pad", "eos", "begin_image", "end_image", "end_of_turn")
+    return {
+        "text_pieces": len(vocabulary.text_ids),
+        "image_codes": len(ids),
+        "first_image_id": int(ids.min()),
+        "last_image_id": int(ids.max()),
+        "image_ids_in_order": bool(np.array_equal(ids, ids[0] + np.arange(len(ids)))),
+        **{name: int(getattr(vocabulary, name)) for name in names},
+    }
+
+
+def _image_tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    image, weights = checkpoint.image_config, checkpoint.image_weights
+    if image is None or weights is None:
+        return None
+    entries = [entry for entry in image_tokenizer_entries(image) if entry.leaf in weights]
+    return {
+        "resolution": image.resolution,
+        "codes_per_image": image.codes_per_image,
+        "num_codes": image.num_codes,
+        "parameters": sum(int(np.prod(entry.piece)) for entry in entries),
+        "tensors_by_dtype": dict(weights.dtypes),
+        "decoder": "decoder" not in checkpoint.missing,
+    }
+
+
+def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `describe` found, for people: names of facts, empty where one goes on, and sentences."""
+    config, image, vocabulary = found["architecture"], found["image_tokenizer"], found["vocabulary"]
+    for name in ("folder", "format", "layout"):
+        yield name, found[name]
+    yield (
+        "transformer",
+        (
+            f"{config['num_layers']} layers, width {config['d_model']}, {config['num_heads']} heads "
+            f"({config['num_kv_heads']} for keys and values) of {config['head_dim']}, feed-forward {config['mlp_dim']}"
+        ),
+    )
+    parameters = f", image tokenizer {image['parameters']:,}" if image else ""
+    yield "parameters", f"{found['parameters']:,}{parameters}"
+    yield "type", _types(found["tensors_by_dtype"])
+    yield "gigabytes", f"{found['bytes'] / 1e9:.3g}"
+    order = "before" if config["norm_order"] == "pre" else "after"
+    qk_norm = f"with {config['qk_norm_groups']} rows" if config["qk_norm"] else "off"
+    yield "norms", f"{order} each branch ({config['norm_order']}); QK-norm {qk_norm}"
+    yield "rope_theta", str(config["rope_theta"])
+    yield "vocab_size", str(config["vocab_size"])
+    if vocabulary:
+        yield "vocabulary", _vocabulary_line(vocabulary)
+    if text := found["text_tokenizer"]:
+        yield "text_tokenizer", f"{text['type']}, {text['pieces']} pieces"
+    if image:
+        yield (
+            "image_tokenizer",
+            (
+                f"{image['resolution']} x {image['resolution']} pixels to {image['codes_per_image']} codes of "
+                f"{image['num_codes']}, {'with' if image['decoder'] else 'without'} decoder, "
+                f"{_types(image['tensors_by_dtype'])}"
+            ),
         )
     heads = {True: "was trained on pictures", False: "was not trained on pictures (they were taken out of the weights)"}
-    found["output_layer"] = heads.get(checkpoint.image_head_trained, "nothing says whether it learned to draw")
-    found["missing"] = [printable(f"{part}: {why}", 1000) for part, why in checkpoint.missing.items()] or ["nothing"]
-    if checkpoint.ignored:
-        found["not_needed"] = f"{len(checkpoint.ignored)} tensors, such as {printable(checkpoint.ignored[0])}"
-    if checkpoint.warnings:
-        found["warnings"] = checkpoint.warnings
-    return found
+    trained = found["output_layer_trained_on_pictures"]
+    yield "output_layer", heads.get(trained, "nothing says whether it learned to draw")
+    missing = [f"{part}: {why}" for part, why in found["missing"].items()] or ["nothing"]
+    yield from zip(["missing", *[""] * (len(missing) - 1)], missing, strict=True)
+    if ignored := found["ignored_tensors"]:
+        yield "not_needed", f"{len(ignored)} tensors, such as {ignored[0]}"
+    warnings = found["warnings"]
+    yield from zip(["warnings", *[""] * (len(warnings) - 1)][: len(warnings)], warnings, strict=True)
 
 
-def _types(weights: Weights) -> str:
+def _vocabulary_line(found: dict[str, Any]) -> str:
+    order = "in order" if found["image_ids_in_order"] else "in any order"
+    return (
+        f"{found['text_pieces']} pieces of text, {found['image_codes']} image codes ({found['first_image_id']} to "
+        f"{found['last_image_id']}, {order}), <s> {found['bos']}, <pad> {found['pad']}, </s> {found['eos']}, begin of "
+        f"image {found['begin_image']}, end of image {found['end_image']}, end of turn {found['end_of_turn']}"
+    )
+
+
+def _types(tensors_by_dtype: dict[str, int]) -> str:
     """'bfloat16', or how many tensors there are of each type if there are several."""
-    if len(weights.dtypes) == 1:
-        return next(iter(weights.dtypes))
-    return ", ".join(f"{dtype} ({count} tensors)" for dtype, count in weights.dtypes.items())
-
-
-def count_parameters(checkpoint: Checkpoint) -> str:
-    config, image = checkpoint.config, checkpoint.image_config
-    layers = {leaf: config.num_layers if leaf.startswith("layers/") else 1 for leaf in leaf_shapes(config)}
-    text = f"{sum(layers[leaf] * int(np.prod(shape)) for leaf, shape in leaf_shapes(config).items()):,}"
-    if image is not None and checkpoint.image_weights is not None:
-        entries = [entry for entry in image_tokenizer_entries(image) if entry.leaf in checkpoint.image_weights]
-        text += f", image tokenizer {sum(int(np.prod(entry.piece)) for entry in entries):,}"
-    return text
+    if len(tensors_by_dtype) == 1:
+        return next(iter(tensors_by_dtype))
+    return ", ".join(f"{dtype} ({count} tensors)" for dtype, count in tensors_by_dtype.items())

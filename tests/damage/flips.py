@@ -120,7 +120,7 @@ def read_verified(folder: Path) -> str:
     """What other formats have is compared on demand."""
     from chameleon_jax.console.verify import verify
 
-    wrong = [found for _, found, sound in verify(folder) if not sound]
+    wrong = [found for *_, found, sound in verify(folder) if not sound]
     if wrong:
         raise ChameleonError("; ".join(wrong))
     return ""

@@ -343,10 +343,16 @@ def test_inspect_gives_json(model, saved, format, capsys):
     assert main(["inspect", str(saved / format), "--json", "true"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == format
-    assert found["vocab_size"] == 460
-    assert found["missing"] == ["nothing"]
+    expected = {"num_layers": 2, "d_model": 32, "num_kv_heads": 4, "norm_order": "swin", "vocab_size": 460}
+    assert {name: found["architecture"][name] for name in expected} == expected
+    assert (found["missing"], found["warnings"]) == ({}, [])
+    assert found["tensors_by_dtype"].keys() == {"float32"}
+    assert found["output_layer_trained_on_pictures"] is True
+    vocabulary = {"text_pieces": 427, "image_codes": 16, "first_image_id": 4, "image_ids_in_order": True, "eos": 2}
+    assert {name: found["vocabulary"][name] for name in vocabulary} == vocabulary
+    assert (found["image_tokenizer"]["resolution"], found["image_tokenizer"]["decoder"]) == (8, True)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (model.params, model.image_tokenizer.params)]
-    assert found["parameters"] == "{:,}, image tokenizer {:,}".format(*sizes)
+    assert [found["parameters"], found["image_tokenizer"]["parameters"]] == sizes
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -372,9 +378,9 @@ def test_inspect_says_what_is_missing(saved, no_decoder, tmp_path, capsys):
     shutil.rmtree(tmp_path / "meta" / "tokenizer")
     assert main(["inspect", str(tmp_path / "meta"), "--json", "true"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert sorted(line.split(":")[0] for line in found["missing"]) == ["image", "text", "vocabulary"]
+    assert sorted(found["missing"]) == ["image", "text", "vocabulary"]
     assert all(name in str(found["missing"]) for name in ("vqgan.ckpt", "text_tokenizer.json", str(tmp_path / "meta")))
-    assert not {"vocabulary", "text_tokenizer", "image_tokenizer"} & found.keys()
+    assert [found[part] for part in ("vocabulary", "text_tokenizer", "image_tokenizer")] == [None] * 3
 
 
 def test_inspect_reads_no_weights(saved, monkeypatch, capsys):
