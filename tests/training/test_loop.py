@@ -25,6 +25,7 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
+from chameleon_jax.training import loop
 from chameleon_jax.training.loop import TrainingError, train
 from chameleon_jax.training.metrics import read_metrics
 from chameleon_jax.training.state import init_state
@@ -144,6 +145,23 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
     again = train(config, tiny.batches, tiny.is_image_id)
     assert int(again.step) == 8
     assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
+
+
+def test_a_run_and_its_continuation_compile_each_step_once(tiny, tmp_path, monkeypatch):
+    """Whatever the last held-out batch holds, and with a state that came from a checkpoint."""
+    made = []
+
+    def keep(make):
+        return lambda *arguments: made.append(make(*arguments)) or made[-1]
+
+    monkeypatch.setattr(loop, "make_train_step", keep(loop.make_train_step))
+    monkeypatch.setattr(loop, "make_evaluation_step", keep(loop.make_evaluation_step))
+    config = tiny.config(tmp_path, evaluate_every=2)
+    held_out = {"seen": held_out_source(tiny.batch(0)), "unseen": held_out_source(tiny.batch(100), half_padding(tiny))}
+    with pytest.raises(Interruption):
+        train(config, interrupted(tiny.batches, 5), tiny.is_image_id, held_out=held_out)
+    train(config, tiny.batches, tiny.is_image_id, held_out=held_out)
+    assert [step._cache_size() for step in made] == [1, 1, 1, 1]
 
 
 def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
