@@ -13,7 +13,7 @@ import pytest
 from tiny_models import transformer_params
 
 from chameleon_jax.config import ConfigError, LoRAConfig, MeshConfig
-from chameleon_jax.models import attention
+from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.lora import A, B, merge
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
@@ -239,7 +239,7 @@ MEMORY = {"accumulation": 2, "loss_chunk": 4, "model__attention": "blockwise", "
     ids=["head, fsdp and tensor", "head, less memory", "lora, all axes", "lora, less memory", "lora, fsdp"],
 )
 def test_devices_and_ways_to_save_memory_change_no_number(tiny, on_one_device, monkeypatch, recipe, mesh, ways):
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention_kernels, "BLOCK", 4)
     _, expected, _, expected_losses = on_one_device(recipe)
     config = tiny.config(**{"head": HEAD, "lora": LORA}[recipe], **ways)
     _, after, _, losses = run(tiny, config, mesh)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.config import MeshConfig
-from chameleon_jax.models import attention
+from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import constraints_on, make_mesh
@@ -103,7 +103,7 @@ def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_d
     ],
 )
 def test_every_way_to_save_memory_gives_the_same_step(tiny, on_one_device, monkeypatch, way, mesh):
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention_kernels, "BLOCK", 4)
     expected_state, expected_history = on_one_device("pre, adamw")
     config = tiny.config(**RECIPES["pre, adamw"], **WAYS[way])
     state, history = run(tiny, config, MESHES.get(mesh, ONE), 3)
