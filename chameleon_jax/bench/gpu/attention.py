@@ -14,7 +14,7 @@ import numpy as np
 from chameleon_jax.bench.gpu.record import Record
 from chameleon_jax.bench.train import image_ids, random_batch, train_config
 from chameleon_jax.config import BenchTrainConfig, MeshConfig, OptimizerConfig, TransformerConfig
-from chameleon_jax.models.attention_choice import resolved
+from chameleon_jax.models.attention import backend_for
 from chameleon_jax.sharding import batch_sharding, constraints_on, make_mesh
 from chameleon_jax.training.attention_check import AT_LEAST, TIMES_PLAIN, check_attention, deviations, too_far
 from chameleon_jax.training.state import init_state, state_shardings
@@ -105,7 +105,7 @@ def own_check(length: int) -> dict[str, Any]:
     """What `attention: auto` means here, and whether `chameleon train` would keep it."""
     device, config = jax.devices()[0], _heads(8, 2, remat="save_attention")
     kept = check_attention(config, device, length) is config
-    chosen = resolved(config, device, length).attention
+    chosen = backend_for(config, device, length)
     return {"auto": chosen, "problem": None if kept else f"{chosen!r} was left for another backend"}
 
 
