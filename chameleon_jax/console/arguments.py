@@ -24,7 +24,10 @@ from chameleon_jax.config import ConfigError, find_configs, read_config
 from chameleon_jax.config.reading import find_key, parse_value, shortened
 
 _OPTION = re.compile(r"--[^\W\d][\w.-]*(=|$)", re.ASCII)
-"""What only begins with dashes, such as a prompt "--- a/file.py", is no option."""
+"""What only begins with dashes, such as the prompts "--- a/file.py" and "-5 degrees", is no option."""
+_FLAGS = ("-q", "-v")
+_VERBATIM = "\0"
+"""Put before words that tyro would take for options. No word of a command line can hold it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Command:
           ConfigError: if it is neither.
         """
         if given.endswith((".yaml", ".yml")) or "/" in given:
-            return given
+            shipped_file = find_configs().parent / given  # as the documentation writes it, in any folder
+            return shipped_file if given.startswith("configs/") and not Path(given).exists() else given
         shipped = self.shipped()
         if given not in shipped:
             nearest = difflib.get_close_matches(given, shipped, n=1)
@@ -159,15 +163,15 @@ def parse(command: Command, words: list[str]) -> Parsed:
     except SystemExit:
         raise _in_one_line(command, said.getvalue()) from None
     if left:
-        raise ConfigError(f"{shortened(left[0])}: is one too many; expected {command.usage or 'options only'}")
+        raise ConfigError(f"{shortened(_plain(left[0]))}: is one too many; expected {command.usage or 'options only'}")
     overrides: dict[type, dict[str, Any]] = {command.config: {}, command.options: {}}
     for name, text in given.texts.items():
         key = keys[name]
         try:
-            overrides[key.owner][key.path] = parse_value(key.hint, text)
+            overrides[key.owner][key.path] = parse_value(key.hint, _plain(text))
         except ConfigError as error:
             raise ConfigError(f"--{name} = {error}") from None
-    arguments = vars(given.arguments)
+    arguments = {name: _plain(value) for name, value in vars(given.arguments).items()}
     file = arguments.pop("config", None)
     config = read_config(command.config, command.find_file(file) if file else None, overrides[command.config])
     options = read_config(command.options, None, overrides[command.options]) if command.options else None
@@ -175,9 +179,8 @@ def parse(command: Command, words: list[str]) -> Parsed:
 
 
 def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict[str, _Key]]:
-    """The keys of configs that options among `words` name, and `words` with `--flag` written as `--flag=true`.
-
-    tyro's own flags take no value, and ours are YAML's `true` and `false` as well.
+    """The keys of configs that options among `words` name, and `words` as tyro understands them: `--flag` becomes
+    `--flag=true`, since flags may have a value here, and prompts may begin with a dash.
     """
     own = {field.name for cls in (command.arguments, CommonOptions) for field in dataclasses.fields(cls)}
     written: list[str] = []
@@ -188,16 +191,26 @@ def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict
         if word == "--":
             return [*written, word, *rest], keys
         name, equals, value = word.removeprefix("--").partition("=")
-        if not _OPTION.match(word) or name.replace("-", "_") in own:
+        if not _OPTION.match(word):
+            written.append(_VERBATIM + word if word.startswith("-") and word not in _FLAGS else word)
+            continue
+        if name.replace("-", "_") in own:
             written.append(word)
             continue
         key, negated = _find(command, name)
         if key.hint is bool and not equals:
-            value = rest.pop(0) if rest and rest[0] in ("true", "false") else str(not negated).lower()
+            value = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else str(not negated).lower()
             name, equals = key.path, "="
         keys[name.replace("-", "_")] = key
         written.append(f"--{name}{equals}{value}")
     return written, keys
+
+
+def _plain(value: Any) -> Any:
+    """Text, or each text of a tuple, as it was typed."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.removeprefix(_VERBATIM) if isinstance(value, str) else value
 
 
 def _find(command: Command, name: str) -> tuple[_Key, bool]:

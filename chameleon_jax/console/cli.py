@@ -229,7 +229,8 @@ def _explain(command: Command, words: list[str]) -> bool:
         return False
     from chameleon_jax.console.help import print_full_help, short_help
 
-    file = next((word for word in before if not word.startswith("-")), None) if command.configs else None
+    shipped = command.shipped()
+    file = next((word for word in before if word.endswith((".yaml", ".yml")) or word in shipped), None)
     if asked <= {"-h", "--help"}:
         print("\n".join(short_help(command, file)))
     else:
@@ -244,6 +245,9 @@ def _dispatch(name: str, words: list[str]) -> None:
         if len(words) != 1 or words[0] not in SHELLS:
             raise ConfigError(f"expected one of {', '.join(SHELLS)}, as in: chameleon completion bash > FILE")
         print(completion(COMMANDS.values(), words[0]))
+        return
+    if name not in COMMANDS and {"-h", "--help"} & {*name.split(), *words}:  # such as `bench --help`
+        print(_help())
         return
     if name not in COMMANDS:
         known = [*COMMANDS, "completion"]

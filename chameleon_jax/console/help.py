@@ -93,7 +93,7 @@ def _typed(value: Any) -> str:
 
 
 def _width() -> int:
-    return min(shutil.get_terminal_size(fallback=(100, 40)).columns, 120)
+    return max(60, min(shutil.get_terminal_size(fallback=(100, 40)).columns, 120))
 
 
 def _paragraph(name: str, text: str) -> str:
@@ -105,7 +105,8 @@ def _row(name: str, text: str) -> str:
     """One line: a name and as much of the first sentence as fits."""
     sentence = re.split(r"(?<=[.;])\s", text)[0].rstrip(";")
     first = f"  {name:<{_NAMES}} "
-    return first + textwrap.shorten(sentence, _width() - len(first), placeholder=" …")
+    room = _width() - len(first)
+    return (first + textwrap.shorten(sentence, room, placeholder=" …") if room > 12 else first).rstrip()
 
 
 def _shown_config(command: Command, file: str | None) -> tuple[Any, str]:

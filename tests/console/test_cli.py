@@ -42,6 +42,20 @@ def test_help_fits_a_screen_and_help_all_explains_every_key(name, capsys):
     assert nested.get(name, "") in full
 
 
+def test_help_shows_long_values_on_narrow_terminals(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.yaml"
+    recipe = (find_configs() / "demo" / "prepare.yaml").read_text(encoding="utf-8")
+    path.write_text(recipe.replace("out/demo/datasets", "long/" * 30), encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main(["prepare", "--sequence-length", "64", str(path), "--help"]) == 0
+    assert f"--datasets {'long/' * 30}\n" in capsys.readouterr().out
+
+
+def test_help_of_a_group_of_commands_lists_all(capsys):
+    assert main(["bench", "--help"]) == 0
+    assert "  bench train " in capsys.readouterr().out
+
+
 def test_every_shipped_recipe_can_be_given_by_name():
     reached = [path for command in COMMANDS.values() for path in command.shipped().values()]
     others = {"demo/evaluation.yaml", *(f"models/{path.name}" for path in (find_configs() / "models").iterdir())}
@@ -60,6 +74,7 @@ def test_names_of_recipes_are_found_where_the_package_is_installed(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert COMMANDS["train"].shipped()["demo"] == package / "configs" / "demo" / "train.yaml"
     assert parse(COMMANDS["bench train"], ["cpu_25m"]).config.batch_size > 0
+    assert parse(COMMANDS["train"], ["configs/demo/train.yaml"]).config.steps == 600  # as the documentation writes it
 
 
 def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
@@ -216,6 +231,10 @@ def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_p
         ["--- a/file.py"],
         ["-- a comment of SQL"],
         ["- a bullet"],
+        ["-x marks the spot"],
+        ["--Hello, she said"],
+        ["-1"],
+        ["-5", "--seed", "-3"],
         ["--seed", "7", "--", "--prompt"],
         ["--", "--help"],
         ["--"],
@@ -226,6 +245,7 @@ def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
 
     received = []
     monkeypatch.setattr(commands, "generate", lambda config, **given: received.append(given) or {})
+    prompt = arguments[0] if arguments[0].startswith("-") and "--" not in arguments else arguments[-1]
     if arguments[-2:-1] == ["--"] or arguments == ["--"]:
         at = arguments.index("--") + 1
         arguments = [*arguments[:at], "out/model", *arguments[at:]]
@@ -233,7 +253,7 @@ def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
         arguments = ["out/model", *arguments]
     assert main(["generate", *arguments]) == 0
     assert [given["model"] for given in received] == ["out/model"]
-    assert received[0]["prompt"] == ("" if arguments[-1] == "out/model" else arguments[-1])
+    assert received[0]["prompt"] == ("" if arguments[-1] == "out/model" else prompt)
 
 
 def test_warnings_are_one_line(monkeypatch, capsys):
