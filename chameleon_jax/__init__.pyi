@@ -3,6 +3,7 @@ from chameleon_jax.chameleon import CannotDraw, Chameleon, load
 from chameleon_jax.config import (
     BadStepsConfig,
     CheckpointConfig,
+    ExecutionConfig,
     GenerationConfig,
     ImageTokenizerConfig,
     LoRAConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "Document",
     "DocumentError",
     "DocumentTokenizer",
+    "ExecutionConfig",
     "FileError",
     "GenerationConfig",
     "ImageTokenizerConfig",

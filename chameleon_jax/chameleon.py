@@ -16,11 +16,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chameleon_jax import summary
-from chameleon_jax.config import DType, GenerationConfig, PreprocessingConfig, TransformerConfig, require
+from chameleon_jax.config import (
+    DType,
+    ExecutionConfig,
+    GenerationConfig,
+    PreprocessingConfig,
+    TransformerConfig,
+    require,
+)
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
+from chameleon_jax.models.attention import backend_for, plain_backend
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.runtime.progress import bytes_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
@@ -51,8 +59,9 @@ class Chameleon:
     """A Transformer with its tokenizer.
 
     Attributes:
-      config: sizes of the Transformer.
+      config: architecture of the Transformer.
       params: its parameter tree.
+      execution: how it runs; may be replaced at any time.
       tokenizer: text tokenizer, image tokenizer and vocabulary, with what there is of them.
       missing: what of 'text', 'image', 'decoder' and 'vocabulary' the model came without, and why.
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so. Set it to True
@@ -65,11 +74,13 @@ class Chameleon:
         params: Any,
         tokenizer: DocumentTokenizer | None = None,
         *,
+        execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008  frozen
         missing: Mapping[str, str] | None = None,
         image_head_trained: bool | None = None,
     ):
         self.config = config
         self.params = params
+        self.execution = execution
         self.tokenizer = tokenizer or DocumentTokenizer(None, None, None, missing=missing)
         self.missing = dict(missing or {})
         self.image_head_trained = image_head_trained
@@ -126,6 +137,7 @@ class Chameleon:
 
         Raises:
           DocumentError: for ids outside the vocabulary, and so many that their logits take more than `LOGITS_BYTES`.
+          ConfigError: if `execution.attention` names a kernel that cannot read such rows where the parameters are.
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -139,7 +151,14 @@ class Chameleon:
                 f"logits of {ids.size:,} ids and {self.config.vocab_size:,} columns take more than {LOGITS_BYTES:,} "
                 "bytes; give fewer or shorter rows at a time"
             )
-        return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
+        execution, embed = self.execution, self.params["embed"]
+        devices = list(embed.devices()) if isinstance(embed, jax.Array) else jax.devices()[:1]
+        if len(devices) == 1:
+            backend = backend_for(self.config, execution, devices[0], ids.shape[1])
+            execution = dataclasses.replace(execution, attention=backend)
+        elif execution.attention == "auto":  # XLA partitions the computation by itself, but cannot partition kernels
+            execution = dataclasses.replace(execution, attention=plain_backend(ids.shape[1]))
+        return _logits(self.config, execution, self.params, jnp.asarray(ids, jnp.int32))
 
     @property
     def why_no_pictures(self) -> str | None:
@@ -216,6 +235,7 @@ class Chameleon:
         codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
+            self.execution,
             # What is in keys and prompts already must not compile anew.
             dataclasses.replace(config, seed=0, form="completion", context_length=GenerationConfig.context_length),
             self.params,
@@ -294,9 +314,9 @@ def _are_alike(output: jax.Array, ids: np.ndarray) -> bool:
     return bool((columns == columns[:, :1]).all())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(config: TransformerConfig, params: Any, ids: jax.Array) -> jax.Array:
-    return Transformer(config).apply({"params": params}, ids)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(config: TransformerConfig, execution: ExecutionConfig, params: Any, ids: jax.Array) -> jax.Array:
+    return Transformer(config, execution).apply({"params": params}, ids)
 
 
 def load(
@@ -321,7 +341,7 @@ def load(
       image_tokenizer: folder to take the image tokenizer from, such as `tokenizer` of Meta's release; also hf://….
       preprocessing: how pictures are brought to size; by default as the model remembers from its training (`fit` is
         'pad' if its prompts were prepared so), or else as Meta's code does.
-      adapters: folder of low-rank adapters in PEFT's layout, such as `adapters` of a run with `model.lora.rank`, to be
+      adapters: folder of low-rank adapters in PEFT's layout, such as `adapters` of a run with `lora.rank`, to be
         added to the matrices.
 
     An image tokenizer that cannot be read is left out with a warning; `missing["image"]` says why.
@@ -334,18 +354,20 @@ def load(
         warnings.warn(f"{checkpoint.folder}: {warning}", stacklevel=2)
     if preprocessing is not None:
         checkpoint.preprocessing = preprocessing
+    dtype = dtype or checkpoint.dtype
     with bytes_bar(f"load {checkpoint.folder.name}", checkpoint.weights.nbytes) as progress:
-        config, params = checkpoint.load_params(mesh, dtype, progress)
+        params = checkpoint.load_params(mesh, dtype, progress)
     if adapters is not None:
-        params = add_adapters(params, config, adapters)
+        params = add_adapters(params, checkpoint.config, adapters)
     tokenizer = checkpoint.load_tokenizer(tolerant=True)
     warning = checkpoint.warn_of_image_tokenizer()
     if warning and warning not in checkpoint.warnings:
         warnings.warn(f"{checkpoint.folder}: {warning}", stacklevel=2)
     return Chameleon(
-        config,
+        checkpoint.config,
         params,
         tokenizer,
+        execution=ExecutionConfig(param_dtype=dtype, compute_dtype=dtype),
         missing=checkpoint.missing,
         image_head_trained=checkpoint.image_head_trained,
     )

@@ -79,8 +79,7 @@ def test_opened_model_is_the_saved_one(model, saved):
 
 def test_parameters_of_another_precision_come_back(model, tmp_path):
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), model.params)
-    config = dataclasses.replace(model.config, param_dtype="bfloat16")
-    Chameleon(config, half, model.tokenizer).save(tmp_path / "half")
+    Chameleon(model.config, half, model.tokenizer).save(tmp_path / "half")
     loaded = load(tmp_path / "half")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
     jax.tree.map(np.testing.assert_array_equal, loaded.params, half)
@@ -356,7 +355,7 @@ class Received(Exception):
 def received(model: Chameleon, monkeypatch, document: list, **changes: Any) -> tuple[GenerationConfig, np.ndarray]:
     """The config and the one prompt that the engine gets."""
 
-    def generate_ids(model_config, config, params, rules, prompts, keys, **ids):
+    def generate_ids(model_config, execution, config, params, rules, prompts, keys, **ids):
         raise Received(config, np.asarray(prompts.ids)[0, int(prompts.first_slot[0]) :])
 
     with monkeypatch.context() as patch:
@@ -653,14 +652,14 @@ def test_folder_that_holds_a_model_somewhere_inside_is_no_model(released, folder
 
 def test_precision_is_chosen_when_opening(released, folders):
     model = load(folders / "meta", dtype="bfloat16")
-    assert (model.config.param_dtype, model.config.compute_dtype) == ("bfloat16", "bfloat16")
+    assert (model.execution.param_dtype, model.execution.compute_dtype) == ("bfloat16", "bfloat16")
     assert_same_tree(model.params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), released.params))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(model.image_tokenizer.params)} == {"float32"}
     np.testing.assert_array_equal(model.encode(DOCUMENT), released.encode(DOCUMENT))
     ids = released.encode(DOCUMENT)[None]
     logits = model.logits(ids)
     assert logits.dtype == np.float32
-    model.config = dataclasses.replace(model.config, compute_dtype="float32")
+    model.execution = dataclasses.replace(model.execution, compute_dtype="float32")
     assert not np.array_equal(logits, model.logits(ids)), "was computed in float32"
     assert np.corrcoef(np.ravel(logits), np.ravel(released.logits(ids)))[0, 1] > 0.99
 
@@ -670,10 +669,10 @@ def test_precision_is_that_of_the_files_by_default(bare, tmp_path, format):
     bare.save(tmp_path / "half", format, dtype="bfloat16")
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bare.params)
     model = load(tmp_path / "half")
-    assert (model.config.param_dtype, model.config.compute_dtype) == ("bfloat16", "bfloat16")
+    assert (model.execution.param_dtype, model.execution.compute_dtype) == ("bfloat16", "bfloat16")
     assert_same_tree(model.params, half)
     model = load(tmp_path / "half", dtype="float32")
-    assert (model.config.param_dtype, model.config.compute_dtype) == ("float32", "float32")
+    assert (model.execution.param_dtype, model.execution.compute_dtype) == ("float32", "float32")
     assert_same_tree(model.params, jax.tree.map(lambda leaf: leaf.astype(np.float32), half))
 
 

@@ -108,7 +108,7 @@ def test_image_head_learns_to_draw_what_it_saw():
     config = tiny(
         "finetune_image_head.yaml",
         **{"steps": 150, "checkpoint.every": 150, "log_every": 50, "evaluate_every": 0, "optimizer.learning_rate": 0.3,
-           "model.compute_dtype": "float32",
+           "execution.compute_dtype": "float32",
            "samples": {"every": 150, "prompts": [{"text": CAPTIONS[0], "mode": "image"}]}},
     )  # fmt: skip
     train(config)
@@ -144,13 +144,13 @@ def test_supervised_fine_tuning_changes_every_matrix_and_answers():
     model = chameleon_jax.load(config.output)
     assert changed(config.output) == arrays(model).keys()
     assert model.image_head_trained is True  # an answer is a picture
-    assert (model.config.dropout, model.config.compute_dtype) == (0.05, "bfloat16")
+    assert (config.dropout, config.execution.compute_dtype) == (0.05, "bfloat16")
     answer = model.generate(["Who?"], GenerationConfig(mode="text", form="chat", max_new_tokens=3))
     assert all(isinstance(segment, str) for segment in answer)
 
 
 LORA = {
-    "model.lora.rank": 16, "optimizer.learning_rate": 0.01, "accumulation": 64, "model.compute_dtype": "float32",
+    "lora.rank": 16, "optimizer.learning_rate": 0.01, "accumulation": 64, "execution.compute_dtype": "float32",
 }  # fmt: skip
 """The command of docs/finetuning.md for one GPU, on the devices of the tests and in float32, which is sooner here."""
 
@@ -173,7 +173,6 @@ def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
     expected |= {f"['layers']['mlp']['{name}']" for name in ("gate", "up", "down")}
     assert changed("out/lora") == expected
     model = chameleon_jax.load("out/lora")
-    assert model.config.lora.rank == 0
     # The output layer did not learn, whatever the data holds.
     assert model.image_head_trained is False
     model.save("out/lora_huggingface", "huggingface")

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import ImageTokenizerConfig, TextTokenizerConfig, TransformerConfig
-from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.config import ImageTokenizerConfig, LoRAConfig, TextTokenizerConfig, TransformerConfig
+from chameleon_jax.models.transformer import abstract_params
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
@@ -61,10 +61,9 @@ def _random_like(tree, seed: int, std: float):
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def transformer_params(config: TransformerConfig, seed: int = 0):
+def transformer_params(config: TransformerConfig, seed: int = 0, lora: LoRAConfig | None = None):
     """A parameter tree whose logits differ by units, so that the most likely token is never in doubt."""
-    init = lambda key: nn.unbox(Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"])  # noqa: E731
-    return _random_like(jax.eval_shape(init, jax.random.key(0)), seed, std=0.5)
+    return _random_like(nn.unbox(abstract_params(config, lora=lora)), seed, std=0.5)
 
 
 @functools.cache

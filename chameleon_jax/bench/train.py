@@ -23,18 +23,18 @@ from chameleon_jax.config import BenchTrainConfig, StageConfig, TrainConfig, to_
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.runtime.accelerators import find_accelerator
-from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.runtime.host_memory import keep_freed_memory
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
-from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.step import make_train_step, step_compiler_options
 
 
 def train_config(config: BenchTrainConfig) -> TrainConfig:
     """The training run whose step is measured."""
     steps = config.warmup + (config.repeats + 1) * config.steps
     return TrainConfig(
-        data="", output="", model=config.model, batch_size=config.batch_size,
+        data="", output="", model=config.model, execution=config.execution, lora=config.lora, dropout=config.dropout,
+        batch_size=config.batch_size,
         steps=max(steps, config.optimizer.warmup_steps), stages=(StageConfig(1.0, {"random": 1.0}),),
         optimizer=config.optimizer, accumulation=config.accumulation, loss_chunk=config.loss_chunk,
         mesh=config.mesh, compiler_options=config.compiler_options, seed=config.seed,
@@ -140,13 +140,11 @@ def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any
     return {
         "bench": "train",
         "parameters": parameters,
-        **speed(config, seconds, *peak_flops(config.model.compute_dtype)),
+        **speed(config, seconds, *peak_flops(config.execution.compute_dtype)),
         "first_step_seconds": round(first_step, 3),
         "loss": losses,
         "memory": memory,
-        "compiler_options": compiler_options(
-            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
-        ),
+        "compiler_options": step_compiler_options(config, mesh),
         "config": to_dict(config),
         **environment(),
     }

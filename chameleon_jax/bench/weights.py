@@ -116,7 +116,7 @@ def _load_here(folder: str, dtype: str) -> dict[str, float]:
     jax.block_until_ready(jax.numpy.zeros(1))
     before = _resident("VmRSS")
     began = time.perf_counter()
-    _, params = checkpoint.load_params(None, dtype, lambda size: None)
+    params = checkpoint.load_params(None, dtype, lambda size: None)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - began
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**30

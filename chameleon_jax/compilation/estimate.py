@@ -68,8 +68,8 @@ def advice(config: TrainConfig, mesh: Mesh, memory: dict[str, Any]) -> list[str]
         for_state.append(f"--mesh.data 1 --mesh.fsdp {fsdp}: one copy of the state instead of {mesh.shape['data']}")
     for_state.append("more chips, each with a smaller part of parameters and optimizer state")
     for_activations = []
-    if config.model.remat != "full":
-        for_activations.append("--model.remat full: keep only the input of each layer")
+    if config.execution.remat != "full":
+        for_activations.append("--execution.remat full: keep only the input of each layer")
     if rows > 1:
         cut = next(parts for parts in range(2, rows + 1) if rows % parts == 0)
         for_activations.append(
@@ -77,8 +77,8 @@ def advice(config: TrainConfig, mesh: Mesh, memory: dict[str, Any]) -> list[str]
         )
     if not config.loss_chunk:
         for_activations.append("--loss-chunk 512: logits of a part of the row at a time")
-    if config.model.attention == "xla":
-        for_activations.append("--model.attention blockwise: scores of a part of the row at a time")
+    if config.execution.attention == "xla":
+        for_activations.append("--execution.attention blockwise: scores of a part of the row at a time")
     if rows == 1:
         for_activations.append("--mesh.sequence 2: rows cut along their length")
     if state > memory["temporaries"]:
@@ -125,8 +125,8 @@ def step_traffic_bound(config: TrainConfig, params: Any, state_bytes: int, mesh:
     products) are read once forward, once backward, and once more where layers are computed again.
     """
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) // mesh.shape["tensor"]
-    passes = 2 if config.model.remat == "none" else 3
-    width = {"float32": 4, "bfloat16": 2}[config.model.compute_dtype]
+    passes = 2 if config.execution.remat == "none" else 3
+    width = {"float32": 4, "bfloat16": 2}[config.execution.compute_dtype]
     return 2 * state_bytes + config.accumulation * passes * count * width
 
 

@@ -29,14 +29,13 @@ from chameleon_jax.compilation.topologies import describe_topology
 from chameleon_jax.config import CompileOptions, ConfigError, TrainConfig, require
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.accelerators import Accelerator, find_accelerator
-from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.folders import Kind, check_file
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
 from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state
-from chameleon_jax.training.step import make_evaluation_step, make_train_step
+from chameleon_jax.training.step import make_evaluation_step, make_train_step, step_compiler_options
 
 EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"PyTreeDef" in path.read_bytes())
 
@@ -98,7 +97,7 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
             raise
         raise _too_large(error, config, mesh, state) from error
     report = _report(config, mesh, compiled, evaluation, state, batch, accelerator)
-    options = compiler_options(mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop)
+    options = step_compiler_options(config, mesh)
     return compiled, {**report, "compile_seconds": round(seconds, 1), "compiler_options": options}
 
 
@@ -156,8 +155,8 @@ def _what_to_try(
     if memory["fits"] is False:
         return advice(config, mesh, memory)
     if evaluation_memory["fits"] is False:  # it keeps nothing for a backward pass
-        model = dataclasses.replace(config.model, remat="full")
-        return advice(dataclasses.replace(config, model=model), mesh, evaluation_memory)
+        execution = dataclasses.replace(config.execution, remat="full")
+        return advice(dataclasses.replace(config, execution=execution), mesh, evaluation_memory)
     return []
 
 

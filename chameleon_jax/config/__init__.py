@@ -3,7 +3,14 @@
 from chameleon_jax.config.bench import BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
-from chameleon_jax.config.models import DType, ImageTokenizerConfig, LoRAConfig, PreprocessingConfig, TransformerConfig
+from chameleon_jax.config.models import (
+    DType,
+    ExecutionConfig,
+    ImageTokenizerConfig,
+    LoRAConfig,
+    PreprocessingConfig,
+    TransformerConfig,
+)
 from chameleon_jax.config.reading import (
     find_configs,
     from_dict,
@@ -43,6 +50,7 @@ __all__ = [
     "DemoCommand",
     "DistributedConfig",
     "EvaluationConfig",
+    "ExecutionConfig",
     "GenerationConfig",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",

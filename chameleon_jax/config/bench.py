@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from chameleon_jax.config.models import TransformerConfig
+from chameleon_jax.config.models import MOVED_KEYS, ExecutionConfig, LoRAConfig, TransformerConfig
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import MeshConfig, OptimizerConfig
 
@@ -22,6 +22,10 @@ class BenchTrainConfig:
     """Documents packed into each row, in turns of text and image codes."""
     padding: float = 0.02
     """Share of each row that is left empty at its end. Its tokens are counted: the hardware computes them too."""
+    execution: ExecutionConfig = ExecutionConfig()
+    lora: LoRAConfig = LoRAConfig()
+    dropout: float = 0.0
+    """Dropped share of each branch just before it is added to the residual stream."""
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     accumulation: int = 1
@@ -38,13 +42,16 @@ class BenchTrainConfig:
     repeats: int = 5
     seed: int = 0
 
+    moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
+
     def __post_init__(self):
         require_seed(self.seed)
         require(self.model.vocab_size is not None, "model.vocab_size", None, "must be a number here")
         for name in ("batch_size", "length", "documents", "accumulation", "warmup", "steps", "repeats"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "must be 0 or more")
-        require(0 <= self.padding < 1, "padding", self.padding, "must be in [0, 1)")
+        for name in ("padding", "dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         tokens = self.length - int(self.length * self.padding)
         require(self.documents <= tokens, "documents", self.documents, f"must be at most the {tokens} tokens of a row")
         require(

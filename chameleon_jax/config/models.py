@@ -1,7 +1,8 @@
-"""Sizes of the networks."""
+"""The networks: what their parameters are, and how the Transformer runs."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from chameleon_jax.config.reading import config, require
@@ -37,7 +38,10 @@ class LoRAConfig:
 
 @config
 class TransformerConfig:
-    """The unified Transformer (paper section 2.3, table 1)."""
+    """The architecture of the unified Transformer (paper section 2.3, table 1): what its parameters are and mean.
+
+    Model folders hold this and nothing else of how a model was trained. See `ExecutionConfig` for how it runs.
+    """
 
     vocab_size: int | None = 65536
     """Rows of the embedding: text pieces, image codes and special tokens of one vocabulary. null, or left out in a YAML
@@ -62,36 +66,18 @@ class TransformerConfig:
     """'pre': h + F(norm(h)), as in Llama and the 7B. 'swin': h + norm(F(h)), as in the 34B."""
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    dropout: float = 0.0
-    """Dropped share of each branch just before it is added to the residual stream, in training."""
-    lora: LoRAConfig = LoRAConfig()
     init_std: float = 0.02
-    param_dtype: DType = "float32"
-    compute_dtype: DType = "float32"
-    """Precision of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
-    attention: Literal["auto", "xla", "blockwise", "splash", "cudnn"] = "auto"
-    """How whole rows attend in training: 'xla' keeps all scores of a layer, in memory quadratic in the length;
-    'blockwise' computes them block by block, twice, in linear memory. 'splash' is a kernel for TPUs, 'cudnn' one for
-    NVIDIA's Hopper and newer, both fast and in linear memory. 'auto' takes the kernel where it can run, else 'xla' up
-    to 1024 tokens and 'blockwise' beyond. The numbers are the same but for rounding."""
-    remat: Literal["none", "full", "save_attention", "save_projections", "offload"] = "none"
-    """What is computed again in the backward pass to save memory. 'full': each layer, from its input; about a third
-    more work. 'save_attention' keeps the result of attention, 'save_projections' also queries, keys and values.
-    'offload' keeps these in the host's memory, where the platform can."""
-    unroll: int = 1
-    """Layers in one turn of the loop over them. More compile longer, and copy less between the turns: with all of them
-    in one, small models train 3 to 5 % faster on a CPU."""
+    """Standard deviation of the matrices before the first step."""
 
-    @property
-    def remat_outside_loop(self) -> bool:
-        """Whether layers are computed again where no loop keeps that apart from what was computed first: XLA takes a
-        single turn out of its loop, and JAX the layers that are left over."""
-        return self.remat != "none" and (self.unroll > 1 or self.num_layers == 1)
+    @classmethod
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Older files also say how the model was trained and run, which is no part of it."""
+        return {name: value for name, value in values.items() if name not in ONCE_IN_MODEL}
 
     def __post_init__(self):
         _require_sizes(
             self, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12, head_dim=2**12, mlp_dim=2**22,
-            unroll=2**31, **({} if self.vocab_size is None else {"vocab_size": 2**24}),
+            **({} if self.vocab_size is None else {"vocab_size": 2**24}),
         )  # fmt: skip
         require(
             self.num_heads % self.num_kv_heads == 0,
@@ -109,9 +95,47 @@ class TransformerConfig:
             f"must divide num_heads = {self.num_heads}, and divide num_kv_heads = {self.num_kv_heads} or be a "
             "multiple of it",
         )
-        require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "must be in [0, 1)")
         for name in ("norm_eps", "rope_theta", "init_std"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+
+
+@config
+class ExecutionConfig:
+    """How a Transformer runs, chosen for the hardware at hand. But for rounding, its numbers depend on none of this."""
+
+    param_dtype: DType = "float32"
+    """Type in which parameters are kept."""
+    compute_dtype: DType = "float32"
+    """Type of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
+    attention: Literal["auto", "xla", "blockwise", "splash", "cudnn"] = "auto"
+    """How whole rows attend in training: 'xla' keeps all scores of a layer, in memory quadratic in the length;
+    'blockwise' computes them block by block, twice, in linear memory. 'splash' is a kernel for TPUs, 'cudnn' one for
+    NVIDIA's Hopper and newer, both fast and in linear memory. 'auto' takes the kernel where it can run, else 'xla' up
+    to 1024 tokens and 'blockwise' beyond. The numbers are the same but for rounding."""
+    remat: Literal["none", "full", "save_attention", "save_projections", "offload"] = "none"
+    """What is computed again in the backward pass to save memory. 'full': each layer, from its input; about a third
+    more work. 'save_attention' keeps the result of attention, 'save_projections' also queries, keys and values.
+    'offload' keeps these in the host's memory, where the platform can."""
+    unroll: int = 1
+    """Layers in one turn of the loop over them. More compile longer, and copy less between the turns: with all of them
+    in one, small models train 3 to 5 % faster on a CPU."""
+
+    def __post_init__(self):
+        _require_sizes(self, unroll=2**31)
+
+    def remat_outside_loop(self, num_layers: int) -> bool:
+        """Whether layers are recomputed where no loop keeps that apart from what was computed first: XLA takes a single
+        turn out of its loop, and JAX the layers that are left over."""
+        return self.remat != "none" and (self.unroll > 1 or num_layers == 1)
+
+
+ONCE_IN_MODEL = {
+    **{field.name: f"execution.{field.name}" for field in dataclasses.fields(ExecutionConfig)},
+    "dropout": "dropout",
+    "lora": "lora",
+}
+"""Keys that older versions had in `model`, and where they are in the config of a run."""
+MOVED_KEYS = {f"model.{name}": key for name, key in ONCE_IN_MODEL.items()}
 
 
 LARGEST_ATTENDED_MAP = 128

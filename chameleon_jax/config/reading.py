@@ -177,7 +177,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         other dataclasses.
       values: a mapping, as `yaml.safe_load` gives it. A class method `variant` of `cls` may name the subclass that it
         is read as, and a class method `fill_in` say what a file that leaves out a key means, where that is not the
-        default in Python.
+        default in Python; `moved_keys` says what older files call some keys.
       where: dotted path of `values`, for messages.
 
     Raises:
@@ -190,6 +190,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     try:
         if hasattr(cls, "variant"):
             cls = cls.variant(values)
+        values = _with_moved_keys(cls, values)
         if hasattr(cls, "fill_in"):
             values = cls.fill_in(values)
     except ConfigError as error:
@@ -209,6 +210,28 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         return cls(**converted)
     except ConfigError as error:
         raise error if not where else ConfigError(f"{where}.{error}") from None
+
+
+def _with_moved_keys(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with keys "section.name" of older files where `cls.moved_keys` says that they are now.
+
+    Raises:
+      ConfigError: if a key is given in both places.
+    """
+    for old, new in getattr(cls, "moved_keys", {}).items():
+        section, _, name = old.partition(".")
+        if not isinstance(values.get(section), dict) or name not in values[section]:
+            continue
+        left = dict(values[section])
+        value = left.pop(name)
+        values = {**values, section: left}
+        new_section, _, new_name = new.rpartition(".")
+        place = values.get(new_section, {}) if new_section else values
+        if isinstance(place, dict):
+            require(new_name not in place, old, value, f"is now {new}, which is given too; leave this out")
+            place = {**place, new_name: value}
+        values = {**values, new_section: place} if new_section else place
+    return values
 
 
 def _no_such_key(where: str, name: Any, known: Iterable[str]) -> ConfigError:
@@ -237,6 +260,10 @@ def find_key(cls: type, name: str) -> tuple[str, Any]:
       ConfigError: if there is no such key.
     """
     hint, path = cls, ""
+    for old, new in getattr(cls, "moved_keys", {}).items():
+        if f"{name}.".replace("-", "_").startswith(f"{old}."):
+            name = new + name[len(old) :]
+            break
     for part in name.split("."):
         options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
         fields = {
@@ -324,6 +351,7 @@ def read_config(cls: type[T], path: str | Path | None = None, overrides: Mapping
         values = {}
     try:
         if isinstance(values, dict):
+            values = _with_moved_keys(cls, values)
             for name, value in (overrides or {}).items():
                 key, _ = find_key(cls, name)
                 try:

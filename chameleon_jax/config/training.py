@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from chameleon_jax.config.generation import GenerationConfig
-from chameleon_jax.config.models import DType, ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config.models import (
+    MOVED_KEYS,
+    DType,
+    ExecutionConfig,
+    ImageTokenizerConfig,
+    LoRAConfig,
+    TransformerConfig,
+)
 from chameleon_jax.config.reading import config, require, require_seed
+from chameleon_jax.config.resuming import Adjustable, ChangesRounding
 
 
 @config
@@ -95,7 +103,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     muon_momentum: float = 0.95
-    moment_dtype: DType = "float32"
+    moment_dtype: ChangesRounding[DType] = "float32"
     """Type in which both moments of AdamW and the momentum of Muon are kept between steps; they are computed in
     float32. 'bfloat16' saves 4 bytes a parameter (AdamW) and rounds the moments at each step."""
 
@@ -285,37 +293,42 @@ class DistributedConfig:
 class TrainConfig:
     """Training of a Transformer: a whole run, as `chameleon train` and `train` take it."""
 
-    output: str
+    output: Adjustable[str]
     """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
     model: TransformerConfig
-    steps: int
+    steps: Adjustable[int]
     """Updates in all. May be raised when a run goes on; a learning rate that falls until the last step then jumps up to
     the new schedule, and says so."""
     batch_size: int
     """Rows a step, over all devices."""
-    data: str = ""
+    data: Adjustable[str] = ""
     """Folder that `chameleon prepare` wrote. Not needed where `train` is handed Batches."""
     stages: tuple[StageConfig, ...] = ()
     """Mixtures of the sources in `data`, one after another. Not needed where `train` is handed Batches."""
-    initial: str = ""
+    execution: ChangesRounding[ExecutionConfig] = ExecutionConfig()
+    lora: LoRAConfig = LoRAConfig()
+    """Adapters that are trained instead of the model's own parameters."""
+    dropout: float = 0.0
+    """Dropped share of each branch just before it is added to the residual stream."""
+    initial: Adjustable[str] = ""
     """Model to begin with, in any format: a folder, or hf://org/name on the Hugging Face Hub. By default parameters are
     drawn at random."""
-    initial_adapters: str = ""
+    initial_adapters: Adjustable[str] = ""
     """Folder of low-rank adapters that are added to the matrices of `initial` first, such as `adapters` of a run."""
     trainable: Literal["all", "image_head"] = "all"
     """'image_head': only the output layer's columns of image codes change, which gives the released weights their
-    pictures back. With `model.lora.rank`, only the adapters change."""
+    pictures back. With `lora.rank`, only the adapters change."""
     fresh_image_head: bool = False
     """Draw these columns anew before the first step."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    sequence_length: int | None = None
+    sequence_length: Adjustable[int | None] = None
     """Tokens a row. The prepared data has a length of its own, which must be this one if both are known; `chameleon
     compile` has no data and needs it."""
-    accumulation: int = 1
+    accumulation: ChangesRounding[int] = 1
     """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
     same as with all rows at once, but for rounding; with dropout each part draws a mask of its own. Held-out rows are
     read in the same parts."""
-    loss_chunk: int = 0
+    loss_chunk: ChangesRounding[int] = 0
     """Positions of each row whose logits are computed at a time, again in the backward pass; 0: all at once. The logits
     of a whole batch over 65,536 ids are often the largest array of a step."""
     z_loss: float = 1e-5
@@ -324,28 +337,30 @@ class TrainConfig:
     """Decay of a moving average of the trained parameters, such as 0.999; 0: none. The average, kept in float32, is
     what is evaluated, sampled from and written as the model. It begins as a plain mean: at step n the decay is at most
     n / (n + 10)."""
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
+    mesh: Adjustable[MeshConfig] = MeshConfig()
+    distributed: Adjustable[DistributedConfig] = DistributedConfig()
     dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
     """How the random bits of dropout are made from the seed and the step. Those of 'threefry2x32' are the same on all
     devices and meshes, but cost TPUs much; 'rbg' is their own generator, each device makes the bits of its own rows,
     and another mesh or kind of device draws other masks."""
-    compiler_options: Literal["auto", "none"] = "auto"
+    compiler_options: ChangesRounding[Literal["auto", "none"]] = "auto"
     """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the devices
     at hand, 'none' leaves all to XLA, its defaults and XLA_FLAGS."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    bad_steps: BadStepsConfig = BadStepsConfig()
-    profile: ProfileConfig = ProfileConfig()
-    samples: SamplesConfig = SamplesConfig()
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    checkpoint: Adjustable[CheckpointConfig] = CheckpointConfig()
+    bad_steps: Adjustable[BadStepsConfig] = BadStepsConfig()
+    profile: Adjustable[ProfileConfig] = ProfileConfig()
+    samples: Adjustable[SamplesConfig] = SamplesConfig()
+    trackers: Adjustable[tuple[Literal["tensorboard", "wandb"], ...]] = ()
     """Where metrics go beside metrics.jsonl; each needs the extra of its name."""
-    log_every: int = 10
+    log_every: Adjustable[int] = 10
     """Steps between lines of metrics.jsonl."""
-    evaluate_every: int = 0
+    evaluate_every: Adjustable[int] = 0
     """Steps between losses on the held-out rows, which get a line of metrics.jsonl; 0: at the end only."""
-    evaluation_batches: int = 8
+    evaluation_batches: Adjustable[int] = 8
     """Batches of each held-out source that such an evaluation reads; 0: all."""
     seed: int = 0
+
+    moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
 
     @classmethod
     def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -367,7 +382,8 @@ class TrainConfig:
         )
         for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-        require(0 <= self.ema < 1, "ema", self.ema, "must be in [0, 1)")
+        for name in ("ema", "dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         require(
             not self.checkpoint.best or self.evaluate_every > 0,
             "evaluate_every",
@@ -387,23 +403,23 @@ class TrainConfig:
             f"must divide batch_size = {self.batch_size}",
         )
         require(
-            not (self.model.lora.rank and self.trainable != "all"),
+            not (self.lora.rank and self.trainable != "all"),
             "trainable",
             self.trainable,
-            "must be 'all' with model.lora.rank: the adapters are what is trained",
+            "must be 'all' with lora.rank: the adapters are what is trained",
         )
         require(
-            not self.initial_adapters or (bool(self.initial) and not self.model.lora.rank),
+            not self.initial_adapters or (bool(self.initial) and not self.lora.rank),
             "initial_adapters",
             self.initial_adapters,
-            "goes with initial, the model that they belong to, and not with model.lora.rank: new adapters begin with a "
+            "goes with initial, the model that they belong to, and not with lora.rank: new adapters begin with a "
             "finished model, such as chameleon_jax.load(…, adapters=…).save(folder) writes",
         )
         require(
-            not (self.model.lora.rank and self.fresh_image_head),
+            not (self.lora.rank and self.fresh_image_head),
             "fresh_image_head",
             self.fresh_image_head,
-            "must be false with model.lora.rank: the output layer is frozen, and would draw noise for ever; train it "
+            "must be false with lora.rank: the output layer is frozen, and would draw noise for ever; train it "
             "first (trainable: image_head), then the adapters from that model",
         )
         shares = [stage.share for stage in self.stages]

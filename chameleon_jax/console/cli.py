@@ -53,7 +53,7 @@ class _Generate:
     output: str = "out/generated"
     """Folder where pictures are written."""
     adapters: str = ""
-    """Folder of low-rank adapters to add, such as `adapters` of a run with model.lora.rank."""
+    """Folder of low-rank adapters to add, such as `adapters` of a run with lora.rank."""
     config: str = ""
     """A YAML file of the keys below."""
 

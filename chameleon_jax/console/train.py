@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import LoRAConfig, TrainConfig, require
+from chameleon_jax.config import TrainConfig, require
 from chameleon_jax.document import Document, open_image, parse_prompt
 from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
@@ -83,12 +83,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         rows_of_batch=data.rows_of_batch(*order),
         sample=sample,
     )
-    if not config.model.lora.rank:  # adapters leave the output layer as it is
+    if not config.lora.rank:  # adapters leave the output layer as it is
         drew = learns_to_draw(data.header["sources"], config) or drew
     params = model_params(config, state)
-    if config.model.lora.rank:
-        write_adapters(as_path(config.output) / "adapters", config.model, params, config.initial)
-    write_trained(as_path(config.output) / "model", config.model, params, data.folder / "tokenizer", drew, fit)
+    if config.lora.rank:
+        write_adapters(as_path(config.output) / "adapters", config.lora, params, config.initial)
+    folder, tokenizer = as_path(config.output) / "model", data.folder / "tokenizer"
+    write_trained(folder, config.model, config.lora, params, tokenizer, drew, fit)
     if not is_first():
         return {}
     return {
@@ -96,7 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "model_of_step" if config.checkpoint.best else "steps": int(state.step),
         **_last_held_out_losses(as_path(config.output)),
         "model": str(as_path(config.output) / "model"),
-        **({"adapters": str(as_path(config.output) / "adapters")} if config.model.lora.rank else {}),
+        **({"adapters": str(as_path(config.output) / "adapters")} if config.lora.rank else {}),
     }
 
 
@@ -118,10 +119,9 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
         require(enough, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
 
     def sample(params: Any) -> list[Document]:
-        model_config = dataclasses.replace(config.model, lora=LoRAConfig())
-        if config.model.lora.rank:
-            params = jax.jit(functools.partial(merge, config=config.model.lora))(params)
-        model = Chameleon(model_config, params, tokenizer, image_head_trained=True)
+        if config.lora.rank:
+            params = jax.jit(functools.partial(merge, config=config.lora))(params)
+        model = Chameleon(config.model, params, tokenizer, execution=config.execution, image_head_trained=True)
         answers: dict[int, Document] = {}
         for mode in modes:
             places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]

@@ -131,7 +131,9 @@ def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
 
     @jax.jit
     def nats(params, batch):
-        logits = Transformer(model.config).apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
+        logits = Transformer(model.config, model.execution).apply(
+            {"params": params}, batch.inputs, batch.positions, batch.segment_ids
+        )
         return jnp.sum(token_losses(logits, batch.targets)[0] * batch.loss_weights)
 
     total = sum(float(nats(model.params, batch)) for batch in data.held_out_batches(name, 16))

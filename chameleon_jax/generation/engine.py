@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.array_types import Array
-from chameleon_jax.config import GenerationConfig, TransformerConfig
+from chameleon_jax.config import ExecutionConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.generation.guidance import (
     NOTHING,
     copies,
@@ -74,9 +74,10 @@ def make_prompts(prompts: Sequence[np.ndarray], vocabulary: Vocabulary, config: 
     return Prompts(*map(jnp.asarray, (ids, visible, place, first_slot)))
 
 
-@functools.partial(jax.jit, static_argnames=("model_config", "config", "eos", "pad"))
+@functools.partial(jax.jit, static_argnames=("model_config", "execution", "config", "eos", "pad"))
 def generate_ids(
     model_config: TransformerConfig,
+    execution: ExecutionConfig,
     config: GenerationConfig,
     params: Any,
     rules: ModalityRules,
@@ -95,7 +96,7 @@ def generate_ids(
       int32 `[B, max_new_tokens]`; after a row's last token (end of sequence, or the end of the picture in mode
       'image') it holds `pad`.
     """
-    model = Transformer(model_config)
+    model = Transformer(model_config, execution)
     kinds = copies(config)
     C, (B, T), N = len(kinds), prompts.ids.shape, config.max_new_tokens
 
@@ -139,7 +140,7 @@ def generate_ids(
         seen = None if loop.seen is None else loop.seen.at[jnp.arange(B), token].set(True)
         return _Loop(loop.step + 1, tokens, logits, cache, positions + visible, place, done, seen)
 
-    cache = KVCache.empty(model_config, C * B, T + N)
+    cache = KVCache.empty(model_config, C * B, T + N, execution.compute_dtype)
     logits, cache = feed(cache, jnp.broadcast_to(prompts.ids, (C, B, T)), prompts.positions, prompts.visible)
     seen = None
     if config.repetition_penalty != 1:  # padding counts as seen, as in the released code; it is never drawn anyway

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from chameleon_jax.array_types import Array, Float, Int
-from chameleon_jax.config import ConfigError, TransformerConfig
+from chameleon_jax.config import ConfigError, ExecutionConfig, TransformerConfig
 from chameleon_jax.models.attention_kernels import LANES, attend_blockwise, attend_cudnn, attend_splash, attend_xla
 from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.partitioning import mesh_axes, num_partitions
@@ -82,12 +82,15 @@ def attend(
 
     Args:
       backend: 'xla', which takes any mask; for whole rows (T = S, slots 0 … T-1) also 'blockwise', 'splash', 'cudnn',
-        or 'auto', the one that `choose_backend` finds for the current mesh, or else for JAX's default device.
+        or 'auto', the one that `choose_backend` finds for the current mesh or the only device. Without a mesh, what
+        several devices hold is left to XLA, which cannot partition kernels.
 
     Raises:
       ConfigError: if the length does not suit splash, or cuDNN cannot count the rows of a device.
     """
-    if backend == "auto":
+    if backend == "auto" and jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
+        backend = plain_backend(q.shape[1])
+    elif backend == "auto":
         sequence = num_partitions(mesh_axes("length")[0])
         backend = choose_backend(backend, _current_device(), q.shape[1], q.shape[3], q.dtype.name, sequence)
     functions = {"xla": attend_xla, "blockwise": attend_blockwise, "splash": attend_splash, "cudnn": attend_cudnn}
@@ -99,10 +102,15 @@ def attend(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def plain_backend(length: int) -> str:
+    """The backend for whole rows of this length that runs anywhere."""
+    return "xla" if length <= SHORT else "blockwise"
+
+
 def choose_backend(backend: str, device: Any, length: int, head_dim: int, dtype: str, sequence: int = 1) -> str:
     """The backend that attends whole rows: `backend` itself, or what 'auto' stands for.
 
-    'auto' is the kernel for the device if it can run there, or else 'xla' for short rows and 'blockwise' for long ones.
+    'auto' is the kernel for the device if it can run there, or else `plain_backend`.
 
     Args:
       device: a `jax.Device` that computes, or one of a topology that is only compiled for.
@@ -113,7 +121,7 @@ def choose_backend(backend: str, device: Any, length: int, head_dim: int, dtype:
     Raises:
       ConfigError: if `backend` cannot run there.
     """
-    plain = "xla" if length <= SHORT else "blockwise"
+    plain = plain_backend(length)
     kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform) if backend == "auto" else backend
     if kernel not in KERNELS:
         return kernel or plain
@@ -125,15 +133,15 @@ def choose_backend(backend: str, device: Any, length: int, head_dim: int, dtype:
         return kernel
     if backend == "auto":
         return plain
-    raise ConfigError(f"model.attention = {backend!r}: {obstacles[kernel]}; use 'auto' or {plain!r}")
+    raise ConfigError(f"execution.attention = {backend!r}: {obstacles[kernel]}; use 'auto' or {plain!r}")
 
 
-def backend_for(config: TransformerConfig, where: Mesh | jax.Device, length: int) -> str:
+def backend_for(config: TransformerConfig, execution: ExecutionConfig, where: Mesh | jax.Device, length: int) -> str:
     """`choose_backend` for a model on a mesh, whose axis "sequence" partitions rows, or on a device."""
     device, sequence = where, 1
     if isinstance(where, Mesh):
         device, sequence = where.devices.flat[0], where.shape.get("sequence", 1)
-    return choose_backend(config.attention, device, length, config.head_dim, config.compute_dtype, sequence)
+    return choose_backend(execution.attention, device, length, config.head_dim, execution.compute_dtype, sequence)
 
 
 def _current_device() -> Any:
@@ -158,7 +166,7 @@ def _cudnn_obstacle(device: Any, head_dim: int, dtype: str, sequence: int) -> st
     if _compute_capability(device) < (9, 0):
         return f"packed rows need an NVIDIA GPU of the Hopper generation or newer, this is {device.device_kind}"
     if dtype != "bfloat16":
-        return f"cuDNN needs model.compute_dtype = 'bfloat16', not {dtype!r}"
+        return f"cuDNN needs execution.compute_dtype = 'bfloat16', not {dtype!r}"
     if head_dim % 8 or head_dim > 128:
         return f"cuDNN needs a model.head_dim that is a multiple of 8 up to 128, not {head_dim}"
     if sequence > 1:

@@ -272,8 +272,8 @@ def attend_splash(
     heads, shards = q.shape[2] // num_partitions(heads_axes), num_partitions(length_axes)
     if q.shape[1] % (LANES * shards):
         raise ConfigError(
-            f"model.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts that "
-            f"are multiples of {LANES}; use 'auto' or 'blockwise'"
+            f"execution.attention = 'splash': rows of {q.shape[1]} on {shards} devices each must be cut into parts "
+            f"that are multiples of {LANES}; use 'auto' or 'blockwise'"
         )
 
     def on_device(q, k, v, query_segments, key_segments, kernel):
@@ -348,8 +348,8 @@ def attend_cudnn(
     def on_device(q, k, v, query_segments, key_segments):
         if q.size >= 2**31:
             raise ConfigError(
-                f"model.attention = 'cudnn': {q.shape[0]} rows of {q.shape[1]} on a device are more than its 32-bit "
-                "offsets can count; read the batch in more parts (accumulation) or use 'blockwise'"
+                f"execution.attention = 'cudnn': {q.shape[0]} rows of {q.shape[1]} on a device are more than its "
+                "32-bit offsets can count; read the batch in more parts (accumulation) or use 'blockwise'"
             )
         slots = jnp.arange(q.shape[1])
 

@@ -19,11 +19,10 @@ class Dropout(nn.Module):
     """
 
     rate: float
-    deterministic: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        if self.rate == 0.0 or self.deterministic:
+        if self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
         return jnp.where(_mask(self.make_rng("dropout"), keep, x.shape), x / keep, jnp.zeros_like(x))

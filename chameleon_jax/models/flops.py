@@ -9,24 +9,22 @@ document, although packed rows of several need less.
 
 from __future__ import annotations
 
-from chameleon_jax.config import TransformerConfig
+import math
+
+from chameleon_jax.config import LoRAConfig, TransformerConfig
+from chameleon_jax.models.lora import is_adapter
+from chameleon_jax.models.transformer import parameter_shapes
 
 
 def matmul_parameters(config: TransformerConfig) -> int:
     """Weights that every token is multiplied with: all but the embedding and the norms."""
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads  # q and o, k and v
-    layer = config.d_model * (heads * config.head_dim + 3 * config.mlp_dim)
-    return config.num_layers * layer + config.d_model * config.vocab_size
+    shapes = parameter_shapes(config).items()
+    return sum(math.prod(shape) for path, shape in shapes if path != "embed" and "norm" not in path)
 
 
-def adapter_parameters(config: TransformerConfig) -> int:
+def adapter_parameters(config: TransformerConfig, lora: LoRAConfig) -> int:
     """Numbers in the low-rank adapters of all layers; every token is multiplied with them too."""
-    d, heads, kv_heads = config.d_model, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inputs_and_outputs = {
-        "q": d + heads, "k": d + kv_heads, "v": d + kv_heads, "o": heads + d,
-        "gate": d + config.mlp_dim, "up": d + config.mlp_dim, "down": config.mlp_dim + d,
-    }  # fmt: skip
-    return config.num_layers * config.lora.rank * sum(inputs_and_outputs[name] for name in config.lora.targets)
+    return sum(math.prod(shape) for path, shape in parameter_shapes(config, lora).items() if is_adapter(path))
 
 
 def forward_flops_per_token(config: TransformerConfig, length: int) -> float:

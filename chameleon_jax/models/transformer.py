@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
-from chameleon_jax.config import TransformerConfig, require
+from chameleon_jax.config import DType, ExecutionConfig, LoRAConfig, TransformerConfig, require
 from chameleon_jax.models.attention import apply_rope, attend, layer_norm, rms_norm, rope_sin_cos
 from chameleon_jax.models.attention_kernels import saves_cudnn_residuals
 from chameleon_jax.models.attention_mask import Mask
@@ -40,16 +40,15 @@ class KVCache(NamedTuple):
     length: Array  # []; slots written
 
     @classmethod
-    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> KVCache:
+    def empty(cls, config: TransformerConfig, batch: int, slots: int, dtype: DType) -> KVCache:
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
-        zeros = jnp.zeros(shape, config.compute_dtype)
+        zeros = jnp.zeros(shape, dtype)
         return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None) -> Array:
-    config = module.config
-    init = init or nn.initializers.normal(config.init_std)
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, config.param_dtype)
+    init = init or nn.initializers.normal(module.config.init_std)
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, module.execution.param_dtype)
 
 
 def _recomputed(function: Callable) -> Callable:
@@ -64,7 +63,7 @@ def _adapter(
     module: nn.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> Adapter | None:
     """The adapter of matrix `name` with logical `axes`, if it has one: the first factor random, the second zero."""
-    lora = module.config.lora
+    lora = module.lora
     if not lora.rank or name not in lora.targets:
         return None
 
@@ -79,6 +78,7 @@ def _adapter(
 
 class RMSNorm(nn.Module):
     config: TransformerConfig
+    execution: ExecutionConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -90,6 +90,7 @@ class QKNorm(nn.Module):
     """LayerNorm over each head's channels; the heads of a group share one row of scale and bias."""
 
     config: TransformerConfig
+    execution: ExecutionConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T heads D"]) -> Float[Array, "B T heads D"]:
@@ -106,10 +107,12 @@ class Attention(nn.Module):
     """q, k, v -> LayerNorm of q and k per head -> RoPE -> causal attention within segments -> output projection."""
 
     config: TransformerConfig
+    execution: ExecutionConfig
+    lora: LoRAConfig
 
     @nn.compact
     def __call__(self, x, sin_cos, mask, cache, slot):
-        config, dtype = self.config, self.config.compute_dtype
+        config, dtype = self.config, self.execution.compute_dtype
         d, H, K, D = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
 
         def project(name: str, equation: str, x: Array, inputs: tuple, outputs: tuple, axes: tuple) -> Array:
@@ -120,8 +123,8 @@ class Attention(nn.Module):
         k = project("k", "BTd,dKD->BTKD", x, (d,), (K, D), ("embed", "kv_heads", "head_dim"))
         v = project("v", "BTd,dKD->BTKD", x, (d,), (K, D), ("embed", "kv_heads", "head_dim"))
         if config.qk_norm:
-            q = QKNorm(config, name="q_norm")(q)
-            k = QKNorm(config, name="k_norm")(k)
+            q = QKNorm(config, self.execution, name="q_norm")(q)
+            k = QKNorm(config, self.execution, name="k_norm")(k)
         q = nn.with_logical_constraint(apply_rope(q, sin_cos), ("batch", "length", "heads", None))
         # With the length cut over devices, each needs the keys and values of all of it.
         k = nn.with_logical_constraint(apply_rope(k, sin_cos), ("batch", None, "kv_heads", None))
@@ -132,7 +135,7 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache[1], v, (0, slot, 0, 0))
             cache = (k, v)
         # The kernels take whole rows only. Parameters depend on none of them.
-        backend = "xla" if cache is not None or self.is_initializing() else config.attention
+        backend = "xla" if cache is not None or self.is_initializing() else self.execution.attention
         out = attend(q, k, v, mask, backend)
         return project("o", "BTHD,HDd->BTd", out, (H, D), (d,), ("heads", "head_dim", "embed")), cache
 
@@ -141,10 +144,12 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020)."""
 
     config: TransformerConfig
+    execution: ExecutionConfig
+    lora: LoRAConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        d, F, dtype = self.config.d_model, self.config.mlp_dim, self.config.compute_dtype
+        d, F, dtype = self.config.d_model, self.config.mlp_dim, self.execution.compute_dtype
 
         def matrix(name: str, inputs: int, outputs: int, axes: tuple[str, str]):
             kernel = _param(self, name, (inputs, outputs), axes).astype(dtype)
@@ -168,16 +173,18 @@ class Block(nn.Module):
     """
 
     config: TransformerConfig
-    deterministic: bool
+    execution: ExecutionConfig
+    lora: LoRAConfig
+    dropout: float
 
     @nn.compact
     def __call__(self, x, cache, sin_cos, mask, slot):
         config = self.config
-        attention_norm = RMSNorm(config, name="attention_norm")
-        mlp_norm = RMSNorm(config, name="mlp_norm")
-        attention = Attention(config, name="attention")
-        mlp = MLP(config, name="mlp")
-        dropout = Dropout(config.dropout, self.deterministic, name="dropout")
+        attention_norm = RMSNorm(config, self.execution, name="attention_norm")
+        mlp_norm = RMSNorm(config, self.execution, name="mlp_norm")
+        attention = Attention(config, self.execution, self.lora, name="attention")
+        mlp = MLP(config, self.execution, self.lora, name="mlp")
+        dropout = Dropout(self.dropout, name="dropout")
 
         if config.norm_order == "pre":
             branch, cache = attention(attention_norm(x), sin_cos, mask, cache, slot)
@@ -200,7 +207,7 @@ SAVED = {
 
 
 def remat_policy(name: str):
-    """The policy of `jax.checkpoint` for a value of `TransformerConfig.remat` other than 'none'."""
+    """The policy of `jax.checkpoint` for a value of `ExecutionConfig.remat` other than 'none'."""
     policies = jax.checkpoint_policies
     if name == "offload":
         return policies.save_and_offload_only_these_names(
@@ -232,9 +239,16 @@ class Transformer(nn.Module):
 
     `Transformer(config).apply({"params": params}, inputs, …)`; see `__call__`. Layers are scanned, so every parameter
     under `layers` has a leading axis of length L.
+
+    Attributes:
+      config: the architecture.
+      execution: how it runs.
+      lora: low-rank adapters; their parameters are beside those of the matrices.
     """
 
     config: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
+    lora: LoRAConfig = LoRAConfig()
 
     @nn.compact
     def __call__(
@@ -244,7 +258,7 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         *,
-        deterministic: bool = True,
+        dropout: float = 0.0,
         hidden: bool = False,
     ):
         """Reads `inputs` and predicts the token after each.
@@ -254,13 +268,13 @@ class Transformer(nn.Module):
           positions: place of each token in its own document, from 0. Default: 0 … T-1.
           segment_ids: which document of the row a token belongs to; attention never crosses. Default: one document.
           cache: what was read before; `inputs` are written into its next T slots.
-          deterministic: False switches dropout on and needs `rngs={"dropout": key}`.
+          dropout: dropped share of each branch; above 0 it needs `rngs={"dropout": key}`.
           hidden: stop after the last layer; `readout` is what is left to do.
 
         Returns:
           float32 logits `[B, T, V]` (or the last layer's output `[B, T, d]`), and the next cache if one was given.
         """
-        config = self.config
+        config, execution = self.config, self.execution
         B, T = inputs.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
@@ -280,26 +294,43 @@ class Transformer(nn.Module):
             config.vocab_size is not None, "vocab_size", None, "only `chameleon train` can find it; give the number"
         )
         embed = _param(self, "embed", (config.vocab_size, config.d_model), ("vocab", "embed"))
-        x = jnp.take(embed, inputs, axis=0).astype(config.compute_dtype)
+        x = jnp.take(embed, inputs, axis=0).astype(execution.compute_dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
 
         sin_cos = rope_sin_cos(positions, config.head_dim, config.rope_theta)
         block = Block
-        if config.remat != "none":
+        if execution.remat != "none":
             # Outside of a loop XLA would see that both computations are the same, and keep it all.
-            block = nn.remat(Block, prevent_cse=config.remat_outside_loop, policy=remat_policy(config.remat))
+            prevent_cse = execution.remat_outside_loop(config.num_layers)
+            block = nn.remat(Block, prevent_cse=prevent_cse, policy=remat_policy(execution.remat))
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
-            unroll=config.unroll,
+            unroll=execution.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, layer_caches = layers(config, deterministic, name="layers")(x, layer_caches, sin_cos, mask, slot)
+        layers = layers(config, execution, self.lora, dropout, name="layers")
+        x, layer_caches = layers(x, layer_caches, sin_cos, mask, slot)
 
-        norm = RMSNorm(config, name="norm")
+        norm = RMSNorm(config, execution, name="norm")
         output = _param(self, "output", (config.d_model, config.vocab_size), ("embed", "vocab"))
         result = x if hidden else unembed(norm(x), output)
         return result if cache is None else (result, KVCache(*layer_caches, all_segments, slot + T))
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_params(
+    config: TransformerConfig, param_dtype: DType = "float32", lora: LoRAConfig | None = None
+) -> dict[str, Any]:
+    """The parameter tree as the modules state it: `jax.ShapeDtypeStruct`s in flax's boxes of logical axis names."""
+    model = Transformer(config, ExecutionConfig(param_dtype=param_dtype), lora or LoRAConfig())
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+
+
+def parameter_shapes(config: TransformerConfig, lora: LoRAConfig | None = None) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its path, such as 'layers/attention/q'; the first axis of a layer's counts layers."""
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(abstract_params(config, lora=lora)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

@@ -141,8 +141,12 @@ def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksum
     return f"{len(names)} arrays compared"
 
 
-def check_arrays(path: str | Path, abstract: Any) -> None:
-    """Raises `FileError` unless a folder holds arrays of these names and shapes; their data is not read."""
+def check_arrays(path: str | Path, abstract: Any) -> Any:
+    """Shapes and types of the arrays in a folder; their data is not read.
+
+    Raises:
+      FileError: unless they have the names and shapes of `abstract`.
+    """
     path = Path(path)
     if not path.is_dir():
         raise FileError(f"{path}: no such folder of arrays")
@@ -159,6 +163,7 @@ def check_arrays(path: str | Path, abstract: Any) -> None:
                 f"the config expects {wanted.get(name, 'no such array')}"
             )
     check_claims(path, stored, size)
+    return stored
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

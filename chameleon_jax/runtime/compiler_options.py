@@ -88,7 +88,7 @@ def compiler_options(
     """What `jax.jit(compiler_options=…)` of a step on `mesh` takes; of `OPTIONS`, those that this compiler knows.
 
     The options of GPUs hide communication, so a single one has none. On processors, barriers cost a tenth of the demo's
-    speed, and are left out where a loop makes them unnecessary (`remat_outside_loop` of the model).
+    speed, and are left out where a loop makes them unnecessary (`ExecutionConfig.remat_outside_loop`).
     """
     device = _own_device(mesh)
     if choice == "none" or (device.platform == "gpu" and mesh.size == 1):

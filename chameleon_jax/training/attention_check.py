@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from chameleon_jax.array_types import Array
-from chameleon_jax.config import TransformerConfig
+from chameleon_jax.config import ExecutionConfig, TransformerConfig
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.models.attention import KERNELS, attend, backend_for
 from chameleon_jax.models.attention_mask import Mask
@@ -30,8 +30,10 @@ TIMES_PLAIN, AT_LEAST = 4.0, 1e-4
 """A kernel may deviate from float32 so many times as far as plain attention in the same dtype does, plus so much."""
 
 
-def check_attention(config: TransformerConfig, where: Any, length: int | None = None) -> TransformerConfig:
-    """Compares the kernel that `config.attention` means on a mesh (or a device) with plain attention.
+def check_attention(
+    config: TransformerConfig, execution: ExecutionConfig, where: Any, length: int | None = None
+) -> ExecutionConfig:
+    """Compares the kernel that `execution.attention` means on a mesh (or a device) with plain attention.
 
     Values and gradients, on a random packed row per part of the mesh: the run's length, heads, head dimension, dtype
     and remat policy, so that blocks and kernels are those of the run. 'xla' and 'blockwise' are plain and not compared.
@@ -40,40 +42,44 @@ def check_attention(config: TransformerConfig, where: Any, length: int | None = 
       length: tokens of the run's rows; by default `LENGTH` on each device.
 
     Returns:
-      `config`; or with another backend if that of 'auto' does not compute what it should, which is said.
+      `execution`; or with another backend if that of 'auto' does not compute what it should, which is said.
 
     Raises:
-      ConfigError: if `config.attention` names a backend that cannot run there.
+      ConfigError: if `execution.attention` names a backend that cannot run there.
       TrainingError: if it names a kernel that deviates by more than the dtype explains, or fails.
     """
     if not isinstance(where, Mesh):
         where = Mesh(np.asarray(where).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     length = length or LENGTH * where.shape.get("sequence", 1)
-    kernel = backend_for(config, where, length)
+    kernel = backend_for(config, execution, where, length)
     if kernel not in KERNELS:
-        return config
-    found = _problem(config, kernel, where, length)
+        return execution
+    found = _problem(config, execution, kernel, where, length)
     if found is None:
-        return config
+        return execution
     problem = f"attention backend {kernel!r} on {where.devices.flat[0].device_kind}: {found}"
-    if config.attention != "auto":
+    if execution.attention != "auto":
         raise TrainingError(
             f"{problem}. With this kernel, documents packed into one row may see each other or wrong tokens be learnt "
-            "from; set model.attention = 'blockwise'"
+            "from; set execution.attention = 'blockwise'"
         )
-    plain = "blockwise" if _problem(config, "blockwise", where, length) is None else "xla"
+    plain = "blockwise" if _problem(config, execution, "blockwise", where, length) is None else "xla"
     console.print(f"{problem}. Going on with {plain!r}, which is slower.", style="bold red", markup=False)
-    return dataclasses.replace(config, attention=plain)
+    return dataclasses.replace(execution, attention=plain)
 
 
-def _problem(config: TransformerConfig, backend: str, mesh: Mesh, length: int) -> str | None:
+def _problem(
+    config: TransformerConfig, execution: ExecutionConfig, backend: str, mesh: Mesh, length: int
+) -> str | None:
     """What is wrong with a backend; None if nothing is. All processes give the same answer."""
     rows = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
-    compare = jax.jit(functools.partial(deviations, config, backend, rows, length), out_shardings=replicated(mesh))
+    compare = jax.jit(
+        functools.partial(deviations, config, execution, backend, rows, length), out_shardings=replicated(mesh)
+    )
     try:
         with jax.set_mesh(mesh), constraints_on(mesh):
             found, plain = map(np.asarray, compare(jax.random.key(0)))
-        problem = too_far(found, plain, config.compute_dtype)
+        problem = too_far(found, plain, execution.compute_dtype)
     except Exception as error:  # whatever a kernel does not bear: it is refused or left, with the reason
         problem = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
     if jax.process_count() > 1:
@@ -102,7 +108,9 @@ def documents(rows: int, length: int) -> np.ndarray:
     return np.stack(segments).astype(np.int32)
 
 
-def deviations(config: TransformerConfig, backend: str, rows: int, length: int, key: Array) -> tuple[Array, Array]:
+def deviations(
+    config: TransformerConfig, execution: ExecutionConfig, backend: str, rows: int, length: int, key: Array
+) -> tuple[Array, Array]:
     """Of the kernel and of plain attention in the same dtype from plain attention in float32: the largest difference
     over the largest value, for values and the gradients of q, k and v. Plain attention is computed for one key head
     after the other."""
@@ -112,15 +120,15 @@ def deviations(config: TransformerConfig, backend: str, rows: int, length: int, 
 
     def random(name: int, heads: int, axes: tuple[str | None, ...]) -> Array:
         x = jax.random.normal(jax.random.fold_in(key, name), (rows, length, heads, D))
-        return nn.with_logical_constraint(x.astype(config.compute_dtype), axes)
+        return nn.with_logical_constraint(x.astype(execution.compute_dtype), axes)
 
     queries, keys = ("batch", "length", "heads", None), ("batch", None, "kv_heads", None)
     q, upstream = random(0, config.num_heads, queries), random(1, config.num_heads, queries)
     k, v = random(2, K, keys), random(3, K, keys)
 
     kernel = functools.partial(attend, mask=mask, backend=backend)
-    if config.remat != "none":
-        kernel = jax.checkpoint(kernel, policy=remat_policy(config.remat))
+    if execution.remat != "none":
+        kernel = jax.checkpoint(kernel, policy=remat_policy(execution.remat))
 
     def attended(attention: Any, dtype: str, q: Array, k: Array, v: Array, upstream: Array) -> list[Array]:
         out, gradients = jax.vjp(attention, *(x.astype(dtype) for x in (q, k, v)))
@@ -134,7 +142,7 @@ def deviations(config: TransformerConfig, backend: str, rows: int, length: int, 
         plain = functools.partial(_attend_in_slices, mask=mask)
         with jax.default_matmul_precision("highest"):
             exact = attended(plain, "float32", *inputs)
-        usual = attended(plain, config.compute_dtype, *inputs)
+        usual = attended(plain, execution.compute_dtype, *inputs)
 
         def largest(x: Array) -> Array:  # XLA's maximum on a CPU passes over NaN
             return jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.inf))

@@ -16,6 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from chameleon_jax.config import CheckpointConfig, TrainConfig, from_dict, stage_ends, to_dict
+from chameleon_jax.config.resuming import OnResume, keys_where
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime.arrays import compare_arrays, read_verified, reading_alone, together, without_patterns
 from chameleon_jax.runtime.checksums import array_checksums
@@ -27,20 +28,6 @@ from chameleon_jax.runtime.progress import console, say_that_it_goes_on
 from chameleon_jax.runtime.versions import versions
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
-
-MAY_CHANGE = (
-    "output", "data", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers", "log_every",
-    "evaluate_every", "evaluation_batches", "sequence_length", "initial", "initial_adapters", "steps",
-)  # fmt: skip
-"""Parts of a TrainConfig that a run may change when it goes on: none of them changes what is computed. The data may
-have moved; that it is the same data is checked by its fingerprint. `steps` has a check of its own."""
-
-CHANGES_ROUNDING = (
-    "accumulation", "loss_chunk", "model.attention", "model.remat", "model.unroll", "model.param_dtype",
-    "model.compute_dtype", "optimizer.moment_dtype", "compiler_options",
-)  # fmt: skip
-"""Keys that may change as well, so that a run can move to other hardware, but not without a word: the run is no longer
-the same bit for bit."""
 
 
 class Checkpoints:
@@ -252,22 +239,10 @@ def _preservation(config: CheckpointConfig, best: _Best) -> Any:
     return policies.AnyPreservationPolicy(kept)
 
 
-def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A nested mapping without the entries of these dotted keys."""
-    left = {}
-    for name, value in values.items():
-        if name in keys:
-            continue
-        inner = tuple(key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}."))
-        left[name] = _without(value, inner) if inner and isinstance(value, dict) else value
-    return left
-
-
 def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> list[str]:
     """Refuses to go on with another run; returns the changes that are allowed but change the numbers."""
     old = from_dict(TrainConfig, header["config"])
-    before, now = to_dict(old), to_dict(config)
-    difference = first_difference(*(_without(values, MAY_CHANGE + CHANGES_ROUNDING) for values in (before, now)))
+    difference = first_difference(*(keys_where(each, OnResume.ANOTHER_RUN) for each in (old, config)))
     if difference:
         key, was, value = difference
         raise FileError(
@@ -280,13 +255,10 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
             "or start anew in another output folder (--output)"
         )
     _check_steps(old, config, header["data"]["next_batch"], path)
-    changed = [
-        f"{key} = {_value(now, key)!r} (was {_value(before, key)!r})"
-        for key in CHANGES_ROUNDING
-        if _value(now, key) != _value(before, key)
-    ]
-    meshes = [(before["mesh"], header.get("devices")), (now["mesh"], jax.device_count())]
-    if config.model.dropout and config.dropout_bits == "rbg" and meshes[0] != meshes[1]:
+    before, now = (keys_where(each, OnResume.OTHER_ROUNDING) for each in (old, config))
+    changed = [f"{key} = {now[key]!r} (was {was!r})" for key, was in before.items() if now[key] != was]
+    meshes = [(old.mesh, header.get("devices")), (config.mesh, jax.device_count())]
+    if config.dropout and config.dropout_bits == "rbg" and meshes[0] != meshes[1]:
         changed.append("another mesh (dropout_bits = 'rbg' draws other masks on it)")
     return changed
 
@@ -308,10 +280,3 @@ def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -
     rates = [float(make_schedule(config.optimizer, config.steps)(done)) for config in (before, now)]
     jump = f"; the learning rate goes on at {rates[1]:.3g} instead of {rates[0]:.3g}" if rates[0] != rates[1] else ""
     console.print(f"steps was {before.steps:,}, now {now.steps:,}{jump}.", style="bold yellow")
-
-
-def _value(values: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings."""
-    for name in key.split("."):
-        values = values[name]
-    return values

@@ -55,9 +55,9 @@ def flops_per_token(config: TrainConfig, length: int) -> float:
     gradient, of all columns.
     """
     model = config.model
-    if model.lora.rank:
+    if config.lora.rank:
         saved = 2 * matmul_parameters(model)
-        return train_flops_per_token(model, length) - saved + 6 * adapter_parameters(model)
+        return train_flops_per_token(model, length) - saved + 6 * adapter_parameters(model, config.lora)
     if config.trainable == "image_head":
         return forward_flops_per_token(model, length) + 2 * model.d_model * model.vocab_size
     return train_flops_per_token(model, length)

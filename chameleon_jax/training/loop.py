@@ -79,7 +79,7 @@ def train(
     with StopRequest() as stop:
         mesh = make_mesh(config.mesh)
         target = _check(config, mesh, data_fingerprint)
-        model = check_attention(config.model, mesh, config.sequence_length)
+        execution = check_attention(config.model, config.execution, mesh, config.sequence_length)
         with (
             only_trainer(as_path(config.output)),
             Checkpoints(as_path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
@@ -95,7 +95,8 @@ def train(
             stop.check(start, config.steps)
             log = Log(config, start, unlogged, rows_of_batch)
             best = _best_so_far(config, held_out, start)
-            run = _Run(dataclasses.replace(config, model=model), mesh, is_image_id, held_out, sample, log, best, stop)
+            resolved = dataclasses.replace(config, execution=execution)
+            run = _Run(resolved, mesh, is_image_id, held_out, sample, log, best, stop)
 
             def save(state: TrainState) -> None:
                 checkpoints.keep_best(best.step)
@@ -265,7 +266,7 @@ def _first_state(
         return init_state(config, mesh)
     if initial_params is None:
         params = init_state(config, mesh).params
-    elif config.model.lora.rank:
+    elif config.lora.rank:
         params = join(fresh_adapters(config, mesh), initial_params(split(target.params, config)[1]))
     else:
         params = initial_params(target.params)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from chameleon_jax.array_types import Array
-from chameleon_jax.config import TrainConfig, TransformerConfig
-from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.config import TrainConfig
+from chameleon_jax.models.transformer import Transformer, abstract_params
 from chameleon_jax.sharding import optimizer_shardings, params_shardings, replicated
 from chameleon_jax.training import average
 from chameleon_jax.training.optimizer import make_optimizer
@@ -29,14 +29,14 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.steps)
 
 
-def _boxed_params(model: TransformerConfig, key: Array) -> Any:
-    return Transformer(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+def _init_params(config: TrainConfig, key: Array) -> Any:
+    model = Transformer(config.model, config.execution, config.lora)
+    return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
-@functools.lru_cache(maxsize=8)
-def _abstract_boxed_params(model: TransformerConfig) -> Any:
-    """Shapes and logical axes of the parameters, cached because a run asks for them many times."""
-    return jax.eval_shape(functools.partial(_boxed_params, model), jax.random.key(0))
+def _abstract_params(config: TrainConfig) -> Any:
+    """Shapes, types and logical axes of the parameters."""
+    return abstract_params(config.model, config.execution.param_dtype, config.lora)
 
 
 def start(config: TrainConfig, params: Any) -> TrainState:
@@ -49,18 +49,17 @@ def start(config: TrainConfig, params: Any) -> TrainState:
 
 
 def _init(config: TrainConfig, key: Array) -> TrainState:
-    return start(config, nn.unbox(_boxed_params(config.model, key)))
+    return start(config, _init_params(config, key))
 
 
 def _abstract(config: TrainConfig) -> TrainState:
     """Shapes and types of the state."""
-    boxed = _abstract_boxed_params(config.model)
-    return jax.eval_shape(lambda boxed: start(config, nn.unbox(boxed)), boxed)
+    return jax.eval_shape(functools.partial(start, config), nn.unbox(_abstract_params(config)))
 
 
 def state_shardings(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
     """The sharding of each array of the state."""
-    params = params_shardings(_abstract_boxed_params(config.model), mesh)
+    params = params_shardings(_abstract_params(config), mesh)
     return TrainState(replicated(mesh), params, optimizer_shardings(_abstract(config).opt_state, params, mesh))
 
 
@@ -76,7 +75,7 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
     """The adapters before the first step, when they add nothing."""
     shardings, _ = split(state_shardings(config, mesh).params, config)
-    init = jax.jit(lambda key: split(nn.unbox(_boxed_params(config.model, key)), config)[0], out_shardings=shardings)
+    init = jax.jit(lambda key: split(_init_params(config, key), config)[0], out_shardings=shardings)
     with jax.set_mesh(mesh):
         return init(jax.random.key(config.seed))
 

@@ -13,7 +13,7 @@ import optax
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
-from chameleon_jax.config import TrainConfig
+from chameleon_jax.config import BenchTrainConfig, TrainConfig
 from chameleon_jax.models.attention import backend_for
 from chameleon_jax.models.transformer import Transformer, readout
 from chameleon_jax.runtime.compiler_options import compiler_options
@@ -46,18 +46,18 @@ def batch_loss(
     dropout_key: Array | None = None,
     total_weight: Array | None = None,
 ) -> tuple[Array, Measures]:
-    """The loss of `params` on `batch`, with metrics. Dropout is on if a key is given.
+    """The loss of `params` on `batch`, with metrics. `config.dropout` applies if a key is given.
 
     Args:
       is_image_id: bool `[vocab_size]`, which ids are image codes.
       total_weight: sum of the loss weights of the whole batch if `batch` is a part of it.
     """
-    x = Transformer(config.model).apply(
+    x = Transformer(config.model, config.execution, config.lora).apply(
         {"params": params},
         batch.inputs,
         batch.positions,
         batch.segment_ids,
-        deterministic=dropout_key is None,
+        dropout=0.0 if dropout_key is None else config.dropout,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         hidden=True,
     )
@@ -136,8 +136,16 @@ def _unless(bad: Array, new: Any, old: Any) -> Any:
 
 def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> TrainConfig:
     """`config` with the attention backend for these devices and the length of these rows."""
-    backend = backend_for(config.model, mesh, batch.inputs.shape[1])
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention=backend))
+    backend = backend_for(config.model, config.execution, mesh, batch.inputs.shape[1])
+    return dataclasses.replace(config, execution=dataclasses.replace(config.execution, attention=backend))
+
+
+def step_compiler_options(
+    config: TrainConfig | BenchTrainConfig, mesh: jax.sharding.Mesh
+) -> dict[str, bool | int | str]:
+    """Options of XLA with which train and evaluation steps are compiled."""
+    outside = config.execution.remat_outside_loop(config.model.num_layers)
+    return compiler_options(mesh, config.compiler_options, remat_outside_loop=outside)
 
 
 def make_train_step(
@@ -154,7 +162,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         key = None
-        if config.model.dropout > 0:
+        if config.dropout > 0:
             key = jax.random.fold_in(jax.random.key(config.seed, impl=config.dropout_bits), state.step)
         with constraints_on(mesh):
             loss, measures, gradients = accumulated_gradients(
@@ -191,9 +199,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(
-            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
-        ),
+        compiler_options=step_compiler_options(config, mesh),
     )
 
 
@@ -237,7 +243,5 @@ def make_evaluation_step(
         evaluate,
         in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options(
-            mesh, config.compiler_options, remat_outside_loop=config.model.remat_outside_loop
-        ),
+        compiler_options=step_compiler_options(config, mesh),
     )

@@ -18,7 +18,7 @@ Params = dict[str, Any]
 
 def is_trained(path: tuple[str, ...], config: TrainConfig) -> bool:
     """Whether the leaf at `path` is trained."""
-    if config.model.lora.rank:
+    if config.lora.rank:
         return is_adapter(path[-1])
     return config.trainable == "all" or path == ("output",)
 

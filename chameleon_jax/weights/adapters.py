@@ -5,7 +5,6 @@ So adapters trained here on a released model can be put on transformers' copy of
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from jax.experimental import multihost_utils
 from chameleon_jax.config import LoRAConfig, TransformerConfig
 from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import A, B, is_adapter, merge
+from chameleon_jax.models.transformer import parameter_shapes
 from chameleon_jax.runtime.cloud import on_disk
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
-from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import TRANSFORMER
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import leaves_of, tree_of
@@ -57,7 +56,7 @@ def _stored(leaf: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return (sizes[-1], int(np.prod(sizes[:-1]))) if leaf.endswith(A) else (int(np.prod(sizes[1:])), sizes[0])
 
 
-def write_adapters(folder: Path, config: TransformerConfig, params: Any, base: str) -> None:
+def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> None:
     """Writes the adapters among `params` into a folder, replacing an older one; all processes call it together.
 
     Args:
@@ -73,9 +72,9 @@ def write_adapters(folder: Path, config: TransformerConfig, params: Any, base: s
     if not is_first():
         return
     header = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.lora.rank,
-        "lora_alpha": config.lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
-        "target_modules": [_MODULES[name].rsplit(".")[-1] for name in config.lora.targets],
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": lora.rank,
+        "lora_alpha": lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
+        "target_modules": [_MODULES[name].rsplit(".")[-1] for name in lora.targets],
     }  # fmt: skip
     with new_folder(folder, ADAPTERS) as tmp:
         specs = {key: (value.shape, value.dtype) for key, value in values.items()}
@@ -99,10 +98,10 @@ def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRACo
     path = folder / TENSORS
     tensors = read_safetensors(path)
     leaves = {}
-    for name, leaf in leaves_of(abstract_params(dataclasses.replace(config, lora=lora))).items():
+    for name, leaf_shape in parameter_shapes(config, lora).items():
         if not is_adapter(name):
             continue
-        shape, layers = _stored(name, leaf.shape), []
+        shape, layers = _stored(name, leaf_shape), []
         for key in _keys(name, config.num_layers):
             tensor = tensors.pop(key, None)
             if tensor is None or tensor.shape != shape:
@@ -113,7 +112,7 @@ def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRACo
                 )
             if tensor.dtype not in FLOATS or not all_finite(tensor.view()):
                 raise FileError(f"{path}: {key} holds infinite values or NaN, or is of type {tensor.dtype}")
-            layers.append(tensor.view().astype(np.float32).T.reshape(leaf.shape[1:]))
+            layers.append(tensor.view().astype(np.float32).T.reshape(leaf_shape[1:]))
         leaves[name] = np.stack(layers)
     if tensors:
         raise FileError(f"{path}: {next(iter(tensors))} has no place in this model; the adapters belong to another one")

@@ -25,7 +25,7 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.config.reading import shortened
 from chameleon_jax.errors import ChameleonError, FileError
-from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.models import transformer
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version
 from chameleon_jax.sharding import params_shardings
@@ -57,7 +57,7 @@ class Checkpoint:
       folder: where it lies.
       format: whose format it is.
       layout: which variant of it, in words.
-      config: sizes of the Transformer; `param_dtype` is the widest type in the files.
+      config: architecture of the Transformer.
       weights: its parameters.
       image_config: sizes of the image tokenizer, if known.
       image_weights: its parameters, maybe without the decoder.
@@ -87,15 +87,15 @@ class Checkpoint:
     image_head_trained: bool | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
 
-    def load_params(
-        self, mesh: Mesh | None, dtype: DType | None, progress: Callable[[int], None]
-    ) -> tuple[TransformerConfig, Any]:
-        """The parameter tree, born on `mesh` (or on the first device) in `dtype`, and the config with that type."""
-        config = self.config
-        if dtype is not None:
-            config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-        abstract = abstract_params(config, mesh)
-        return config, tree_of(self.weights.place(leaves_of(abstract), progress))
+    @property
+    def dtype(self) -> DType:
+        """bfloat16 if that is what the files hold, else float32."""
+        return "bfloat16" if str(self.weights.dtype) == "bfloat16" else "float32"
+
+    def load_params(self, mesh: Mesh | None, dtype: DType | None, progress: Callable[[int], None]) -> Any:
+        """The parameter tree, born on `mesh` (or on the first device) in `dtype`, by default that of the files."""
+        abstract = abstract_params(self.config, dtype or self.dtype, mesh)
+        return tree_of(self.weights.place(leaves_of(abstract), progress))
 
     def load_tokenizer(self, *, tolerant: bool = False) -> DocumentTokenizer:
         """The tokenizer with what there is of it.
@@ -121,19 +121,13 @@ class Checkpoint:
         return f"goes on without its image tokenizer: {reason}" if reason.startswith(UNREADABLE) else None
 
 
-def in_type_of(config: TransformerConfig, weights: Weights) -> TransformerConfig:
-    """The config with parameters and computation in bfloat16 if that is what the files hold, else in float32."""
-    dtype = "bfloat16" if str(weights.dtype) == "bfloat16" else "float32"
-    return dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-
-
-def abstract_params(config: TransformerConfig, mesh: Mesh | None = None) -> Any:
+def abstract_params(config: TransformerConfig, dtype: DType = "float32", mesh: Mesh | None = None) -> Any:
     """Shapes, types and (on a mesh) shardings of the Transformer's parameters.
 
     Raises:
       ConversionError: if the mesh does not divide them.
     """
-    boxed = jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    boxed = transformer.abstract_params(config, dtype)
     abstract = nn.unbox(boxed)
     if mesh is None:
         return abstract

@@ -125,7 +125,7 @@ def write_checkpoint(
     if shards is not None and (format != "meta" or shards < 1):
         raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
     config = checkpoint.config
-    numbers = numpy_dtype(dtype or config.param_dtype)
+    numbers = numpy_dtype(dtype or checkpoint.dtype)
     if format != "chameleon" and checkpoint.preprocessing.fit == "pad":
         console.print(
             f"{folder}: pictures in prompts are padded (fit: pad), which only {NOTE_FILE} says; other programs do not "
@@ -137,7 +137,7 @@ def write_checkpoint(
         elif format == "meta":
             write_meta(checkpoint, tmp, numbers, progress, shards or config.qk_norm_groups)
         else:
-            config, params = checkpoint.load_params(None, dtype, progress)
+            params = checkpoint.load_params(None, dtype, progress)
             write_native(tmp, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
         if format != "chameleon":  # whose own arrays carry checksums
             write_checklist(tmp)
@@ -163,7 +163,7 @@ ANY_MODEL = Kind(
 
 def bytes_to_write(checkpoint: Checkpoint, dtype: DType | None) -> int:
     """About how many bytes `write_checkpoint` will report."""
-    size = checkpoint.weights.nbytes * numpy_dtype(dtype or checkpoint.config.param_dtype).itemsize
+    size = checkpoint.weights.nbytes * numpy_dtype(dtype or checkpoint.dtype).itemsize
     size //= checkpoint.weights.dtype.itemsize
     if checkpoint.image_config is not None and checkpoint.image_weights is not None:
         entries = image_tokenizer_entries(checkpoint.image_config)

@@ -18,7 +18,6 @@ from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import (
     Checkpoint,
     check_layers,
-    in_type_of,
     read_note,
     require_kinds,
     without_image_tokenizer,
@@ -85,7 +84,7 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
         folder=folder,
         format="huggingface",
         layout=LAYOUT_NAMES[layout],
-        config=in_type_of(config, weights),
+        config=config,
         weights=weights,
         image_config=image_config,
         image_weights=image_weights,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from chameleon_jax.config import ConfigError, TrainConfig, to_dict
-from chameleon_jax.runtime.distributed import is_first
+from chameleon_jax.runtime.distributed import first_difference, is_first
 from chameleon_jax.runtime.progress import bytes_bar, console
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.sources import leaves_of, tree_of
-
-FREE = ("dropout", "lora", "init_std", "param_dtype", "compute_dtype", "attention", "remat")
-"""Keys of a TransformerConfig that the parameters of a finished model do not determine."""
 
 
 def initial_params(
@@ -30,12 +28,10 @@ def initial_params(
     Raises:
       ConfigError: if its sizes are not those of `config.model`, or its ids mean something else than those of the data.
     """
-    found, wanted = to_dict(checkpoint.config), to_dict(config.model)
-    for name, value in found.items():
-        if name not in FREE and value != wanted[name]:
-            raise ConfigError(
-                f"model.{name} = {wanted[name]!r}: {checkpoint.folder} has {value!r}; give the model's own sizes"
-            )
+    own_sizes = dataclasses.replace(checkpoint.config, init_std=config.model.init_std)  # nothing is drawn any more
+    if difference := first_difference(to_dict(own_sizes), to_dict(config.model)):
+        name, found, wanted = difference
+        raise ConfigError(f"model.{name} = {wanted!r}: {checkpoint.folder} has {found!r}; give the model's own sizes")
     own = checkpoint.vocabulary
     if own is None and is_first():
         console.print(f"{checkpoint.folder} says nothing of its vocabulary; it is taken to be that of the data.")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.models.transformer import parameter_shapes
 from chameleon_jax.models.vq import VQModel
 
 Layout = Literal["meta", "H0", "H1", "H2"]
@@ -122,25 +123,8 @@ def swap_pairs(values: np.ndarray, axis: int, pairs_last: bool) -> np.ndarray:
 
 def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every leaf of the Transformer, without the axis of layers."""
-    d, H, K, D, F = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim, config.mlp_dim
-    shapes = {
-        "embed": (config.vocab_size, d),
-        "layers/attention/q": (d, H, D),
-        "layers/attention/k": (d, K, D),
-        "layers/attention/v": (d, K, D),
-        "layers/attention/o": (H, D, d),
-        "layers/mlp/gate": (d, F),
-        "layers/mlp/up": (d, F),
-        "layers/mlp/down": (F, d),
-        "layers/attention_norm/scale": (d,),
-        "layers/mlp_norm/scale": (d,),
-        "norm/scale": (d,),
-        "output": (d, config.vocab_size),
-    }
-    if config.qk_norm:
-        for name, rows in (("q_norm", config.qk_norm_groups), ("k_norm", min(config.qk_norm_groups, K))):
-            shapes[f"layers/attention/{name}/scale"] = shapes[f"layers/attention/{name}/bias"] = (rows, D)
-    return shapes
+    shapes = parameter_shapes(config).items()
+    return {leaf: shape[1:] if leaf.startswith("layers/") else shape for leaf, shape in shapes}
 
 
 def transformer_entries(config: TransformerConfig, layout: Layout, shards: int = 1) -> list[Entry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ from chameleon_jax.tokens.documents import (
     abstract_image_params,
     read_image_config,
 )
-from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, numpy_dtype, without_image_tokenizer
+from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, without_image_tokenizer
 from chameleon_jax.weights.layout import Entry
 from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
 
@@ -45,11 +45,12 @@ class OrbaxWeights:
     `fetch`, which writing another format uses, reads the whole folder into memory once.
     """
 
-    def __init__(self, path: Path, abstract: Any, dtype: np.dtype, checksums: Mapping[str, str] | None):
-        check_arrays(path, abstract)
-        self._path, self._abstract, self._checksums, self.dtype = path, leaves_of(abstract), checksums, dtype
-        self.dtypes = {str(dtype): len(self._abstract)}
-        self.nbytes = sum(int(np.prod(leaf.shape)) * dtype.itemsize for leaf in self._abstract.values())
+    def __init__(self, path: Path, abstract: Any, checksums: Mapping[str, str] | None):
+        stored = leaves_of(check_arrays(path, abstract))
+        self._path, self._abstract, self._checksums = path, leaves_of(abstract), checksums
+        self.dtypes = collections.Counter(str(np.dtype(leaf.dtype)) for leaf in stored.values())
+        self.dtype = np.dtype(jnp.result_type(*(leaf.dtype for leaf in stored.values())))
+        self.nbytes = sum(int(np.prod(leaf.shape)) * self.dtype.itemsize for leaf in self._abstract.values())
 
     def __contains__(self, leaf: str) -> bool:
         return leaf in self._abstract
@@ -110,7 +111,7 @@ def open_native(folder: Path) -> Checkpoint:
         with without_image_tokenizer(missing):
             image_config, preprocessing, has_decoder, checksums = read_image_config(tokenizer / "image")
             abstract = abstract_image_params(image_config, has_decoder)
-            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, np.dtype(np.float32), checksums)
+            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, checksums)
             if header.get("prompt_fit") is not None:
                 fit = {"fit": header["prompt_fit"]}
                 preprocessing = from_dict(PreprocessingConfig, to_dict(preprocessing) | fit, f"{path}: prompt_fit")
@@ -123,9 +124,7 @@ def open_native(folder: Path) -> Checkpoint:
         format="chameleon",
         layout=f"our own, version {header['format_version']}",
         config=config,
-        weights=OrbaxWeights(
-            folder / "params", abstract_params(config), numpy_dtype(config.param_dtype), header.get("checksums")
-        ),
+        weights=OrbaxWeights(folder / "params", abstract_params(config), header.get("checksums")),
         image_config=image_config,
         image_weights=image_weights,
         vocabulary=parts.vocabulary if parts else None,
@@ -139,6 +138,7 @@ def open_native(folder: Path) -> Checkpoint:
 def write_trained(
     folder: Path,
     config: TransformerConfig,
+    lora: LoRAConfig,
     params: Any,
     tokenizer: Path,
     image_head_trained: bool | None,
@@ -147,13 +147,12 @@ def write_trained(
     """Writes the model of a training run; all processes call it together, each writes the arrays of its devices.
 
     Args:
-      params: with adapters, if the config has any; they are added to their matrices.
+      params: with the adapters that `lora` says, which are added to their matrices.
       tokenizer: folder of the tokenizer that the run's data was prepared with.
       prompt_fit: how pictures in prompts became squares there, where that is not the tokenizer's own way.
     """
-    if config.lora.rank:
-        params = jax.jit(functools.partial(merge, config=config.lora))(params)
-        config = dataclasses.replace(config, lora=LoRAConfig())
+    if lora.rank:
+        params = jax.jit(functools.partial(merge, config=lora))(params)
     with new_folder_of_all(folder, MODEL) as tmp:
         checksums = save_arrays(tmp / "params", params)
         if is_first():

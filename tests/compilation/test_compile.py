@@ -92,7 +92,7 @@ def test_a_chip_that_is_too_small(monkeypatch):
     assert report["compiler_options"] == {}
     assert report["memory"]["fits"] is False
     assert report["memory"]["share"] > 0.9
-    assert any("--model.remat full" in text for text in report["advice"])
+    assert any("--execution.remat full" in text for text in report["advice"])
     assert report["estimate"]["step_seconds_one_by_one"] > report["estimate"]["step_seconds_all_at_once"] > 0
     said = "\n".join(lines({"topology": None, "slices": 1, **report}))
     assert "does not fit" in said
@@ -111,7 +111,7 @@ def test_advice_is_for_the_largest_part():
     state, temporaries = {"parameters": 4, "optimizer_state": 8, "temporaries": 1}, {"parameters": 1}
     temporaries |= {"optimizer_state": 2, "temporaries": 9}
     assert advice(config, mesh, state)[0].startswith("--mesh.data 1 --mesh.fsdp 8")
-    assert advice(config, mesh, temporaries)[0].startswith("--model.remat full")
+    assert advice(config, mesh, temporaries)[0].startswith("--execution.remat full")
 
 
 def test_pieces_of_the_width_narrower_than_a_tile_are_pointed_out():
@@ -136,7 +136,7 @@ def test_what_xla_cannot_place_is_one_line_with_advice():
     )
     error = str(_too_large(RuntimeError(said), config, mesh, abstract_state(config, mesh)))
     assert error.startswith("does not fit: it needs 30.12GiB of 15.75GiB a device")
-    assert "--model.remat full" in error
+    assert "--execution.remat full" in error
     assert "\n" not in error
 
 

@@ -16,11 +16,18 @@ from tiny_models import image_tokenizer, scrambled_vocabulary
 
 from chameleon_jax.compilation import topologies
 from chameleon_jax.compilation.run import compile_train_step
-from chameleon_jax.config import GenerationConfig, TrainConfig, TransformerConfig, find_configs, from_dict
+from chameleon_jax.config import (
+    ExecutionConfig,
+    GenerationConfig,
+    TrainConfig,
+    TransformerConfig,
+    find_configs,
+    from_dict,
+)
 from chameleon_jax.console.cli import main
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
-from chameleon_jax.models.transformer import KVCache, Transformer
+from chameleon_jax.models.transformer import KVCache, abstract_params
 from chameleon_jax.tokens.image import _apply
 
 pytestmark = [
@@ -31,12 +38,12 @@ pytestmark = [
 ]
 MODEL = {
     "vocab_size": 512, "d_model": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 128,
-    "mlp_dim": 512, "compute_dtype": "bfloat16", "remat": "save_attention",
+    "mlp_dim": 512,
 }  # fmt: skip
 TRAIN = {
     "data": "none", "output": "none", "steps": 8, "batch_size": 8, "sequence_length": 1024, "accumulation": 2,
-    "loss_chunk": 256, "model": MODEL, "stages": [{"share": 1.0, "weights": {"all": 1.0}}],
-    "optimizer": {"warmup_steps": 2},
+    "loss_chunk": 256, "model": MODEL, "execution": {"compute_dtype": "bfloat16", "remat": "save_attention"},
+    "stages": [{"share": 1.0, "weights": {"all": 1.0}}], "optimizer": {"warmup_steps": 2},
 }  # fmt: skip
 
 
@@ -81,7 +88,7 @@ def test_a_small_model_for_two_slices(tmp_path, capsys):
     recipe = tmp_path / "train.yaml"
     recipe.write_text(json.dumps({**TRAIN, "accumulation": 1, "sequence_length": 256, "batch_size": 16}))
     words = ["--topology", "v5e:2x4", "--slices", "2", "--mesh.data", "2", "--mesh.fsdp", "8"]
-    words += ["--model.attention", "xla", "--json", "true"]
+    words += ["--execution.attention", "xla", "--json", "true"]
     assert main(["compile", str(recipe), *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["device"], found["devices"]) == ("TPU v5e", 16)
@@ -99,17 +106,17 @@ def test_a_small_model_for_two_slices(tmp_path, capsys):
 
 def test_prefill_and_decode_hold_few_copies_of_the_cache():
     """With guidance: three rows of the cache for each document."""
-    config = from_dict(TransformerConfig, {**MODEL, "param_dtype": "bfloat16"})
+    config, execution = from_dict(TransformerConfig, MODEL), ExecutionConfig("bfloat16", "bfloat16")
     vocabulary, new_tokens = scrambled_vocabulary(200, 64), 4000
     how = GenerationConfig(mode="interleaved", max_new_tokens=new_tokens)
     prompts = make_prompts([np.full(16, vocabulary.bos, np.int32)] * 2, vocabulary, how)
-    params = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = abstract_params(config, "bfloat16")
     rules = ModalityRules.build(vocabulary, 64, config.vocab_size)
     arguments = [one_chip(tree) for tree in (params, rules, prompts, jax.random.split(jax.random.key(0), 2))]
     memory = compile_for_tpu(
-        generate_ids.trace(config, how, *arguments, eos=vocabulary.eos, pad=vocabulary.pad)
+        generate_ids.trace(config, execution, how, *arguments, eos=vocabulary.eos, pad=vocabulary.pad)
     ).memory_analysis()
-    cache = jax.eval_shape(lambda: KVCache.empty(config, 3 * 2, prompts.ids.shape[1] + new_tokens))
+    cache = jax.eval_shape(lambda: KVCache.empty(config, 3 * 2, prompts.ids.shape[1] + new_tokens, "bfloat16"))
     nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     assert 1 < (memory.peak_memory_in_bytes - memory.argument_size_in_bytes) / nbytes < 3
 

@@ -18,9 +18,11 @@ from chameleon_jax.config import (
     BenchTrainConfig,
     ConfigError,
     EvaluationConfig,
+    ExecutionConfig,
     GenerationConfig,
     ImageTokenizerConfig,
     ImageTokenizerTrainConfig,
+    LoRAConfig,
     PreprocessingConfig,
     SamplingConfig,
     StageConfig,
@@ -109,13 +111,13 @@ def test_configs_of_the_repository_can_be_read(path):
         (TransformerConfig, {"d_model": 1.5}, "d_model", "1.5", "a whole number"),
         (TransformerConfig, {"d_model": True}, "d_model", "True", "a whole number"),
         (TransformerConfig, {"d_model": None}, "d_model", "None", "a whole number"),
-        (TransformerConfig, {"dropout": "some"}, "dropout", "'some'", "a number"),
-        (TransformerConfig, {"dropout": False}, "dropout", "False", "a number"),
-        (TransformerConfig, {"dropout": [0.1]}, "dropout", "[0.1]", "a number"),
+        (TransformerConfig, {"norm_eps": "some"}, "norm_eps", "'some'", "a number"),
+        (TransformerConfig, {"norm_eps": False}, "norm_eps", "False", "a number"),
+        (TransformerConfig, {"norm_eps": [0.1]}, "norm_eps", "[0.1]", "a number"),
         (TransformerConfig, {"qk_norm": 1}, "qk_norm", "1", "true or false"),
         (TransformerConfig, {"qk_norm": "no way"}, "qk_norm", "'no way'", "true or false"),
         (TransformerConfig, {"norm_order": "post"}, "norm_order", "'post'", "'pre', 'swin'"),
-        (TransformerConfig, {"param_dtype": ["float32"]}, "param_dtype", "['float32']", "'float32', 'bfloat16'"),
+        (ExecutionConfig, {"param_dtype": ["float32"]}, "param_dtype", "['float32']", "'float32', 'bfloat16'"),
         (SourceConfig, {"kind": "digit_sums", "split": 3}, "split", "3", "text"),
         (TrainConfig, {**TRAIN, "stages": {"share": 1}}, "stages", "{'share': 1}", "a list"),
         (TrainConfig, {**TRAIN, "mesh": "data"}, "mesh", "'data'", "a mapping"),
@@ -126,8 +128,8 @@ def test_configs_of_the_repository_can_be_read(path):
         # Values outside their range.
         (TransformerConfig, {"num_layers": 0}, "num_layers", "0", "at least 1"),
         (TransformerConfig, {"head_dim": 7}, "head_dim", "7", "even"),
-        (TransformerConfig, {"dropout": 1.0}, "dropout", "1.0", "[0, 1)"),
-        (TransformerConfig, {"dropout": float("nan")}, "dropout", "nan", "[0, 1)"),
+        (TrainConfig, {**TRAIN, "dropout": 1.0}, "dropout", "1.0", "[0, 1)"),
+        (TrainConfig, {**TRAIN, "dropout": float("nan")}, "dropout", "nan", "[0, 1)"),
         (TransformerConfig, {"norm_eps": 0.0}, "norm_eps", "0.0", "positive"),
         (TransformerConfig, {"rope_theta": -1.0}, "rope_theta", "-1.0", "positive"),
         (ImageTokenizerConfig, {"num_codes": 1}, "num_codes", "1", "at least 2"),
@@ -322,9 +324,9 @@ def test_config_that_is_no_mapping(values):
 
 
 def test_numbers_as_people_write_them():
-    config = from_dict(TransformerConfig, {"dropout": 0, "norm_eps": "1e-6", "rope_theta": 10_000})
-    assert (config.dropout, config.norm_eps, config.rope_theta) == (0.0, 1e-6, 10_000.0)
-    assert all(isinstance(value, float) for value in (config.dropout, config.norm_eps, config.rope_theta))
+    config = from_dict(TransformerConfig, {"init_std": 1, "norm_eps": "1e-6", "rope_theta": 10_000})
+    assert (config.init_std, config.norm_eps, config.rope_theta) == (1.0, 1e-6, 10_000.0)
+    assert all(isinstance(value, float) for value in (config.init_std, config.norm_eps, config.rope_theta))
 
 
 def test_source_is_called_by_its_kind_unless_named():
@@ -334,10 +336,10 @@ def test_source_is_called_by_its_kind_unless_named():
 
 @given(
     heads=st.integers(1, 4), groups=st.integers(1, 3), repeats=st.integers(1, 3), half=st.integers(1, 64),
-    width=st.integers(1, 10**6), dropout=st.floats(0, 1, exclude_max=True), eps=st.floats(1e-12, 1),
-    order=st.sampled_from(["pre", "swin"]), dtype=st.sampled_from(["float32", "bfloat16"]), norm=st.booleans(),
+    width=st.integers(1, 10**6), std=st.floats(0, 1, exclude_min=True), eps=st.floats(1e-12, 1),
+    order=st.sampled_from(["pre", "swin"]), norm=st.booleans(),
 )  # fmt: skip
-def test_config_survives_files(heads, groups, repeats, half, width, dropout, eps, order, dtype, norm):
+def test_config_survives_files(heads, groups, repeats, half, width, std, eps, order, norm):
     """Through plain data, JSON (checkpoints) and YAML (recipes)."""
     config = TransformerConfig(
         d_model=width,
@@ -345,10 +347,9 @@ def test_config_survives_files(heads, groups, repeats, half, width, dropout, eps
         num_kv_heads=heads * groups,
         qk_norm_groups=groups,
         head_dim=2 * half,
-        dropout=dropout,
+        init_std=std,
         norm_eps=eps,
         norm_order=order,
-        compute_dtype=dtype,
         qk_norm=norm,
     )
     plain = to_dict(config)
@@ -360,6 +361,31 @@ def test_nested_config_survives_files():
     config = from_dict(TrainConfig, {**TRAIN, "mesh": {"fsdp": 4}, "optimizer": {"name": "muon"}})
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
     assert (config.mesh.fsdp, config.optimizer.name, config.stages) == (4, "muon", (StageConfig(1.0, {"a": 1.0}),))
+
+
+OLD_MODEL = {
+    "d_model": 64, "num_heads": 2, "num_kv_heads": 2, "attention": "xla", "remat": "full", "compute_dtype": "bfloat16",
+    "param_dtype": "bfloat16", "unroll": 2, "dropout": 0.1, "lora": {"rank": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "rest"), [(TrainConfig, TRAIN), (BenchTrainConfig, REQUIRED[BenchTrainConfig])])
+def test_keys_that_once_belonged_to_the_model_are_read_as_before(cls, rest):
+    config = from_dict(cls, {**rest, "model": {**OLD_MODEL, "vocab_size": 64}})
+    assert config.execution == ExecutionConfig("bfloat16", "bfloat16", "xla", "full", 2)
+    assert (config.dropout, config.lora) == (0.1, LoRAConfig(rank=4))
+    assert config.model == TransformerConfig(vocab_size=64, d_model=64, num_heads=2, num_kv_heads=2)
+    assert from_dict(TransformerConfig, {**OLD_MODEL, "vocab_size": 64}) == config.model
+    assert from_dict(cls, to_dict(config)) == config
+
+
+def test_a_key_in_its_old_place_and_its_new_one_is_refused():
+    values = {**TRAIN, "model": {"remat": "full"}, "execution": {"remat": "none"}}
+    assert message_of(TrainConfig, values) == (
+        "model.remat = 'full': is now execution.remat, which is given too; leave this out"
+    )
+    message = message_of(TrainConfig, {**TRAIN, "model": {"attention": "flash"}})
+    assert message.startswith("execution.attention = 'flash': must be one of 'auto', 'xla'")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from chameleon_jax.config import (
     BenchTrainConfig,
     CompileOptions,
     DistributedConfig,
+    ExecutionConfig,
     GenerationConfig,
     ImageTokenizerConfig,
     ImageTokenizerTrainConfig,
@@ -64,9 +65,7 @@ def differs(measure: Callable[[Any], Any], base: Any, /, **changes: Any) -> Chec
 # Traced programs
 # ----------------------------------------------------------------------------------------------------------------------
 
-MODEL = TransformerConfig(
-    vocab_size=16, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=12, dropout=0.5
-)
+MODEL = TransformerConfig(vocab_size=16, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=12)
 
 
 def _memo(measure: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -83,11 +82,12 @@ def _memo(measure: Callable[[Any], str]) -> Callable[[Any], str]:
     return look_up
 
 
-def _model(config: TransformerConfig) -> tuple[Any, Callable[[Any], Any], Any]:
+def _model(config: TransformerConfig | TrainConfig) -> tuple[Any, Callable[[Any], Any], Any]:
     """A model, the function that draws its parameters, and their shapes."""
     from chameleon_jax.models.transformer import Transformer
 
-    model = Transformer(config)
+    run = config if isinstance(config, TrainConfig) else dataclasses.replace(TRAIN, model=config)
+    model = Transformer(run.model, run.execution, run.lora)
     init = lambda key: nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])  # noqa: E731
     return model, init, jax.eval_shape(init, jax.random.key(0))
 
@@ -97,13 +97,13 @@ def init_program(config: TransformerConfig) -> str:
 
 
 @_memo
-def model_program(config: TransformerConfig) -> str:
+def model_program(config: TransformerConfig | TrainConfig) -> str:
     """The gradient of what a model makes of some rows."""
     model, _, params = _model(config)
     ids = jnp.zeros((2, 4), jnp.int32)
 
     def loss(params):
-        return jnp.sum(model.apply({"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(0)}))
+        return jnp.sum(model.apply({"params": params}, ids))
 
     return str(jax.make_jaxpr(jax.grad(loss))(params))
 
@@ -409,7 +409,7 @@ def compile_options(key: str) -> Check:
     return check
 
 
-ADAPTED = dataclasses.replace(MODEL, lora=LoRAConfig(rank=2))
+ADAPTED = dataclasses.replace(TRAIN, lora=LoRAConfig(rank=2))
 OPTIMIZER = OptimizerConfig(warmup_steps=4)
 
 
@@ -436,11 +436,16 @@ KEYS: dict[type, dict[str, Check | str]] = {
         for key, value in {
             "vocab_size": 24, "d_model": 16, "num_layers": 3, "num_heads": 2, "num_kv_heads": 4, "head_dim": 4,
             "mlp_dim": 16, "qk_norm": False, "qk_norm_groups": 2, "norm_order": "swin", "norm_eps": 1e-3,
-            "rope_theta": 99.0, "dropout": 0.25, "param_dtype": "bfloat16",
-            "compute_dtype": "bfloat16", "attention": "blockwise", "remat": "full", "unroll": 2,
-            "lora": LoRAConfig(rank=2),
+            "rope_theta": 99.0,
         }.items()
     } | {"init_std": differs(init_program, MODEL, init_std=0.1)},
+    ExecutionConfig: {
+        key: differs(model_program, TRAIN, execution=ExecutionConfig(**{key: value}))
+        for key, value in {
+            "param_dtype": "bfloat16", "compute_dtype": "bfloat16", "attention": "blockwise", "remat": "full",
+            "unroll": 2,
+        }.items()
+    },
     LoRAConfig: {
         "rank": differs(model_program, ADAPTED, lora=LoRAConfig(rank=3)),
         "alpha": differs(model_program, ADAPTED, lora=LoRAConfig(rank=2, alpha=3.0)),
@@ -464,13 +469,15 @@ KEYS: dict[type, dict[str, Check | str]] = {
         **{
             key: differs(train_program, TRAIN, **{key: value})
             for key, value in {
-                "trainable": "image_head", "steps": 9, "accumulation": 2, "loss_chunk": 4, "z_loss": 0.5, "ema": 0.5,
+                "trainable": "image_head", "dropout": 0.5, "lora": LoRAConfig(rank=2),
+                "execution": ExecutionConfig(compute_dtype="bfloat16"), "steps": 9,
+                "accumulation": 2, "loss_chunk": 4, "z_loss": 0.5, "ema": 0.5,
                 "bad_steps": configs.BadStepsConfig(gradient_norm=2.0), "optimizer": OptimizerConfig(warmup_steps=3),
             }.items()
         },
         "model": differs(placement, TRAIN, model=dataclasses.replace(MODEL, d_model=16)),
         "compiler_options": differs(
-            options_for_xla, dataclasses.replace(TRAIN, model=dataclasses.replace(MODEL, remat="full", unroll=2)),
+            options_for_xla, dataclasses.replace(TRAIN, execution=ExecutionConfig(remat="full", unroll=2)),
             compiler_options="none",
         ),
         "dropout_bits": "test_dropout_follows_from_the_seed_and_the_step_alone",
@@ -649,6 +656,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
             key: differs(bench_run, BENCH, **{key: value})
             for key, value in {
                 "optimizer": OptimizerConfig(b1=0.5), "mesh": MeshConfig(fsdp=2), "accumulation": 2, "loss_chunk": 4,
+                "execution": ExecutionConfig(remat="full"), "lora": LoRAConfig(rank=2), "dropout": 0.5,
                 "compiler_options": "none", "warmup": 9000, "steps": 9000, "repeats": 9000,
             }.items()
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chameleon_jax.config import ConfigError, TrainConfig, TransformerConfig, read_config
+from chameleon_jax.config import ConfigError, ExecutionConfig, TrainConfig, TransformerConfig, read_config
 from chameleon_jax.console.arguments import Command, ConfigFile, parse
 from data_pipeline.config import PrepareCommand
 
@@ -66,6 +66,7 @@ def message_of(cls, path, *words: str) -> str:
         (["--batch-size", "4", "--batch-size", "2"], lambda config: config.batch_size, 2),
         (["--model.num-layers", "3"], lambda config: (config.model.d_model, config.model.num_layers), (64, 3)),
         (["--model.qk-norm", "false"], lambda config: config.model.qk_norm, False),
+        (["--execution.attention", "xla"], lambda config: config.execution.attention, "xla"),
         (["--mesh.data", "-1"], lambda config: config.mesh.data, -1),
         (["--mesh", "{fsdp: 2}"], lambda config: config.mesh.fsdp, 2),
         (["--stages.1.weights.b", "0.5"], lambda config: config.stages[1].weights, {"a": 1.0, "b": 0.5}),
@@ -110,6 +111,15 @@ def test_dashes_in_names_of_sources_are_kept(train_yaml):
 def test_defaults_can_be_changed_without_a_file():
     assert read_config(TransformerConfig, None, {"d_model": 32}) == TransformerConfig(d_model=32)
     assert read_config(TransformerConfig) == TransformerConfig()
+
+
+@pytest.mark.parametrize("in_file", ["model: {remat: full, ", "execution: {remat: full}\nmodel: {"])
+def test_keys_go_by_their_old_names_too(train_yaml, in_file):
+    """Those that once belonged to the model, over old files and new ones."""
+    train_yaml.write_text(TRAIN.replace("model: {", in_file))
+    words = ["--model.remat", "none", "--model.lora.rank", "2", "--model.compute-dtype=bfloat16"]
+    config = typed(TrainConfig, train_yaml, *words)
+    assert (config.execution, config.lora.rank) == (ExecutionConfig(compute_dtype="bfloat16"), 2)
 
 
 @pytest.mark.parametrize(

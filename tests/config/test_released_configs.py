@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -42,8 +41,7 @@ def test_image_tokenizer_has_the_released_number_of_parameters_and_tensors():
 
 def test_files_say_what_the_defaults_are():
     seven = read_config(TransformerConfig, MODELS / "chameleon_7b.yaml")
-    ours = {"dropout": 0.0, "compute_dtype": "float32", "remat": "none"}
-    assert dataclasses.replace(seven, **ours) == TransformerConfig()
+    assert seven == TransformerConfig()
     assert read_config(ImageTokenizerConfig, MODELS / "image_tokenizer.yaml") == ImageTokenizerConfig()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import scrambled_vocabulary, transformer_for, transformer_params
 
-from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
+from chameleon_jax.config import ConfigError, ExecutionConfig, GenerationConfig, SamplingConfig
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.modality import ModalityRules
 from chameleon_jax.models.transformer import Transformer
@@ -55,7 +55,7 @@ def generate(params, prompts, config: GenerationConfig, *, seed: int = 0, rows: 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows))
     rules = ModalityRules.build(VOCABULARY, CODES, MODEL.vocab_size)
     padded = make_prompts([np.asarray(prompt, np.int32) for prompt in prompts], VOCABULARY, config)
-    return np.asarray(generate_ids(MODEL, config, params, rules, padded, keys, eos=EOS, pad=PAD))
+    return np.asarray(generate_ids(MODEL, ExecutionConfig(), config, params, rules, padded, keys, eos=EOS, pad=PAD))
 
 
 @jax.jit

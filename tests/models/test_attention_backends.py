@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.config import ConfigError
+from chameleon_jax.config import ConfigError, ExecutionConfig
 from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.attention import attend
 from chameleon_jax.models.attention_kernels import packed_layout
@@ -107,8 +106,8 @@ def test_blockwise_in_any_number_of_blocks(monkeypatch, blocks):
 @pytest.mark.parametrize("backend", ["xla", "blockwise", "splash", "cudnn"])
 def test_a_token_changes_no_logit_of_another_document(monkeypatch, backend):
     monkeypatch.setattr(attention_kernels, "cudnn_function", lambda: cudnn_by_hand)
-    config = dataclasses.replace(TRANSFORMER, attention=backend, remat="save_attention")
-    apply = jax.jit(functools.partial(Transformer(config).apply, {"params": transformer_params(config)}))
+    config, execution = TRANSFORMER, ExecutionConfig(attention=backend, remat="save_attention")
+    apply = jax.jit(functools.partial(Transformer(config, execution).apply, {"params": transformer_params(config)}))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, SEGMENTS.shape)
     positions = jnp.broadcast_to(jnp.arange(LENGTH), SEGMENTS.shape)
     changed_ids = ids.copy()
@@ -206,13 +205,13 @@ def test_the_backward_pass_runs_no_second_forward_kernel_of_cudnn_unless_told_to
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
-    config = dataclasses.replace(TRANSFORMER, attention="cudnn", compute_dtype="bfloat16", remat=remat)
+    model = Transformer(TRANSFORMER, ExecutionConfig(attention="cudnn", compute_dtype="bfloat16", remat=remat))
     positions = jnp.broadcast_to(jnp.arange(LENGTH), SEGMENTS.shape)
 
     def loss(params, ids):
-        return jnp.sum(Transformer(config).apply({"params": params}, ids, positions, jnp.asarray(SEGMENTS)))
+        return jnp.sum(model.apply({"params": params}, ids, positions, jnp.asarray(SEGMENTS)))
 
-    traced = jax.jit(jax.grad(loss)).trace(transformer_params(config), jnp.zeros(SEGMENTS.shape, jnp.int32))
+    traced = jax.jit(jax.grad(loss)).trace(transformer_params(TRANSFORMER), jnp.zeros(SEGMENTS.shape, jnp.int32))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     # One scanned layer each way.
     assert sum("__cudnn$fmha" in line for line in text.splitlines()) == calls

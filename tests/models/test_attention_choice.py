@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from chameleon_jax.config import ConfigError, MeshConfig, TransformerConfig
+from chameleon_jax.config import ConfigError, ExecutionConfig, MeshConfig, TransformerConfig
 from chameleon_jax.models import attention
 from chameleon_jax.models.attention import backend_for, choose_backend
 from chameleon_jax.models.transformer import Transformer
@@ -30,11 +30,11 @@ A100 = Device("gpu", "NVIDIA A100-SXM4-80GB", "8.0")
 MI300 = Device("gpu", "AMD Instinct MI300X", "gfx942")
 CPU = Device("cpu", "cpu")
 
-MODEL = TransformerConfig(compute_dtype="bfloat16")
+MODEL, AUTO = TransformerConfig(), ExecutionConfig(compute_dtype="bfloat16")
 
 
-def choose(config: TransformerConfig, device: Device, length: int, sequence: int = 1) -> str:
-    return choose_backend(config.attention, device, length, config.head_dim, config.compute_dtype, sequence)
+def choose(device: Device, length: int, sequence: int = 1, backend="auto", dtype="bfloat16", head_dim=128) -> str:
+    return choose_backend(backend, device, length, head_dim, dtype, sequence)
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,12 @@ def new_cudnn(monkeypatch):
         (TPU, 4096, 1, {}, "splash"),
         (TPU, 4096, 32, {}, "splash"),
         (TPU, 4096, 64, {}, "blockwise"),  # parts of 64
-        (TPU, 128, 1, {"head_dim": 64, "compute_dtype": "float32"}, "splash"),
+        (TPU, 128, 1, {"head_dim": 64, "dtype": "float32"}, "splash"),
         (TPU, 1000, 1, {}, "xla"),
         (H100, 4096, 1, {}, "cudnn"),
         (B200, 100, 1, {"head_dim": 64}, "cudnn"),
         (H100, 4096, 2, {}, "blockwise"),
-        (H100, 4096, 1, {"compute_dtype": "float32"}, "blockwise"),
+        (H100, 4096, 1, {"dtype": "float32"}, "blockwise"),
         (H100, 4096, 1, {"head_dim": 256}, "blockwise"),
         (H100, 512, 1, {"head_dim": 100}, "xla"),
         (A100, 4096, 1, {}, "blockwise"),
@@ -63,13 +63,13 @@ def new_cudnn(monkeypatch):
     ],
 )
 def test_auto_takes_the_kernel_where_it_can_run(device, length, sequence, changes, expected):
-    assert choose(dataclasses.replace(MODEL, **changes), device, length, sequence) == expected
+    assert choose(device, length, sequence, **changes) == expected
 
 
 @pytest.mark.parametrize("backend", ["xla", "blockwise"])
 def test_plain_backends_run_anywhere(backend):
     for device in (TPU, H100, A100, MI300, CPU):
-        assert choose(dataclasses.replace(MODEL, attention=backend), device, 100) == backend
+        assert choose(device, 100, backend=backend) == backend
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,8 @@ def test_plain_backends_run_anywhere(backend):
     ],
 )
 def test_a_backend_that_cannot_run_there_is_refused(device, attention, length, sequence, dtype, message):
-    config = dataclasses.replace(MODEL, attention=attention, compute_dtype=dtype)
-    with pytest.raises(ConfigError, match=f"^model.attention = '{attention}': .*{message}"):
-        choose(config, device, length, sequence)
+    with pytest.raises(ConfigError, match=f"^execution.attention = '{attention}': .*{message}"):
+        choose(device, length, sequence, attention, dtype)
 
 
 def test_an_old_cudnn_is_not_asked(monkeypatch):
@@ -95,17 +94,17 @@ def test_an_old_cudnn_is_not_asked(monkeypatch):
 
     for version, expected in ((90500, "blockwise"), (90600, "cudnn")):
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda version=version: version)
-        assert choose(MODEL, H100, 4096) == expected
+        assert choose(H100, 4096) == expected
 
 
 def test_a_mesh_says_its_devices_and_how_rows_are_cut():
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=4))
-    assert backend_for(MODEL, mesh, 4096) == "blockwise"
-    assert backend_for(MODEL, jax.devices()[0], 512) == "xla"
-    splash = dataclasses.replace(MODEL, attention="splash")
-    assert backend_for(splash, mesh, 512) == "splash"  # interpreted
+    assert backend_for(MODEL, AUTO, mesh, 4096) == "blockwise"
+    assert backend_for(MODEL, AUTO, jax.devices()[0], 512) == "xla"
+    splash = dataclasses.replace(AUTO, attention="splash")
+    assert backend_for(MODEL, splash, mesh, 512) == "splash"  # interpreted
     with pytest.raises(ConfigError, match="rows of 256 on 4 devices"):
-        backend_for(splash, mesh, 256)
+        backend_for(MODEL, splash, mesh, 256)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,8 @@ def test_a_model_by_itself_takes_the_kernel_of_the_device_at_hand(monkeypatch, d
     for backend in ("xla", "blockwise", "splash", "cudnn"):
         monkeypatch.setattr(attention, f"attend_{backend}", lambda q, *args, backend=backend: asked.add(backend) or q)
     monkeypatch.setattr(attention, "_current_device", lambda: device)
-    model = Transformer(dataclasses.replace(TRANSFORMER, compute_dtype="bfloat16"))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model = Transformer(TRANSFORMER, AUTO)
     apply = functools.partial(model.apply, {"params": params})
     jax.eval_shape(apply, jax.ShapeDtypeStruct((1, length), "int32"))
     assert asked == {expected}

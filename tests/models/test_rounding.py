@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tiny_models import TRANSFORMER, transformer_params
 
+from chameleon_jax.config import ExecutionConfig
 from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm, rope_sin_cos
 from chameleon_jax.models.transformer import Transformer
 
@@ -99,14 +100,15 @@ def test_rotation_rounds_once(compile):
 @pytest.mark.parametrize("norm_order", ["pre", "swin"])
 def test_logits_of_a_bfloat16_model_are_bfloat16_numbers_kept_as_float32(norm_order):
     """Samples and ties depend on it. XLA may drop a rounding that is undone at once, so the compiled model is asked."""
-    config = dataclasses.replace(TRANSFORMER, norm_order=norm_order, param_dtype="bfloat16", compute_dtype="bfloat16")
+    config = dataclasses.replace(TRANSFORMER, norm_order=norm_order)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), transformer_params(config))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (4, 40)), jnp.int32)
 
-    def logits(config):
-        return np.asarray(jax.jit(Transformer(config).apply)({"params": params}, ids))
+    def logits(dtype):
+        model = Transformer(config, ExecutionConfig(compute_dtype=dtype))
+        return np.asarray(jax.jit(model.apply)({"params": params}, ids))
 
-    rounded, unrounded = logits(config), logits(dataclasses.replace(config, compute_dtype="float32"))
+    rounded, unrounded = logits("bfloat16"), logits("float32")
     assert rounded.dtype == np.float32
     np.testing.assert_array_equal(rounded, rounded.astype(BFLOAT16).astype(np.float32))
     assert np.mean(unrounded != unrounded.astype(BFLOAT16).astype(np.float32)) > 0.9

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.config import TransformerConfig
+from chameleon_jax.config import ExecutionConfig, LoRAConfig, TransformerConfig
+from chameleon_jax.models import transformer
 from chameleon_jax.models.attention import rope_sin_cos
 from chameleon_jax.models.attention_mask import Mask
 from chameleon_jax.models.transformer import Block, Transformer
@@ -21,6 +22,7 @@ TINY = TransformerConfig(
     vocab_size=24, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, qk_norm_groups=2
 )
 SWIN = dataclasses.replace(TINY, norm_order="swin")
+AUTO = ExecutionConfig()
 
 
 def random_params(config: TransformerConfig, seed: int = 0):
@@ -33,8 +35,8 @@ def random_params(config: TransformerConfig, seed: int = 0):
     return jax.tree_util.tree_map_with_path(leaf, abstract_params(config))
 
 
-def abstract_params(config: TransformerConfig):
-    return nn.unbox(jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+def abstract_params(config: TransformerConfig, **how):
+    return nn.unbox(transformer.abstract_params(config, **how))
 
 
 def count(params) -> int:
@@ -45,9 +47,9 @@ def tokens(*shape: int, seed: int = 1) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, TINY.vocab_size, shape), jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(config: TransformerConfig, params, inputs):
-    return Transformer(config).apply({"params": params}, inputs)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def logits_of(config: TransformerConfig, params, inputs, execution: ExecutionConfig = AUTO):
+    return Transformer(config, execution).apply({"params": params}, inputs)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def test_names_and_shapes_of_the_parameters_are_the_canonical_ones():
         "norm": {"scale": (d,)},
         "output": (d, V),
     }  # fmt: skip
-    for config in (TINY, SWIN, dataclasses.replace(TINY, remat="full")):
+    for config in (TINY, SWIN):
         assert jax.tree.map(lambda leaf: leaf.shape, abstract_params(config)) == expected
     without = jax.tree.map(lambda leaf: leaf.shape, abstract_params(dataclasses.replace(TINY, qk_norm=False)))
     assert set(without["layers"]["attention"]) == {"q", "k", "v", "o"}
@@ -205,10 +207,11 @@ def first_layer(config: TransformerConfig):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_block(config: TransformerConfig, params, x, dropout_key=None):
+    """With dropout of a half if there is a key."""
     T = x.shape[1]
     mask = Mask.of_rows(jnp.ones((1, T), jnp.int32))
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    block = Block(config, deterministic=dropout_key is None)
+    block = Block(config, AUTO, LoRAConfig(), dropout=0.0 if dropout_key is None else 0.5)
     sin_cos = rope_sin_cos(jnp.arange(T)[None], config.head_dim, config.rope_theta)
     return block.apply({"params": params}, x, None, sin_cos, mask, 0, rngs=rngs)[0]
 
@@ -216,7 +219,7 @@ def run_block(config: TransformerConfig, params, x, dropout_key=None):
 @pytest.mark.parametrize("order", ["pre", "swin"])
 @pytest.mark.parametrize("silenced", ["attention", "mlp"])
 def test_dropout_acts_on_the_branch_just_before_it_is_added(order, silenced):
-    config = dataclasses.replace(TINY, norm_order=order, dropout=0.5)
+    config = dataclasses.replace(TINY, norm_order=order)
     params = first_layer(config)
     out = "o" if silenced == "attention" else "down"
     params[silenced] = {**params[silenced], out: jnp.zeros_like(params[silenced][out])}
@@ -231,7 +234,7 @@ def test_dropout_acts_on_the_branch_just_before_it_is_added(order, silenced):
 
 def test_every_layer_and_branch_drops_other_elements():
     # With an eps this large the norms only divide by 1000; undone here, the logits are the residual stream itself.
-    config = dataclasses.replace(TINY, vocab_size=16, dropout=0.5, norm_eps=1e6)
+    config = dataclasses.replace(TINY, vocab_size=16, norm_eps=1e6)
     params, inputs = random_params(config), tokens(1, 8) % 16
     for name in ("attention_norm", "mlp_norm"):
         params["layers"][name]["scale"] *= 1e3
@@ -241,7 +244,7 @@ def test_every_layer_and_branch_drops_other_elements():
     def dropped(params):
         """Where the residual stream ends as it began."""
         rngs = {"dropout": jax.random.key(0)}
-        end = Transformer(config).apply({"params": params}, inputs, deterministic=False, rngs=rngs)
+        end = Transformer(config).apply({"params": params}, inputs, dropout=0.5, rngs=rngs)
         return jnp.abs(end - params["embed"][inputs]) < 1e-4
 
     def only(branch: str, out: str, layer: int):
@@ -258,23 +261,16 @@ def test_every_layer_and_branch_drops_other_elements():
         assert all(not np.array_equal(mask, other) for other in masks[:index])
 
 
-def test_nothing_is_dropped_when_deterministic():
-    params, inputs = random_params(TINY), tokens(1, 8)
-    with_dropout = logits_of(dataclasses.replace(TINY, dropout=0.5), params, inputs)
-    np.testing.assert_array_equal(with_dropout, logits_of(TINY, params, inputs))
-
-
 @pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"unroll": 100}])
 def test_recomputing_or_unrolling_layers_changes_neither_values_nor_gradients(change):
-    config = TINY
-    params, inputs = random_params(config), tokens(2, 6)
+    params, inputs = random_params(TINY), tokens(2, 6)
 
-    def loss(params, config):
-        return jnp.mean(jnp.square(logits_of(config, params, inputs)))
+    def loss(params, execution):
+        return jnp.mean(jnp.square(logits_of(TINY, params, inputs, execution)))
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    value, grads = value_and_grad(params, config)
-    value_again, grads_again = value_and_grad(params, dataclasses.replace(config, **change))
+    value, grads = value_and_grad(params, AUTO)
+    value_again, grads_again = value_and_grad(params, ExecutionConfig(**change))
     np.testing.assert_allclose(value_again, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), grads, grads_again)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
@@ -282,20 +278,20 @@ def test_recomputing_or_unrolling_layers_changes_neither_values_nor_gradients(ch
 
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_a_turn_of_the_loop_holds_as_many_layers_as_unroll_says(unroll):
-    config = dataclasses.replace(TINY, unroll=unroll)
-    program = jax.make_jaxpr(lambda params: logits_of(config, params, tokens(1, 8)))(random_params(config))
+    execution = ExecutionConfig(unroll=unroll)
+    program = jax.make_jaxpr(lambda params: logits_of(TINY, params, tokens(1, 8), execution))(random_params(TINY))
     assert re.findall(r"\bunroll=(\d+)", str(program)) == [str(unroll)]
 
 
 def test_bfloat16_logits_are_float32_near_the_float32_model():
     params, inputs = random_params(TINY), tokens(2, 6)
     exact = logits_of(TINY, params, inputs)
-    rounded = logits_of(dataclasses.replace(TINY, compute_dtype="bfloat16"), params, inputs)
+    rounded = logits_of(TINY, params, inputs, ExecutionConfig(compute_dtype="bfloat16"))
     assert exact.dtype == rounded.dtype == jnp.float32
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 2e-2
 
 
 def test_parameters_are_stored_in_param_dtype():
-    config = dataclasses.replace(TINY, param_dtype="bfloat16", compute_dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(config))} == {jnp.dtype("bfloat16")}
+    leaves = jax.tree.leaves(abstract_params(TINY, param_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("bfloat16")}

@@ -53,7 +53,7 @@ def test_reading_through_the_cache_equals_reading_at_once(model, chunks):
     config, apply = model
     inputs = tokens(2, 9)
     whole = apply(inputs)
-    cache, parts, start = KVCache.empty(config, 2, 12), [], 0
+    cache, parts, start = KVCache.empty(config, 2, 12, "float32"), [], 0
     for size in chunks:
         stop = start + size
         ones = np.ones((2, size), np.int32)
@@ -76,7 +76,7 @@ def test_rows_padded_on_the_left_continue_as_if_alone(model):
     inputs = np.full((3, prompt), 7, np.int32)  # padding may hold any id
     for row, document in enumerate(documents):
         inputs[row, padding[row] :] = document[: lengths[row]]
-    cache = KVCache.empty(config, 3, total)
+    cache = KVCache.empty(config, 3, total, "float32")
     logits, cache = apply(inputs, np.maximum(place, 0), real.astype(np.int32), cache)
     assert np.all(np.isfinite(logits))
     for row, length in enumerate(lengths):
@@ -113,8 +113,7 @@ def test_positions_matter_only_by_their_differences(model):
 
 
 def test_the_cache_is_a_plain_tree_of_the_configured_shape_and_precision():
-    config = dataclasses.replace(PRE, compute_dtype="bfloat16")
-    cache = KVCache.empty(config, batch=3, slots=10)
+    cache = KVCache.empty(PRE, batch=3, slots=10, dtype="bfloat16")
     assert cache.k.shape == cache.v.shape == (2, 3, 10, 2, 4)  # layers, batch, slots, key/value heads, channels
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     assert len(jax.tree.leaves(cache)) == 4

@@ -91,7 +91,7 @@ def check_sizes(name: str, model: Chameleon) -> None:
     )
     assert (config.num_heads, config.num_kv_heads) == (sizes.num_attention_heads, sizes.num_key_value_heads)
     assert config.norm_order == ("swin" if sizes.swin_norm else "pre")
-    assert config.param_dtype == config.compute_dtype == "float32"
+    assert model.execution.param_dtype == model.execution.compute_dtype == "float32"
 
 
 def test_logits_of_the_opened_folder_are_those_of_transformers(opened):
@@ -134,6 +134,7 @@ def check_greedy_text(model: Chameleon, answers: dict[str, np.ndarray]) -> None:
     config = GenerationConfig(mode="text", max_new_tokens=fixtures.NEW_TOKENS, text=GREEDY)
     tokens = generate_ids(
         model.config,
+        model.execution,
         config,
         model.params,
         ModalityRules.build(vocabulary, 1, model.config.vocab_size),

@@ -29,7 +29,7 @@ class TinyRun:
 
     @staticmethod
     def config(output: str = "", /, **changes) -> TrainConfig:
-        """`changes` by dotted key, dots written as two underscores: `model__dropout=0.1`."""
+        """`changes` by dotted key, dots written as two underscores: `model__d_model=8`."""
         config = TrainConfig(
             data="none",
             output=str(output),

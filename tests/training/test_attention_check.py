@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.batch import Batch
-from chameleon_jax.config import ConfigError, MeshConfig, TransformerConfig
+from chameleon_jax.config import ConfigError, ExecutionConfig, MeshConfig, TransformerConfig
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.models import attention, attention_kernels
 from chameleon_jax.sharding import make_mesh
@@ -53,7 +53,7 @@ def one_step(tiny, config, mesh):
 
 @pytest.fixture(scope="module")
 def on_one_device(tiny):
-    config = tiny.config(model__attention="xla", batch_size=4)
+    config = tiny.config(execution__attention="xla", batch_size=4)
     return one_step(tiny, config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 
 
@@ -63,7 +63,7 @@ def on_one_device(tiny):
 def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(tiny, on_one_device, monkeypatch, name):
     monkeypatch.setattr(attention_kernels, "SPLASH_BLOCK", 128)  # of four, each device's part has its own mask
     expected_state, expected = on_one_device
-    config = tiny.config(model__attention="splash", model__remat="save_attention", batch_size=4)
+    config = tiny.config(execution__attention="splash", execution__remat="save_attention", batch_size=4)
     state, metrics = one_step(tiny, config, make_mesh(MESHES[name]))
     for key in expected:
         np.testing.assert_allclose(metrics[key], expected[key], rtol=2e-5, atol=1e-6, err_msg=key)
@@ -72,14 +72,14 @@ def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(ti
 
 
 def test_a_step_refuses_a_kernel_that_its_devices_lack(tiny):
-    config = tiny.config(model__attention="cudnn", batch_size=4)
-    with pytest.raises(ConfigError, match=r"model.attention = 'cudnn': .*Hopper"):
+    config = tiny.config(execution__attention="cudnn", batch_size=4)
+    with pytest.raises(ConfigError, match=r"execution.attention = 'cudnn': .*Hopper"):
         one_step(tiny, config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 
 
 def temporary_bytes(tiny, attention: str, length: int) -> int:
     """Memory of a step beside its arguments and results."""
-    config = tiny.config(model__attention=attention, model__num_layers=1, batch_size=1, loss_chunk=128)
+    config = tiny.config(execution__attention=attention, model__num_layers=1, batch_size=1, loss_chunk=128)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     step = make_train_step(config, tiny.is_image_id, mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packed_batch(1, length))
@@ -98,7 +98,8 @@ def test_memory_of_blockwise_attention_is_linear_in_the_length_and_that_of_xla_i
 # The check
 # ----------------------------------------------------------------------------------------------------------------------
 
-MODEL = TransformerConfig(num_heads=4, num_kv_heads=2, head_dim=16, compute_dtype="bfloat16", attention="splash")
+MODEL = TransformerConfig(num_heads=4, num_kv_heads=2, head_dim=16)
+SPLASH = ExecutionConfig(compute_dtype="bfloat16", attention="splash")
 
 
 @pytest.fixture
@@ -107,8 +108,8 @@ def short_rows(monkeypatch):
 
 
 def test_a_right_kernel_passes_on_a_device_and_on_a_mesh(short_rows):
-    check_attention(MODEL, jax.devices()[0])
-    check_attention(MODEL, make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)))
+    check_attention(MODEL, SPLASH, jax.devices()[0])
+    check_attention(MODEL, SPLASH, make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)))
 
 
 def leaks(q, k, v, mask):
@@ -150,15 +151,15 @@ wrong_only_in_gradients.defvjp(_forward, _backward)
 )
 def test_a_wrong_kernel_is_found_out(monkeypatch, short_rows, kernel, what):
     monkeypatch.setattr(attention, "attend_splash", kernel)
-    with pytest.raises(TrainingError, match=rf"'splash' on cpu: its {what} deviate .* model.attention = 'blockwise'"):
-        check_attention(MODEL, jax.devices()[0])
+    with pytest.raises(TrainingError, match=rf"'splash' on cpu: its {what} deviate .*execution.attention = 'blockwise"):
+        check_attention(MODEL, SPLASH, jax.devices()[0])
 
 
 @pytest.mark.parametrize("attention", ["auto", "xla", "blockwise"])
 def test_plain_attention_needs_no_check(monkeypatch, attention):
     monkeypatch.setattr(attention_check, "deviations", None)  # would be called
-    config = dataclasses.replace(MODEL, attention=attention)
-    assert check_attention(config, jax.devices()[0]) is config
+    execution = dataclasses.replace(SPLASH, attention=attention)
+    assert check_attention(MODEL, execution, jax.devices()[0]) is execution
 
 
 def test_the_check_runs_what_the_run_will(monkeypatch):
@@ -170,15 +171,15 @@ def test_the_check_runs_what_the_run_will(monkeypatch):
         return attention_kernels.attend_xla(q, k, v, mask)
 
     monkeypatch.setattr(attention, "attend_splash", told)
-    config = dataclasses.replace(MODEL, remat="save_attention")
-    assert check_attention(config, make_mesh(MeshConfig(data=4, sequence=2)), 256) is config
+    execution = dataclasses.replace(SPLASH, remat="save_attention")
+    assert check_attention(MODEL, execution, make_mesh(MeshConfig(data=4, sequence=2)), 256) is execution
     assert set(asked) == {((4, 256, 4, 16), (4, 256, 2, 16), "bfloat16")}
 
 
-def automatic(monkeypatch) -> TransformerConfig:
+def automatic(monkeypatch) -> ExecutionConfig:
     """'auto' chooses splash, as it does on a TPU."""
-    monkeypatch.setattr(attention_check, "backend_for", lambda config, where, length: "splash")
-    return dataclasses.replace(MODEL, attention="auto")
+    monkeypatch.setattr(attention_check, "backend_for", lambda *args: "splash")
+    return dataclasses.replace(SPLASH, attention="auto")
 
 
 def breaks(q, k, v, mask):
@@ -190,9 +191,9 @@ def breaks(q, k, v, mask):
 )
 def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(monkeypatch, capsys, kernel, reason):
     monkeypatch.setattr(attention, "attend_splash", kernel)
-    config = automatic(monkeypatch)
-    found = check_attention(config, jax.devices()[0], 128)
-    assert found == dataclasses.replace(config, attention="blockwise")
+    execution = automatic(monkeypatch)
+    found = check_attention(MODEL, execution, jax.devices()[0], 128)
+    assert found == dataclasses.replace(execution, attention="blockwise")
     said = " ".join(capsys.readouterr().err.split())
     assert reason in said
     assert "Going on with 'blockwise'" in said
@@ -201,12 +202,12 @@ def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(mon
 def test_blockwise_that_is_wrong_too_leaves_plain_attention(monkeypatch):
     monkeypatch.setattr(attention, "attend_splash", leaks)
     monkeypatch.setattr(attention, "attend_blockwise", leaks)
-    assert check_attention(automatic(monkeypatch), jax.devices()[0], 128).attention == "xla"
+    assert check_attention(MODEL, automatic(monkeypatch), jax.devices()[0], 128).attention == "xla"
 
 
 def test_the_check_of_long_rows_never_holds_all_scores():
     length = 16384
-    compare = functools.partial(attention_check.deviations, MODEL, "blockwise", 1, length)
+    compare = functools.partial(attention_check.deviations, MODEL, SPLASH, "blockwise", 1, length)
     compiled = jax.jit(compare).lower(jax.random.key(0)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < length * length * 4 / 2  # half of those of one head
 
@@ -223,10 +224,10 @@ def hopper_is_here() -> bool:
 @pytest.mark.parametrize("kv_heads", [8, 2])
 def test_cudnn_computes_what_plain_attention_does(kv_heads):
     program = (
-        "import jax; from chameleon_jax.config import TransformerConfig\n"
+        "import jax; from chameleon_jax.config import ExecutionConfig, TransformerConfig\n"
         "from chameleon_jax.training.attention_check import check_attention\n"
-        f"check_attention(TransformerConfig(num_heads=8, num_kv_heads={kv_heads}, head_dim=128,\n"
-        "    compute_dtype='bfloat16', attention='cudnn'), jax.devices('cuda')[0])"
+        f"check_attention(TransformerConfig(num_heads=8, num_kv_heads={kv_heads}, head_dim=128),\n"
+        "    ExecutionConfig(compute_dtype='bfloat16', attention='cudnn'), jax.devices('cuda')[0])"
     )
     environment = {"JAX_PLATFORMS": "cuda", "XLA_FLAGS": ""}
     result = subprocess.run(

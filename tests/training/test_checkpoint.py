@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.config import CheckpointConfig, MeshConfig, TrainConfig, from_dict
+from chameleon_jax.config import CheckpointConfig, MeshConfig, TrainConfig, from_dict, to_dict
 from chameleon_jax.errors import FileError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import checkpoint as checkpoint_module
@@ -128,19 +128,38 @@ def test_metrics_that_were_not_logged_yet_come_back_as_they_were(folder, config,
 
 def test_a_run_can_move_to_other_hardware_and_says_that_bits_may_differ(folder, tiny, config, mesh, at_step, capsys):
     save(folder, config, saved := at_step(2))
-    other = tiny.config(model__attention="blockwise", model__param_dtype="bfloat16", loss_chunk=4)
+    other = tiny.config(execution__attention="blockwise", execution__param_dtype="bfloat16", loss_chunk=4)
     state = restore(folder, other, mesh)
     said = " ".join(capsys.readouterr().err.split())
-    for change in ("loss_chunk = 4 (was 0)", "model.attention = 'blockwise' (was 'auto')", "model.param_dtype = 'bfl"):
-        assert change in said
+    changes = "execution.param_dtype = 'bfloat16' (was 'float32'), execution.attention = 'blockwise' (was 'auto')"
+    assert f"Going on with {changes}, loss_chunk = 4 (was 0): no longer the same" in said
     for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(saved.params), strict=True):
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected.astype(jnp.bfloat16)))
 
 
+def test_checkpoints_of_older_versions_which_had_more_in_model_go_on(folder, tiny, mesh, at_step, monkeypatch, capsys):
+    def old_form(config: TrainConfig) -> dict:
+        values = to_dict(config)
+        values["model"] |= {**values.pop("execution"), "dropout": values.pop("dropout"), "lora": values.pop("lora")}
+        return values
+
+    config = tiny.config(dropout=0.1, execution__remat="full", execution__attention="splash")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "to_dict", old_form)
+        save(folder, config, at_step(2))
+    assert stored_config(folder)["model"]["attention"] == "splash"
+    assert_same(restore(folder, config, mesh), at_step(2))
+    assert "bit for bit" not in capsys.readouterr().err
+    restore(folder, tiny.config(dropout=0.1, execution__remat="full"), mesh)
+    assert "execution.attention = 'auto' (was 'splash'): no longer the same" in capsys.readouterr().err
+    with pytest.raises(FileError, match=r"dropout was 0\.1, now 0\.0"):
+        restore(folder, tiny.config(), mesh)
+
+
 @pytest.mark.parametrize(("bits", "said"), [("rbg", True), ("threefry2x32", False)])
 def test_another_mesh_is_said_where_dropout_depends_on_it(folder, tiny, mesh, at_step, capsys, bits, said):
-    config = tiny.config(model__dropout=0.1, dropout_bits=bits)
+    config = tiny.config(dropout=0.1, dropout_bits=bits)
     save(folder, config, at_step(1))
     restore(folder, dataclasses.replace(config, mesh=MeshConfig(fsdp=2)), mesh)
     assert ("draws other masks on it): no longer the same run bit for bit" in capsys.readouterr().err) is said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shutil
 
@@ -25,7 +24,7 @@ from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 
 ONE = MeshConfig(data=1)
 HEAD = {"trainable": "image_head"}
-LORA = {"model__lora__rank": 3, "model__lora__alpha": 6.0}
+LORA = {"lora__rank": 3, "lora__alpha": 6.0}
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
@@ -35,7 +34,7 @@ def leaves(tree) -> dict[str, np.ndarray]:
 
 def finished_model(config):
     """Parameters of a model to begin with, whose logits differ by units."""
-    return transformer_params(dataclasses.replace(config.model, lora=LoRAConfig(), param_dtype="float32"))
+    return transformer_params(config.model)
 
 
 def load(config, target):
@@ -48,7 +47,7 @@ def load(config, target):
 def begin(config, mesh):
     """The state before the first step."""
     target = abstract_state(config, mesh).params
-    if config.model.lora.rank:
+    if config.lora.rank:
         return init_state(config, mesh, join(fresh_adapters(config, mesh), load(config, split(target, config)[1])))
     return init_state(config, mesh, load(config, target))
 
@@ -161,36 +160,37 @@ def with_random_adapters(params, seed: int = 0):
 )
 def test_merged_parameters_are_a_plain_model_with_the_logits_of_the_adapted_one(tiny, norm_order, lora):
     config = tiny.config(model__norm_order=norm_order, model__qk_norm_groups=2,
-                         **{f"model__lora__{name}": value for name, value in lora.items()})  # fmt: skip
+                         **{f"lora__{name}": value for name, value in lora.items()})  # fmt: skip
     params = with_random_adapters(begin(config, make_mesh(ONE, jax.devices()[:1])).params)
-    merged = merge(params, config.model.lora)
-    plain = dataclasses.replace(config.model, lora=LoRAConfig())
+    merged = merge(params, config.lora)
+    plain = LoRAConfig()
     assert jax.tree.structure(merged) == jax.tree.structure(finished_model(config))
 
     # By hand: W + alpha / rank * A B, only where there is an adapter.
-    scale, where = config.model.lora.alpha / config.model.lora.rank, leaves(params)
+    scale, where = config.lora.alpha / config.lora.rank, leaves(params)
     matrices = {name.removesuffix(A) for name in where if name.endswith(A)}
-    assert {name.split("/")[-1] for name in matrices} == set(config.model.lora.targets)
+    assert {name.split("/")[-1] for name in matrices} == set(config.lora.targets)
     for name, leaf in leaves(merged).items():
         expected = where[name]
         if name in matrices:
             a, b = where[name + A], where[name + B]
-            assert config.model.lora.rank == a.shape[-1] == b.shape[1]
+            assert config.lora.rank == a.shape[-1] == b.shape[1]
             product = np.einsum("lir,lro->lio", a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1))
             expected = expected + scale * product.reshape(expected.shape)
         np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
-    def logits(model, params) -> np.ndarray:
-        return np.asarray(jax.jit(Transformer(model).apply)({"params": params}, jnp.asarray(tiny.batch(0).inputs)))
+    def logits(lora, params) -> np.ndarray:
+        model = Transformer(config.model, lora=lora)
+        return np.asarray(jax.jit(model.apply)({"params": params}, jnp.asarray(tiny.batch(0).inputs)))
 
-    adapted = logits(config.model, params)
+    adapted = logits(config.lora, params)
     np.testing.assert_allclose(logits(plain, merged), adapted, rtol=1e-4, atol=1e-4)
     assert np.abs(logits(plain, finished_model(config)) - adapted).max() > 0.1
 
 
 @pytest.mark.slow
 def test_frozen_parameters_in_bfloat16_have_adapters_in_float32(tiny):
-    config = tiny.config(**LORA, model__param_dtype="bfloat16", model__compute_dtype="bfloat16")
+    config = tiny.config(**LORA, execution__param_dtype="bfloat16", execution__compute_dtype="bfloat16")
     before, after, state, losses = run(tiny, config, steps=2)
     for name, leaf in after.items():
         if name.endswith((A, B)):
@@ -201,7 +201,7 @@ def test_frozen_parameters_in_bfloat16_have_adapters_in_float32(tiny):
             np.testing.assert_array_equal(leaf, before[name], err_msg=name)
     assert all(leaf.dtype == np.float32 for leaf in leaves(state.opt_state).values() if leaf.ndim)
     assert np.isfinite(losses).all()
-    merged = merge(state.params, config.model.lora)
+    merged = merge(state.params, config.lora)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
     assert (leaves(merged)["layers/attention/q"] != before["layers/attention/q"]).any()
 
@@ -209,7 +209,7 @@ def test_frozen_parameters_in_bfloat16_have_adapters_in_float32(tiny):
 @pytest.mark.slow
 def test_adapters_resume_bit_for_bit_and_without_the_model_they_began_with(tiny, tmp_path):
     def config(name: str):
-        return tiny.config(tmp_path / name, **LORA, steps=4, model__dropout=0.1)
+        return tiny.config(tmp_path / name, **LORA, steps=4, dropout=0.1)
 
     whole = train(config("whole"), tiny.batches, tiny.is_image_id, initial_params=functools.partial(load, config("")))
     shutil.copytree(tmp_path / "whole/checkpoints/2", tmp_path / "cut/checkpoints/2")
@@ -224,7 +224,9 @@ def test_adapters_resume_bit_for_bit_and_without_the_model_they_began_with(tiny,
 # Both
 # ----------------------------------------------------------------------------------------------------------------------
 
-MEMORY = {"accumulation": 2, "loss_chunk": 4, "model__attention": "blockwise", "model__remat": "save_projections"}
+MEMORY = {
+    "accumulation": 2, "loss_chunk": 4, "execution__attention": "blockwise", "execution__remat": "save_projections"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -261,11 +263,11 @@ def test_muon_trains_what_may_change_too(tiny, recipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({**LORA, **HEAD}, r"trainable = 'image_head': must be 'all' with model\.lora\.rank"),
-        ({**LORA, "fresh_image_head": True}, r"fresh_image_head = True: must be false with model\.lora\.rank"),
-        ({"model__lora__rank": -1}, r"model\.lora\.rank = -1: must be from 0 to 65536"),
-        ({"model__lora__targets": ["q", "embed"]}, r"model\.lora\.targets\.1 = 'embed': must be one of 'q', 'k'"),
-        ({"model__lora__targets": ["q", "q"]}, r"model\.lora\.targets = .*: must name each matrix once"),
+        ({**LORA, **HEAD}, r"trainable = 'image_head': must be 'all' with lora\.rank"),
+        ({**LORA, "fresh_image_head": True}, r"fresh_image_head = True: must be false with lora\.rank"),
+        ({"lora__rank": -1}, r"lora\.rank = -1: must be from 0 to 65536"),
+        ({"lora__targets": ["q", "embed"]}, r"lora\.targets\.1 = 'embed': must be one of 'q', 'k'"),
+        ({"lora__targets": ["q", "q"]}, r"lora\.targets = .*: must name each matrix once"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tiny, change, message):
@@ -298,7 +300,7 @@ def matmul_flops(jaxpr) -> int:
 
 @pytest.mark.parametrize(
     "recipe",
-    [{}, HEAD, LORA, {**LORA, "model__lora__targets": ["q", "down"]}],
+    [{}, HEAD, LORA, {**LORA, "lora__targets": ["q", "down"]}],
     ids=["all", "head", "lora", "lora of two matrices"],
 )
 def test_a_step_computes_the_gradients_that_it_needs_and_no_others(tiny, recipe):
@@ -327,7 +329,7 @@ def test_flops_of_the_7b_by_hand(tiny):
     assert flops_per_token(tiny.config(**sizes), 4096) == 6 * weights + 3 * attention
     head = flops_per_token(tiny.config(**sizes, **HEAD), 4096)
     assert head == 2 * weights + attention + 2 * 4096 * 65536
-    lora = flops_per_token(tiny.config(**sizes, model__lora__rank=16), 4096)
+    lora = flops_per_token(tiny.config(**sizes, lora__rank=16), 4096)
     adapters = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert adapters == 39_976_960
     assert lora == 4 * weights + 3 * attention + 6 * adapters

@@ -367,7 +367,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_and_one_asked_to_stop_repeat_an_uninterrupted_run_bit_for_bit(tmp_path):
     whole, killed, stopped = tmp_path / "whole", tmp_path / "killed", tmp_path / "stopped"
-    changes = {"steps": 200, "checkpoint__every": 5, "model__dropout": 0.1}
+    changes = {"steps": 200, "checkpoint__every": 5, "dropout": 0.1}
     expected = finish(start_training(whole, tmp_path, changes=changes))
     assert len(lines_of(whole)) == 200
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_models import random_picture, scrambled_tokenizer, transformer_for, transformer_params
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import ConfigError, GenerationConfig, LoRAConfig, SamplePrompt, SamplesConfig
+from chameleon_jax.config import ConfigError, GenerationConfig, SamplePrompt, SamplesConfig
 from chameleon_jax.console.train import _sampler
 from chameleon_jax.document import DocumentError
 from chameleon_jax.models.lora import merge
@@ -104,10 +104,10 @@ def test_runs_of_two_people_have_ids_of_their_own_and_keep_them(tiny, tmp_path, 
 def sampling(tiny, folder: Path, prompts, **generation):
     """A config for the tiny tokenizer, and that."""
     tokenizer = scrambled_tokenizer()
-    model = dataclasses.replace(transformer_for(tokenizer.vocabulary), lora=LoRAConfig(rank=2))
+    model = transformer_for(tokenizer.vocabulary)
     generation = GenerationConfig(**{"max_new_tokens": 8, **generation})
     samples = SamplesConfig(every=1, prompts=tuple(prompts), generation=generation)
-    return dataclasses.replace(tiny.config(folder), model=model, samples=samples), tokenizer
+    return dataclasses.replace(tiny.config(folder, lora__rank=2), model=model, samples=samples), tokenizer
 
 
 def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
@@ -118,12 +118,9 @@ def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
         SamplePrompt("⟨image⟩ is", images=(str(tmp_path / "picture.png"),), mode="text"),
     ]
     config, tokenizer = sampling(tiny, tmp_path, prompts)
-    params = transformer_params(config.model)
+    params = transformer_params(config.model, lora=config.lora)
     answers = _sampler(config, tokenizer, None)(params)
-    whole = Chameleon(
-        dataclasses.replace(config.model, lora=LoRAConfig()), merge(params, config.model.lora), tokenizer,
-        image_head_trained=True,
-    )  # fmt: skip
+    whole = Chameleon(config.model, merge(params, config.lora), tokenizer, image_head_trained=True)
     texts = whole.generate_many(
         [["The quick"], [random_picture(1), " is"]], dataclasses.replace(config.samples.generation, mode="text")
     )

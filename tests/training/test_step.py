@@ -38,13 +38,13 @@ RECIPES = {
 WAYS = {
     "accumulation": {"accumulation": 2},
     "chunked loss": {"loss_chunk": 4},
-    "blockwise attention": {"model__attention": "blockwise"},
-    "remat full": {"model__remat": "full"},
-    "remat save_attention": {"model__remat": "save_attention"},
-    "remat save_projections": {"model__remat": "save_projections"},
-    "remat offload": {"model__remat": "offload"},
+    "blockwise attention": {"execution__attention": "blockwise"},
+    "remat full": {"execution__remat": "full"},
+    "remat save_attention": {"execution__remat": "save_attention"},
+    "remat save_projections": {"execution__remat": "save_projections"},
+    "remat offload": {"execution__remat": "offload"},
     "all of them": {
-        "accumulation": 2, "loss_chunk": 4, "model__attention": "blockwise", "model__remat": "save_attention"
+        "accumulation": 2, "loss_chunk": 4, "execution__attention": "blockwise", "execution__remat": "save_attention"
     },
 }  # fmt: skip
 """Ways to compute the same step with less memory."""
@@ -224,7 +224,7 @@ def test_signals_of_stability_are_what_they_are_called(tiny):
 
 def test_dropout_of_threefry_is_that_of_flax_so_that_older_runs_go_on(tiny):
     x, key = jnp.ones((8, 12, 16)), jax.random.key(3)
-    ours, flaxs = Dropout(0.3, False), nn.Dropout(0.3, deterministic=False)
+    ours, flaxs = Dropout(0.3), nn.Dropout(0.3, deterministic=False)
     expected = flaxs.apply({}, x, rngs={"dropout": key})
     np.testing.assert_array_equal(ours.apply({}, x, rngs={"dropout": key}), expected)
 
@@ -234,7 +234,7 @@ def test_each_device_makes_the_bits_of_its_own_rows(tiny):
 
     def drop(x):
         with constraints_on(mesh):
-            return Dropout(0.5, False).apply({}, x, rngs={"dropout": jax.random.key(3, impl="rbg")})
+            return Dropout(0.5).apply({}, x, rngs={"dropout": jax.random.key(3, impl="rbg")})
 
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
     compiled = jax.jit(drop, in_shardings=spread, out_shardings=spread).lower(jnp.ones((8, 12, 16))).compile()
@@ -250,7 +250,7 @@ def test_each_device_makes_the_bits_of_its_own_rows(tiny):
 
 @pytest.mark.parametrize("bits", ["threefry2x32", "rbg"])
 def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, bits):
-    config, mesh = tiny.config(model__dropout=0.3, dropout_bits=bits), mesh_of(ONE)
+    config, mesh = tiny.config(dropout=0.3, dropout_bits=bits), mesh_of(ONE)
     step = make_train_step(config, tiny.is_image_id, mesh)
 
     def loss_of_first_step(state) -> float:
@@ -267,8 +267,8 @@ def test_layers_of_one_turn_are_computed_again_like_those_of_a_loop(tiny):
     mesh = mesh_of(ONE)
 
     def temporaries(remat: str, unroll: int) -> int:
-        changes = {"num_layers": 3, "unroll": unroll, "remat": remat, "attention": "xla"}
-        config = tiny.config(**{f"model__{name}": value for name, value in changes.items()})
+        changes = {"unroll": unroll, "remat": remat, "attention": "xla"}
+        config = tiny.config(model__num_layers=3, **{f"execution__{name}": value for name, value in changes.items()})
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x), 128), x.dtype), tiny.batch(0))
         step = make_train_step(config, tiny.is_image_id, mesh).lower(abstract_state(config, mesh), batch)
         return step.compile().memory_analysis().temp_size_in_bytes
@@ -326,7 +326,7 @@ def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
 
 def test_evaluation_drops_nothing_and_counts_like_training(tiny, on_one_device):
     mesh = mesh_of(ONE)
-    config = tiny.config(model__dropout=0.3)
+    config = tiny.config(dropout=0.3)
     params = init_state(config, mesh).params
     sums = make_evaluation_step(config, tiny.is_image_id, mesh)(params, tiny.batch(0))
     expected = on_one_device("pre, adamw")[1][0]

@@ -19,14 +19,13 @@ from chameleon_jax.weights.safetensors import read_safetensors, write_safetensor
 from chameleon_jax.weights.sources import leaves_of, tree_of
 
 LORA = LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "o", "gate", "down"))
-CONFIG = dataclasses.replace(TRANSFORMER, lora=LORA)
-PARAMS = transformer_params(CONFIG)
+PARAMS = transformer_params(TRANSFORMER, lora=LORA)
 BASE = tree_of({name: leaf for name, leaf in leaves_of(PARAMS).items() if not is_adapter(name)})
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_adapters(tmp_path / "adapters", CONFIG, PARAMS, "models/base")
+    write_adapters(tmp_path / "adapters", LORA, PARAMS, "models/base")
     return tmp_path / "adapters"
 
 
@@ -131,9 +130,9 @@ def test_peft_itself_computes_the_same_and_its_own_files_are_read(tmp_path):
 
     model = released_model()
     model.save(tmp_path / "base", "huggingface")
-    config = dataclasses.replace(model.config, lora=LORA)
-    adapted = tree_of({**leaves_of(transformer_params(config, seed=3)), **leaves_of(model.params)})
-    write_adapters(tmp_path / "adapters", config, adapted, "base")
+    drawn = transformer_params(model.config, seed=3, lora=LORA)
+    adapted = tree_of({**leaves_of(drawn), **leaves_of(model.params)})
+    write_adapters(tmp_path / "adapters", LORA, adapted, "base")
     theirs = transformers.ChameleonForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapters")).eval()
     theirs.save_pretrained(tmp_path / "again")

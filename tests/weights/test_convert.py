@@ -125,7 +125,7 @@ def test_dtype_is_that_of_the_transformer_alone(saved, tmp_path):
         chosen = [] if dtype is None else ["--dtype", dtype]
         assert convert(tmp_path / "out", tmp_path / f"{number}", "--format", format, *chosen) == 0
         opened = open_checkpoint(tmp_path / f"{number}")
-        assert (str(opened.weights.dtype), opened.config.param_dtype) == (expected, expected)
+        assert (str(opened.weights.dtype), opened.dtype) == (expected, expected)
         assert str(opened.image_weights.dtype) == "float32"
 
 

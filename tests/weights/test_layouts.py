@@ -6,7 +6,6 @@ the tables of `chameleon_jax.weights.layout`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import warnings
@@ -21,7 +20,7 @@ from tiny_models import transformer_params
 
 import chameleon_jax
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import TransformerConfig
+from chameleon_jax.config import ExecutionConfig, TransformerConfig
 from chameleon_jax.weights.safetensors import write_safetensors
 from chameleon_jax.weights.torch_writing import write_torch_file
 
@@ -252,7 +251,8 @@ def test_bfloat16_files_open_bit_for_bit(tmp_path):
     ]
     for folder in folders:
         loaded = chameleon_jax.load(folder)
-        assert loaded.config == dataclasses.replace(config_with(2), param_dtype="bfloat16", compute_dtype="bfloat16")
+        assert loaded.config == config_with(2)
+        assert loaded.execution == ExecutionConfig(param_dtype="bfloat16", compute_dtype="bfloat16")
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
         jax.tree.map(np.testing.assert_array_equal, loaded.params, half)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import types
 from collections.abc import Iterator
@@ -309,8 +308,7 @@ def test_arrays_sent_to_accelerators_in_chunks_are_the_same(
 
 def test_half_precision_file_is_widened_chunk_by_chunk(model, tmp_path, monkeypatch, as_accelerators):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
-    config = dataclasses.replace(CONFIG, param_dtype="bfloat16")
-    Chameleon(config, half, None).save(tmp_path / "model", "meta")
+    Chameleon(CONFIG, half, None).save(tmp_path / "model", "meta")
     monkeypatch.setattr(sources, "CHUNK", 3000)
     monkeypatch.setattr(sources, "STRIP", 500)
     arrays = weights_of(tmp_path / "model").place(wanted(model, wanted_shardings(mesh_of(2, 2, 2))))

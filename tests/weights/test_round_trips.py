@@ -28,7 +28,13 @@ from tiny_models import (
 
 import chameleon_jax
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import GenerationConfig, ImageTokenizerConfig, SamplingConfig, TransformerConfig
+from chameleon_jax.config import (
+    ExecutionConfig,
+    GenerationConfig,
+    ImageTokenizerConfig,
+    SamplingConfig,
+    TransformerConfig,
+)
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
@@ -84,7 +90,7 @@ def document_tokenizer(kind: str) -> DocumentTokenizer:
 
 
 def model(rows: int, dtype: str = "float32", kind: str = "released", **changes: Any) -> Chameleon:
-    config = dataclasses.replace(CONFIG, qk_norm_groups=rows, param_dtype=dtype, compute_dtype=dtype, **changes)
+    config = dataclasses.replace(CONFIG, qk_norm_groups=rows, **changes)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), transformer_params(config, seed=rows))
     return Chameleon(config, params, document_tokenizer(kind), image_head_trained=False)
 
@@ -264,7 +270,8 @@ def test_type_changes_as_in_numpy(tmp_path, format, held, written):
     expected = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(written), original.params)
     for name in ("from memory", "from files"):
         found = chameleon_jax.load(tmp_path / name)
-        assert found.config == dataclasses.replace(original.config, param_dtype=written, compute_dtype=written)
+        assert found.config == original.config
+        assert found.execution == ExecutionConfig(param_dtype=written, compute_dtype=written)
         assert_same_arrays(found.params, expected)
 
 
@@ -384,7 +391,7 @@ def checkpoint_of(config: TransformerConfig, params: dict[str, np.ndarray], fold
 
 
 def in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    _, params = checkpoint.load_params(None, None, lambda size: None)
+    params = checkpoint.load_params(None, None, lambda size: None)
     return {name: np.asarray(leaf) for name, leaf in leaves_of(params).items()}
 
 

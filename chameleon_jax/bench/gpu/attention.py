@@ -13,7 +13,7 @@ import numpy as np
 
 from chameleon_jax.bench.gpu.record import Record
 from chameleon_jax.bench.train import image_ids, random_batch, train_config
-from chameleon_jax.config import BenchTrainConfig, MeshConfig, OptimizerConfig, TransformerConfig
+from chameleon_jax.config import BenchTrainConfig, ExecutionConfig, MeshConfig, OptimizerConfig, TransformerConfig
 from chameleon_jax.models.attention import backend_for
 from chameleon_jax.sharding import batch_sharding, constraints_on, make_mesh
 from chameleon_jax.training.attention_check import AT_LEAST, TIMES_PLAIN, check_attention, deviations, too_far
@@ -77,14 +77,14 @@ def count_kernels(program: str) -> tuple[int, int]:
 
 def compare_backend(case: Case) -> dict[str, Any]:
     """How far values and gradients are from plain attention in float32, beside plain attention in bfloat16."""
-    config = _heads(case.heads, case.kv_heads, remat=case.remat)
+    config, execution = _heads(case.heads, case.kv_heads), ExecutionConfig(compute_dtype="bfloat16", remat=case.remat)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh), constraints_on(mesh):
-        compare = jax.jit(functools.partial(deviations, config, case.backend, 1, case.length))
+        compare = jax.jit(functools.partial(deviations, config, execution, case.backend, 1, case.length))
         compiled = compare.lower(jax.random.key(0)).compile()
         found, plain = map(np.asarray, compiled(jax.random.key(0)))
     kernels = count_kernels(compiled.as_text())
-    problem = too_far(found, plain, config.compute_dtype)
+    problem = too_far(found, plain, execution.compute_dtype)
     if kernels != case.kernels:
         problem = problem or f"cuDNN's kernels, forward and backward: {kernels}, expected {case.kernels}"
     return {
@@ -95,17 +95,16 @@ def compare_backend(case: Case) -> dict[str, Any]:
     }
 
 
-def _heads(heads: int, kv_heads: int, **more: Any) -> TransformerConfig:
-    return TransformerConfig(
-        num_heads=heads, num_kv_heads=kv_heads, head_dim=128, compute_dtype="bfloat16", **more
-    )  # fmt: skip
+def _heads(heads: int, kv_heads: int) -> TransformerConfig:
+    return TransformerConfig(num_heads=heads, num_kv_heads=kv_heads, head_dim=128)
 
 
 def own_check(length: int) -> dict[str, Any]:
     """What `attention: auto` means here, and whether `chameleon train` would keep it."""
-    device, config = jax.devices()[0], _heads(8, 2, remat="save_attention")
-    kept = check_attention(config, device, length) is config
-    chosen = backend_for(config, device, length)
+    device, config = jax.devices()[0], _heads(8, 2)
+    execution = ExecutionConfig(compute_dtype="bfloat16", remat="save_attention")
+    kept = check_attention(config, execution, device, length) is execution
+    chosen = backend_for(config, execution, device, length)
     return {"auto": chosen, "problem": None if kept else f"{chosen!r} was left for another backend"}
 
 
@@ -149,7 +148,7 @@ def _params() -> Any:
 @functools.cache
 def _one_step(dtype: str, device: Any) -> Any:
     """State of the optimizer and metrics after one train step, as NumPy arrays."""
-    config = dataclasses.replace(STEP, model=dataclasses.replace(STEP.model, compute_dtype=dtype))
+    config = dataclasses.replace(STEP, execution=ExecutionConfig(compute_dtype=dtype))
     run, mesh = train_config(config), make_mesh(MeshConfig(), [device])
     with jax.default_device(device), jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
         state = init_state(run, mesh, jax.device_put(_params(), state_shardings(run, mesh).params))

@@ -13,7 +13,7 @@ import numpy as np
 from chameleon_jax.array_types import Array
 from chameleon_jax.bench.gpu.record import Record
 from chameleon_jax.bench.train import device_memory
-from chameleon_jax.config import GenerationConfig, ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.config import ExecutionConfig, GenerationConfig, ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.generation.engine import generate_ids, make_prompts
 from chameleon_jax.generation.guidance import copies
 from chameleon_jax.generation.modality import ModalityRules
@@ -26,11 +26,9 @@ from chameleon_jax.weights.checkpoint import abstract_params
 
 PROMPT = 16
 """Tokens of the prompt."""
-MODEL = TransformerConfig(param_dtype="bfloat16", compute_dtype="bfloat16")
-"""The sizes of the 7B are the defaults."""
+EXECUTION = ExecutionConfig(param_dtype="bfloat16", compute_dtype="bfloat16")
 TINY = TransformerConfig(
-    vocab_size=64, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=32,
-    param_dtype="bfloat16", compute_dtype="bfloat16",
+    vocab_size=64, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=32
 )  # fmt: skip
 TINY_PICTURES = ImageTokenizerConfig(
     resolution=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=4, code_dim=4,
@@ -40,11 +38,7 @@ TINY_PICTURES = ImageTokenizerConfig(
 
 def generate(record: Record) -> None:
     """The stage: tokens a second, seconds a picture, and the bytes of weights and cache that are read a second."""
-    model, pictures, tokens = (
-        TransformerConfig(param_dtype="bfloat16", compute_dtype="bfloat16"),
-        ImageTokenizerConfig(),
-        256,
-    )
+    model, pictures, tokens = TransformerConfig(), ImageTokenizerConfig(), 256  # the 7B
     if record.rehearsal:
         model, pictures, tokens = TINY, TINY_PICTURES, 4
     params = random_params(model)
@@ -62,7 +56,7 @@ def random_params(config: TransformerConfig) -> Any:
     """Parameters as a fresh model has them, made on the device in their own dtype."""
 
     def make(key: Array) -> Any:
-        paths, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
+        paths, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config, EXECUTION.param_dtype))
         return tree.unflatten(
             jnp.ones(leaf.shape, leaf.dtype)
             if path[-1].key == "scale"
@@ -87,7 +81,7 @@ def write(
 
     began = time.perf_counter()
     # With no id that ends a text, all of its tokens are written.
-    compiled = generate_ids.lower(model, config, *inputs, eos=-1, pad=vocabulary.pad).compile()
+    compiled = generate_ids.lower(model, EXECUTION, config, *inputs, eos=-1, pad=vocabulary.pad).compile()
     compile_seconds = time.perf_counter() - began
     for _ in range(2):
         began = time.perf_counter()
@@ -95,7 +89,7 @@ def write(
         seconds = time.perf_counter() - began
 
     steps, lanes = config.max_new_tokens, rows * len(copies(config))
-    cache = jax.eval_shape(lambda: KVCache.empty(model, lanes, prompts.ids.shape[1] + steps))
+    cache = jax.eval_shape(lambda: KVCache.empty(model, lanes, prompts.ids.shape[1] + steps, EXECUTION.compute_dtype))
     moved = 2 * matmul_parameters(model) + sum(each.size * each.dtype.itemsize for each in (cache.k, cache.v))
     figures = {
         "rows": rows,

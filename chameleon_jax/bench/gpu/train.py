@@ -18,7 +18,7 @@ STEPS = 3
 TINY = (  # one program for all, which is compiled once
     "--model.vocab_size", "64", "--model.d_model", "16", "--model.num_layers", "2", "--model.num_heads", "2",
     "--model.num_kv_heads", "2", "--model.head_dim", "8", "--model.mlp_dim", "32", "--length", "64",
-    "--loss_chunk", "32", "--batch_size", "2", "--model.dropout", "0", "--model.remat", "full", "--model.param_dtype",
+    "--loss_chunk", "32", "--batch_size", "2", "--dropout", "0", "--execution.remat", "full", "--execution.param_dtype",
     "float32", "--optimizer.moment_dtype", "float32", "--warmup", "1", "--repeats", "1",
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ def train_7b(record: Record) -> None:
     """The stage: preset `7b_80gb`, then without remat, with as many rows as may fit."""
     _measure(record, "7b_80gb")
     for rows in ("1",) if record.rehearsal else ("1", "2"):
-        changes = ("--model.remat", "none", "--batch_size", rows)
+        changes = ("--execution.remat", "none", "--batch_size", rows)
         record.check(f"7b_80gb {' '.join(changes)}", functools.partial(_try, record, changes), about=60)
 
 
