@@ -1,6 +1,6 @@
-"""Documents: ordered lists of text and pictures, the unit of everything a person sees.
+"""Documents: ordered lists of texts and pictures. Prompts, training examples and answers are all documents.
 
-`["The digit ", picture, " is a seven."]` is a prompt, a training example or an answer alike.
+An example is `["The digit ", picture, " is a seven."]`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-Document = list["str | Image"]  # PIL itself is imported only where a picture is at hand
+Document = list["str | Image"]  # PIL is imported only where pictures are used
 
 IMAGE_MARKS = ("⟨image⟩", "<image>", "<|image|>")
-"""Where pictures go in a prompt typed as one text."""
+"""Marks for the places of pictures in a prompt that is given as one text."""
 
 MOST_SEGMENTS = 100_000
-"""Texts and pictures of one document."""
+"""Limit on the texts and pictures of one document."""
 
 
 class DocumentError(ChameleonError, ValueError):
-    """A document, or a picture for one, that cannot be used."""
+    """A document, or a picture of one, is invalid."""
 
 
 def is_picture(value: Any) -> bool:
-    """Whether `value` is a `PIL.Image.Image`. Does not import PIL: without it there is no picture."""
+    """Whether `value` is a `PIL.Image.Image`. Does not import PIL, as there are no pictures unless it is imported."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
 
 
 def as_document(value: Any) -> Document:
-    """The document that `value` is: a list, tuple or iterator of segments; a lone text or picture is one of its own.
+    """`value` as a document: a list, tuple or iterator of segments, or a single text or picture.
 
     Raises:
-      DocumentError: for anything else, and for segments that are neither text nor a picture.
+      DocumentError: for anything else, and for segments that are neither texts nor pictures.
     """
     if isinstance(value, str) or is_picture(value):
         return [value]
@@ -63,10 +63,10 @@ def as_document(value: Any) -> Document:
 
 
 def as_documents(values: Any) -> list[Document]:
-    """Several documents, each as `as_document` takes it: `["one", "two"]` are two of one text each.
+    """`values` as documents, each converted by `as_document`: `["one", "two"]` are two documents of one text each.
 
     Raises:
-      DocumentError: for a lone text or picture, which is one document, and as `as_document`.
+      DocumentError: for a single text or picture, which is one document; and as `as_document`.
     """
     if isinstance(values, str) or is_picture(values):
         kind = "text" if isinstance(values, str) else "picture"
@@ -80,38 +80,38 @@ _SEGMENTS = "texts (str) and pictures (PIL.Image.Image, as chameleon_jax.open_im
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What is opened, by Pillow's names. Left out are formats that nobody keeps photographs in, such as icons and textures,
-whose decoders are seldom looked at, and those that start another program (EPS) or draw instead of decode."""
+"""Formats that are opened, by Pillow's names. Excluded are formats that hold no photographs, such as icons and
+textures, whose decoders are rarely reviewed, and those that start another program (EPS) or render instead of decode."""
 
 MOST_PIXELS = {
     "PNG": 128, "JPEG": 104, "JPEG CMYK": 80, "MPO": 104, "WEBP": 64, "AVIF": 48, "GIF": 128, "BMP": 128, "TIFF": 80,
     "PPM": 128, "JPEG2000": 32,
 }  # fmt: skip
-"""Mebipixels of one picture, width times height: so many that decoding takes a GiB or little more, and some seconds.
-(MPO are JPEG files of several pictures, from telephones. Progressive JPEG files take 10 bytes a pixel, 12 in CMYK.)"""
+"""Limits on width times height in mebipixels, such that decoding takes about 1 GiB and a few seconds. (MPO are JPEG
+files of several pictures, from phones. Progressive JPEG files take 10 bytes per pixel, 12 in CMYK.)"""
 MOST_PIXELS_IN_PYTHON = 4
-"""The same for what Pillow decodes without C: numbers as text in PPM files, BMP files with run lengths."""
+"""The same for formats that Pillow decodes in Python: PPM files with numbers as text, run-length encoded BMP files."""
 LONGEST_SIDE = 1 << 22
-"""Pixels; Pillow keeps 48 bytes for each of a side that it makes small."""
+"""Limit on a side in pixels; Pillow needs 48 bytes for each to resize it."""
 MOST_BYTES = 128 << 20
-"""Bytes of a picture file."""
+"""Limit on the bytes of a picture file."""
 MOST_BYTES_IN_PYTHON = 16 << 20
 MOST_READS = 1 << 21
-"""Pieces that a file is read in; only one that consists of millions of empty parts needs more."""
+"""Limit on read calls per file. Only files of millions of empty parts need more."""
 MOST_PASSES = 1 << 31
-"""Pixels of a JPEG file times its scans: a progressive one may go over the picture as often as it likes."""
+"""Limit on the pixels of a JPEG file times its scans, as a progressive file may have any number of scans."""
 
 
 def open_image(path: str | Path, *, exif: bool = True) -> Image:
-    """Reads a picture file whole; of an animation, the first picture.
+    """Opens and decodes a picture file; of an animation, the first frame.
 
     Args:
-      exif: turn the picture as its EXIF data says, so that it stands as people see it. The released code does not, and
-        so False gives the codes that it would give. (TIFF files are always turned, by Pillow.)
+      exif: rotate the picture as its EXIF data says, so that it is upright. The released code does not: False gives the
+        same codes as it. (Pillow always rotates TIFF files.)
 
     Raises:
-      DocumentError: if it is missing, no ordinary file, larger than the limits of this module, not in one of `FORMATS`,
-        or damaged.
+      DocumentError: if it is missing, not a regular file, above the limits of this module, not in one of `FORMATS`, or
+        damaged.
     """
     try:
         path = Path(path)
@@ -133,7 +133,7 @@ def open_image(path: str | Path, *, exif: bool = True) -> Image:
         image.load()
         if exif:
             image = _upright(image)
-        if image.format in ("WEBP", "AVIF"):  # a copy lets go of what their decoders keep: the file, all canvases
+        if image.format in ("WEBP", "AVIF"):  # a copy frees what their decoders keep: the file, all canvases
             image = image.copy()
         image.filename = str(path)  # for later errors
         return image
@@ -156,7 +156,7 @@ class _CountedReads(io.BufferedReader):
 
 @contextlib.contextmanager
 def _explained(name: str | Path) -> Iterator[None]:
-    """Names the picture in errors: Pillow's decoders raise whatever they stumble over. Warnings stay inside."""
+    """Turns any exception of Pillow's decoders into a `DocumentError` that names the picture; suppresses warnings."""
     place = f"{name}: " if name else ""
     try:
         with warnings.catch_warnings():
@@ -187,7 +187,7 @@ def _open(file: io.BufferedReader) -> Image:
 
 
 def _check_size(image: Image) -> None:
-    """Raises if decoding `image` would take too much; only its header has been read."""
+    """Raises if decoding `image`, of which only the header has been read, would take too much memory or time."""
     if image.format not in MOST_PIXELS:
         raise DocumentError(f"the picture's format is {image.format}, which is not read; load() it, or save it as PNG")
     in_python = any(tile.codec_name in ("ppm_plain", "bmp_rle") for tile in image.tile)
@@ -205,7 +205,7 @@ def _check_size(image: Image) -> None:
 
 
 def _check_work(image: Image, file: io.BufferedReader, size: int) -> None:
-    """The same for what only the file tells."""
+    """The same for limits that depend on the contents of the file."""
     in_python = any(tile.codec_name in ("ppm_plain", "bmp_rle") for tile in image.tile)
     if in_python and size > MOST_BYTES_IN_PYTHON:
         raise DocumentError(f"{size:,} bytes; pictures like this of up to {MOST_BYTES_IN_PYTHON:,} bytes are read")
@@ -219,7 +219,7 @@ def _check_work(image: Image, file: io.BufferedReader, size: int) -> None:
 
 
 def _upright(image: Image) -> Image:
-    """The picture turned and mirrored as its EXIF data says. Data that is damaged says nothing."""
+    """The picture rotated and mirrored as its EXIF data says. Damaged data is ignored."""
     from PIL import ExifTags, Image
 
     ways = {
@@ -233,26 +233,29 @@ def _upright(image: Image) -> Image:
         return image
     if way is None:
         return image
-    turned = image.transpose(way)
-    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # it must not be turned again
-        turned.info.pop(name, None)
-    return turned
+    upright = image.transpose(way)
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # it must not be rotated again
+        upright.info.pop(name, None)
+    return upright
 
 
 _TILE = 1 << 20
-"""Pixels that are converted at a time, so that nothing larger than the picture itself is ever made."""
+"""Pixels that are converted at a time, which bounds the memory of intermediate results."""
 
 
 def to_rgb(image: Image, style: Literal["meta", "huggingface"] = "meta") -> Image:
-    """Any picture as 8-bit RGB.
+    """Converts a picture to 8-bit RGB.
 
-    Transparent pixels are blended with white: in floating point and truncated, as the released code does, or in
-    Pillow's whole numbers, as transformers does. 16-bit grey keeps its upper eight bits (Pillow's own conversion would
-    clip nearly everything to white). CMYK, palette, grey and bilevel pictures are converted by Pillow.
+    16-bit grey keeps its upper eight bits (Pillow's own conversion would clip nearly everything to white). CMYK,
+    palette, grey and bilevel pictures are converted by Pillow.
+
+    Args:
+      style: how transparent pixels are blended with white: 'meta' in floating point, truncated, as the released code
+        does; 'huggingface' in Pillow's integers, as transformers does.
 
     Raises:
-      DocumentError: for floating-point and Lab pictures, pictures without pixels, and those that are not loaded yet and
-        cannot be, as `open_image` says.
+      DocumentError: for floating-point and Lab pictures, pictures without pixels, and pictures that are not loaded yet
+        and fail as in `open_image`.
     """
     if not is_picture(image):
         raise DocumentError(f"a picture (PIL.Image.Image) is expected, not {type(image).__name__}")
@@ -314,7 +317,7 @@ def _blend(image: Image) -> Image:
 
 @functools.cache
 def _blended() -> np.ndarray:
-    """uint8 `[256, 256]`: what an alpha and a value become on white, in the released code's arithmetic."""
+    """uint8 `[256, 256]`: alpha and value to the value blended with white, in the released code's arithmetic."""
     import numpy as np
 
     alpha, value = np.arange(256, dtype=np.float64)[:, None] / 255, np.arange(256, dtype=np.float64)
@@ -328,10 +331,10 @@ def _composite(image: Image) -> Image:
 
 
 def parse_prompt(text: str, images: Sequence[Image]) -> Document:
-    """Puts `images` where `text` says ⟨image⟩ (or <image>, or <|image|>); if it never does, they go before the text.
+    """Puts `images` at the marks ⟨image⟩, <image> or <|image|> in `text`; without marks, before the text.
 
     Raises:
-      DocumentError: if the marks and the pictures differ in number, or nothing is left.
+      DocumentError: if the number of marks is not that of the pictures.
     """
     for mark in IMAGE_MARKS[1:]:
         text = text.replace(mark, IMAGE_MARKS[0])

@@ -21,7 +21,7 @@ def summarize(model: Chameleon) -> dict[str, str]:
         "transformer": f"{config.num_layers} layers of width {config.d_model:,}, {config.num_heads} heads "
         f"({config.num_kv_heads} key/value) of {config.head_dim}, feed-forward {config.mlp_dim:,}, vocabulary "
         f"{config.vocab_size:,}",
-        "parameters": _parameters(leaves),
+        "parameters": f"{_parameters(leaves)}; computes in {model.execution.compute_dtype}",
         "devices": _devices(leaves),
     }
     if tokenizer.text is None:

@@ -19,7 +19,7 @@ def test_sizes_parameters_and_tokenizers_are_named():
     assert text.startswith("Chameleon\n")
     for part in (
         "2 layers of width 32, 8 heads (4 key/value) of 4, feed-forward 40",
-        f"parameters:      {count:,} in float32, 0.2 MiB",
+        f"parameters:      {count:,} in float32, 0.2 MiB; computes in float32",
         "devices:         1 x cpu",
         f"JSONTokenizer, {model.tokenizer.text.num_pieces} pieces",
         "8 x 8 pixels to 16 codes of 16",

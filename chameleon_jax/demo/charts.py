@@ -1,4 +1,4 @@
-"""The report's charts, as SVG text to be put into the page."""
+"""The report's charts as SVG."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> str:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=f"{name}, training")
         held_out = [line for line in lines if "held_out" in line]
         for source, key, colour, name in (
-            ("python_reference", "text_loss", TEXT, "prose never seen"),
-            ("digit_captions", "image_loss", IMAGE, "pictures never seen"),
+            ("python_reference", "text_loss", TEXT, "held-out prose"),
+            ("digit_captions", "image_loss", IMAGE, "held-out pictures"),
         ):
             points = [(line["step"], line["held_out"][source][key]) for line in held_out if source in line["held_out"]]
             if points:

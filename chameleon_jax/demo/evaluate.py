@@ -1,4 +1,4 @@
-"""What the demo's model can do, measured on pictures and text it never saw. Each figure comes with its examples."""
+"""Measures the demo's model on pictures and text that it was not trained on, and keeps the examples of each metric."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
 @dataclasses.dataclass
 class Answers:
-    """Pictures put before the model, what it wrote, and whether that is right."""
+    """Prompts with pictures, the model's answers, and whether they are right."""
 
     pictures: list[list[Image]]
     texts: list[str]
@@ -47,7 +47,7 @@ class Answers:
 
 @dataclasses.dataclass
 class Drawings:
-    """Digits drawn on request, row by row of `per_digit` for each digit."""
+    """Drawings of digits: `drawings_per_digit` of each digit in turn, with the digits asked for and recognised."""
 
     pictures: list[Image]
     asked: list[int]
@@ -68,7 +68,7 @@ def digit_pictures(split: str, datasets: str) -> tuple[list[Image], np.ndarray]:
 
 
 def _numbers(text: str) -> list[int]:
-    """The numbers that are spelled out in a text, in order."""
+    """The number words of a text, in order, as integers."""
     return [NUMBERS.index(word) for word in re.findall("[a-z]+", text) if word in NUMBERS]
 
 
@@ -78,21 +78,21 @@ def _ask(model: Chameleon, documents: list[list], max_new_tokens: int) -> list[s
 
 
 def ask_captions(model: Chameleon, images: list[Image], labels: np.ndarray) -> Answers:
-    """Right if the first number the caption names is the digit."""
+    """Asks for captions. Right if the first number in the caption is the digit."""
     texts = _ask(model, [[image] for image in images], 12)
     right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
     return Answers([[image] for image in images], texts, right)
 
 
 def ask_questions(model: Chameleon, images: list[Image], labels: np.ndarray) -> Answers:
-    """Right if the first number in the answer to "which digit is this?" is the digit."""
+    """Asks "which digit is this?". Right if the first number in the answer is the digit."""
     texts = _ask(model, [[image, QUESTION] for image in images], 6)
     right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
     return Answers([[image] for image in images], texts, right)
 
 
 def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: EvaluationConfig) -> Answers:
-    """Right if the last number the model names is the sum of the two pictured digits."""
+    """Asks for sums of two pictured digits. Right if the last number in the answer is the sum."""
     pairs = np.random.default_rng(config.seed).integers(len(images), size=(config.sums, 2))
     pictures = [[images[first], images[second]] for first, second in pairs]
     texts = _ask(model, [[first, " plus ", second, SUM] for first, second in pictures], 20)
@@ -101,7 +101,7 @@ def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: 
 
 
 def draw(model: Chameleon, judge: Judge, config: EvaluationConfig) -> Drawings:
-    """`drawings_per_digit` of each digit, from the caption alone."""
+    """Has the model draw `drawings_per_digit` of each digit, from the caption alone."""
     asked = [digit for digit in range(10) for _ in range(config.drawings_per_digit)]
     answers = model.generate_many([[CAPTION.format(DIGITS[digit])] for digit in asked], config.drawing)
     pictures = [answer[0] for answer in answers]
@@ -109,9 +109,9 @@ def draw(model: Chameleon, judge: Judge, config: EvaluationConfig) -> Drawings:
 
 
 def share_of_copies(model: Chameleon, drawings: list[Image], train: list[Image], real: list[Image]) -> dict[str, float]:
-    """How many drawings lie as near to a training picture, moved a little, as pictures lie to their reconstructions.
+    """The share of drawings that are as near to a shifted training picture as pictures are to their reconstructions.
 
-    The same share for real pictures the model never saw says how often chance alone comes so near.
+    For comparison, the same share of real pictures that the model was not trained on.
     """
     resolution = model.tokenizer.image.config.resolution
     drawn, known, unseen = (
@@ -127,7 +127,7 @@ def share_of_copies(model: Chameleon, drawings: list[Image], train: list[Image],
 
 
 def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
-    """Bits the model needs for a byte of held-out text; every token counts, ends of documents included."""
+    """Bits per byte of the model on held-out text; all tokens count, ends of documents included."""
 
     @jax.jit
     def nats(params, batch):
@@ -141,7 +141,7 @@ def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
 
 
 def xz_bits_per_byte(data: PreparedData, name: str, datasets: str) -> float:
-    """What `xz -9` needs for the same bytes."""
+    """Bits per byte of `xz -9` on the same text."""
     source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
     text = b"".join(segment.encode() for document in source.documents(datasets) for segment in document)
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
@@ -150,7 +150,7 @@ def xz_bits_per_byte(data: PreparedData, name: str, datasets: str) -> float:
 def continue_documents(
     model: Chameleon, images: list[Image], labels: np.ndarray, data: PreparedData, datasets: str
 ) -> list[tuple[list, list]]:
-    """Prompts and what the model writes after them: interleaved documents, prose, code."""
+    """Prompts and the model's continuations: interleaved documents, prose, code."""
     first = {int(label): image for image, label in reversed(list(zip(images, labels, strict=True)))}
     mixed = [
         ["Counting up from three: three ", first[3]],
@@ -171,7 +171,7 @@ def continue_documents(
 
 @dataclasses.dataclass
 class Evaluation:
-    """Everything the report shows."""
+    """Contents of the report."""
 
     metrics: dict[str, float]
     captions: Answers
@@ -185,7 +185,7 @@ class Evaluation:
 
 
 def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, datasets: str) -> Evaluation:
-    """Judges a model on the split named in `config`, once."""
+    """Evaluates a model on the split of `config`."""
     images, labels = digit_pictures(config.split, datasets)
     train_images, train_labels = digit_pictures(config.train_split, datasets)
     judge = Judge(train_images, train_labels, config.seed)

@@ -1,4 +1,4 @@
-"""A judge of drawn digits that never saw a drawing: a support vector machine trained on real training digits only."""
+"""A classifier that judges drawings: a support vector machine trained on real digits of the training split only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 COPIES = 6
-"""Augmented versions of each training picture; a judge of clean digits alone misjudges shifted ones."""
+"""Augmented versions of each training picture. Trained on clean digits alone, the classifier fails on shifted ones."""
 
 
 def _features(images: Sequence[Image]) -> np.ndarray:
-    """Pictures as 8 x 8 grey values, the resolution they were scanned at; float64 `[n, 64]` in [0, 1]."""
+    """8 x 8 grey values of pictures, the resolution of the scans, float64 `[n, 64]` in [0, 1]."""
     from PIL import Image
 
     small = (image.convert("L").resize((8, 8), Image.Resampling.BOX) for image in images)
@@ -23,10 +23,10 @@ def _features(images: Sequence[Image]) -> np.ndarray:
 
 
 class Judge:
-    """Tells which digit a picture shows."""
+    """Recognises the digit on a picture."""
 
     def __init__(self, images: Sequence[Image], labels: np.ndarray, seed: int):
-        """Learns from real pictures, each as it is and in `COPIES` augmented versions."""
+        """Trains on real pictures, each as it is and in `COPIES` augmented versions."""
         from sklearn.svm import SVC
 
         from data_pipeline.datasets.digit_documents import augment
@@ -41,12 +41,12 @@ class Judge:
 
 
 def nearest_distances(images: np.ndarray, references: np.ndarray, shift: int = 0) -> np.ndarray:
-    """Root mean square pixel difference of each picture to its nearest reference, in [-1, 1] units.
+    """Root mean square pixel difference of each picture to its nearest reference, for values in [-1, 1].
 
     Args:
       images: float32 `[n, h, w, 3]`.
       references: float32 `[m, h, w, 3]`.
-      shift: references are also tried moved by up to this many pixels, white moving in.
+      shift: references are also shifted by up to this many pixels, filled up with white.
     """
     height, width = images.shape[1:3]
     a = images.reshape(len(images), -1)

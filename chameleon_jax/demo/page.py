@@ -1,4 +1,4 @@
-"""The report's frame and looks; `report.py` fills it in."""
+"""Template and style sheet of the report, which `report.py` fills in."""
 
 CSS = """
 :root { --ink: #22302b; --soft: #5d6b64; --paper: #fbfcfa; --card: #ffffff; --line: #e3e8e4; --leaf: #1f7a5c;

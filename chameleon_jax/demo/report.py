@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with everything in it, made to be looked at."""
+"""The demo's report as one self-contained HTML file."""
 
 from __future__ import annotations
 

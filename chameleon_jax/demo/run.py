@@ -1,6 +1,6 @@
-"""`chameleon demo`: the project's own commands one after another, then an examination and a report.
+"""`chameleon demo`: runs the project's commands one after another, then evaluates the model and writes a report.
 
-A stage whose config and inputs are those of a finished run is reused. Training itself goes on where it was stopped.
+Finished stages are reused if their configs and inputs are the same. Interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REPORT = Kind("a report of the demo", lambda path: b"Chameleon" in path.read_byt
 
 
 def peak_memory_gib() -> float:
-    """Most memory this process has held, in GiB; the demo starts no others."""
+    """Peak memory of this process in GiB. The demo starts no other processes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -54,9 +54,9 @@ class _Stage(NamedTuple):
 
 
 class _Stages:
-    """Runs stages once. `stages.json` keeps for each what it was made from, how long it took and what it said.
+    """Runs stages that are not finished yet. `stages.json` records the key, time and results of each.
 
-    It is also the mark of a demo's folder: what no stage in it has made is neither removed nor replaced.
+    The file also marks the folder as one of a demo: nothing that a stage did not make is removed or replaced.
     """
 
     def __init__(self, folder: Path):
@@ -67,12 +67,12 @@ class _Stages:
             raise FileError(f"{self.path}: is no record of a demo; choose another folder (--output)")
 
     def run(self, stages: Sequence[_Stage], fresh: bool) -> dict[str, Any]:
-        """The figures of the last stage. A stage is left out if the same was done before and its product is there.
+        """Runs `stages` and returns the results of the last one. Finished stages whose product exists are skipped.
 
-        A stage's key covers its own config and, through the running hash, all stages before it.
+        The key of a stage is a hash of its config and those of all stages before it.
 
         Raises:
-          FileError: before any work, if something else is at the place of a product that must be made.
+          FileError: before any work, if something else exists at the path of a product.
         """
         if not self.done and self.folder.is_dir() and os.listdir(self.folder):
             raise FileError(f"{self.folder}: is not empty, and not from a demo; choose another folder (--output)")
@@ -122,7 +122,7 @@ class _Stages:
 
 
 def run_demo(command: DemoCommand) -> dict[str, Any]:
-    """Trains tokenizers and model, judges them on unseen data, and writes metrics.json and report.html.
+    """Trains tokenizers and model, evaluates them on held-out data, and writes metrics.json and report.html.
 
     Returns:
       the contents of metrics.json.
@@ -142,7 +142,7 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
     def recipe(cls: type, name: str, **overrides: Path) -> Any:
         return read_config(cls, recipes / f"{name}.yaml", {key: str(path) for key, path in overrides.items()})
 
-    # All recipes are read first, so that a mistake in the last does not come up after minutes.
+    # All recipes are read first, so that a mistake in the last is found at once.
     text = recipe(TextTokenizerCommand, "text_tokenizer", output=paths["text"], datasets=paths["datasets"])
     image = recipe(ImageTokenizerCommand, "image_tokenizer", output=paths["image"], datasets=paths["datasets"])
     prepare = recipe(
@@ -150,21 +150,21 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
         datasets=paths["datasets"],
     )  # fmt: skip
     train = recipe(TrainConfig, "train", data=paths["rows"], output=paths["run"])
-    examination = recipe(EvaluationConfig, "evaluation")
+    evaluation_config = recipe(EvaluationConfig, "evaluation")
     for name in ("python_reference", "python_stdlib"):
         if name not in [source.name for source in prepare.held_out]:
             raise ConfigError(f"{recipes}/prepare.yaml: held_out: the demo measures {name}, which is not listed")
 
     stages = _Stages(output)
     report = output / "report.html"
-    judge = lambda: _judge(output, prepare, train, examination, stages.done)  # noqa: E731
+    judge = lambda: _judge(output, prepare, train, evaluation_config, stages.done)  # noqa: E731
     plan = (
         ("train text tokenizer", text, paths["text"], TEXT_TOKENIZER, lambda: commands.train_text_tokenizer(text)),
         ("train image tokenizer", image, paths["image"], IMAGE_TOKENIZER,
          lambda: commands.train_image_tokenizer(image)),
         ("prepare data", prepare, paths["rows"], PREPARED, lambda: commands.prepare(prepare)),
         ("train Chameleon", train, paths["run"], RUN, lambda: train_transformer(train)),
-        ("judge and report", examination, report, REPORT, judge),
+        ("judge and report", evaluation_config, report, REPORT, judge),
     )  # fmt: skip
     metrics = stages.run([_Stage(*each) for each in plan], command.fresh)
     console.print(f"\nOpen {report} in a browser.\n", style="bold")
@@ -172,7 +172,11 @@ def run_demo(command: DemoCommand) -> dict[str, Any]:
 
 
 def _judge(
-    output: Path, prepare: PrepareCommand, train: TrainConfig, examination: EvaluationConfig, stages: dict[str, Any]
+    output: Path,
+    prepare: PrepareCommand,
+    train: TrainConfig,
+    evaluation_config: EvaluationConfig,
+    stages: dict[str, Any],
 ) -> dict[str, Any]:
     from chameleon_jax.demo.evaluate import evaluate
     from chameleon_jax.demo.report import write_report
@@ -180,7 +184,7 @@ def _judge(
 
     began, cpu_began = time.monotonic(), time.process_time()
     model, data = load(train.output), PreparedData(train.data)
-    evaluation = evaluate(model, data, examination, prepare.datasets)
+    evaluation = evaluate(model, data, evaluation_config, prepare.datasets)
     before = [stage for stage in stages.values() if stage["finished"]]
     metrics = {
         **evaluation.metrics,
