@@ -15,12 +15,12 @@ from chameleon_jax.config import BenchTrainConfig, find_configs, read_config
 
 STEPS = 3
 """Steps of a repeat, and of the profile."""
-TINY = (  # one program for all, which is compiled once
-    "--model.vocab_size", "64", "--model.d_model", "16", "--model.num_layers", "2", "--model.num_heads", "2",
-    "--model.num_kv_heads", "2", "--model.head_dim", "8", "--model.mlp_dim", "32", "--length", "64",
-    "--loss_chunk", "32", "--batch_size", "2", "--dropout", "0", "--execution.remat", "full", "--execution.param_dtype",
-    "float32", "--optimizer.moment_dtype", "float32", "--warmup", "1", "--repeats", "1",
-)  # fmt: skip
+TINY = {  # one program for all, which is compiled once
+    "model.vocab_size": 64, "model.d_model": 16, "model.num_layers": 2, "model.num_heads": 2, "model.num_kv_heads": 2,
+    "model.head_dim": 8, "model.mlp_dim": 32, "execution.remat": "full", "execution.param_dtype": "float32",
+    "optimizer.moment_dtype": "float32", "dropout": 0.0, "length": 64, "batch_size": 2, "loss_chunk": 32, "warmup": 1,
+    "repeats": 1,
+}  # fmt: skip
 
 
 def train_1b(record: Record) -> None:
@@ -31,9 +31,9 @@ def train_1b(record: Record) -> None:
 def train_7b(record: Record) -> None:
     """The stage: preset `7b_80gb`, then without remat, with as many rows as may fit."""
     _measure(record, "7b_80gb")
-    for rows in ("1",) if record.rehearsal else ("1", "2"):
-        changes = ("--execution.remat", "none", "--batch_size", rows)
-        record.check(f"7b_80gb {' '.join(changes)}", functools.partial(_try, record, changes), about=60)
+    for rows in (1,) if record.rehearsal else (1, 2):
+        changes = {"execution.remat": "none", "batch_size": rows}
+        record.check(f"7b_80gb, remat none, rows {rows}", functools.partial(_try, record, changes), about=60)
 
 
 def _measure(record: Record, preset: str) -> None:
@@ -54,10 +54,10 @@ def _measure(record: Record, preset: str) -> None:
         record.check(f"{preset}, without a profile", measured, about=60)
 
 
-def _try(record: Record, changes: tuple[str, ...]) -> dict[str, Any]:
+def _try(record: Record, changes: dict[str, Any]) -> dict[str, Any]:
     """Speed and memory with some changes. That they do not fit is a finding, no failure."""
     try:
-        figures = bench_train(_config(record, "7b_80gb", *changes))
+        figures = bench_train(_config(record, "7b_80gb", changes))
     except jax.errors.JaxRuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
@@ -69,6 +69,6 @@ def _try(record: Record, changes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _config(record: Record, preset: str, *changes: str) -> BenchTrainConfig:
-    changes = (*changes, "--steps", str(STEPS), "--repeats", "3", *(TINY if record.rehearsal else ()))
-    return read_config(BenchTrainConfig, find_configs() / "bench" / f"{preset}.yaml", changes)
+def _config(record: Record, preset: str, changes: dict[str, Any] | None = None) -> BenchTrainConfig:
+    overrides = (changes or {}) | {"steps": STEPS, "repeats": 3} | (TINY if record.rehearsal else {})
+    return read_config(BenchTrainConfig, find_configs() / "bench" / f"{preset}.yaml", overrides)
