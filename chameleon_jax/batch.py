@@ -16,11 +16,11 @@ class Batch(NamedTuple):
     `positions` counts from 0 in each document. `targets` is the next token of the same document.
     """
 
-    inputs: Array  # int32
-    targets: Array  # int32
-    loss_weights: Array  # float32, weight of each prediction; 0 on padding
-    positions: Array  # int32
-    segment_ids: Array  # int32
+    inputs: np.ndarray | Array  # int32
+    targets: np.ndarray | Array  # int32
+    loss_weights: np.ndarray | Array  # float32, weight of each prediction; 0 on padding
+    positions: np.ndarray | Array  # int32
+    segment_ids: np.ndarray | Array  # int32
 
 
 def row_dtype(length: int) -> np.dtype:

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import textwrap
+import typing
 
 
 class FieldsInDocstring:
@@ -28,7 +30,7 @@ def _list_of_fields(cls: type) -> str:
     docs: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
         docs |= field_docs(parent)
-    lines = []
+    lines, hints = [], typing.get_type_hints(cls)  # without what `Annotated` adds
     for field in dataclasses.fields(cls):
         if field.name not in docs:  # the signature, which `help` shows too, says all there is to say
             continue
@@ -36,7 +38,8 @@ def _list_of_fields(cls: type) -> str:
         value = "" if default is dataclasses.MISSING else f" = {default!r}"
         if len(value) > 60:  # such as a config of its own
             value = f" = {type(default).__name__}(…)"
-        entry = f"{field.name} ({field.type}{value}): {' '.join(docs[field.name].split())}"
+        hint = re.sub(r"(\w+\.)+(?=\w)", "", inspect.formatannotation(hints[field.name]))  # without names of modules
+        entry = f"{field.name} ({hint}{value}): {' '.join(docs[field.name].split())}"
         lines.append(textwrap.fill(entry, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines)
 

@@ -26,9 +26,9 @@ class TextTokenizerConfig:
     vocab_size: int
     """Text pieces, the 256 bytes among them."""
     character_coverage: float = 0.9999
-    """Share of all characters that get a piece of their own; the rest is written in bytes."""
+    """Share of all characters that get a piece of their own; the others are encoded as bytes."""
     max_lines: int = 1_000_000
-    """Lines to learn from, drawn at random if there are more."""
+    """Lines to train on, sampled at random if there are more."""
     seed: int = 0
 
     def __post_init__(self):
@@ -65,7 +65,7 @@ class ImageTokenizerTrainConfig:
     """Weight of mean |sg(code) - z|^2, which keeps the encoder near its codes."""
     codebook_decay: float = 0.99
     restart_below: float = 0.05
-    """A code used less than this share of the mean use moves to a latent of the current batch."""
+    """A code whose use is below this share of the mean is restarted at a latent of the current batch."""
     seed: int = 0
 
     def __post_init__(self):
@@ -89,7 +89,7 @@ class OptimizerConfig:
     """Optimizer and learning-rate schedule. The defaults are the paper's pre-training recipe (section 2.3)."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """'muon' orthogonalises the updates of the matrices inside the layers; the rest stays with AdamW."""
+    """'muon' orthogonalises the updates of the matrices inside the layers; all other parameters use AdamW."""
     learning_rate: float = 1e-4
     schedule: Literal["cosine", "exponential", "linear", "constant"] = "exponential"
     warmup_steps: int = 4000
@@ -101,11 +101,11 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Applied to matrices and embeddings, not to norms and biases."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Gradients are clipped to this global norm."""
     muon_momentum: float = 0.95
     moment_dtype: ChangesRounding[DType] = "float32"
-    """Type in which both moments of AdamW and the momentum of Muon are kept between steps; they are computed in
-    float32. 'bfloat16' saves 4 bytes a parameter (AdamW) and rounds the moments at each step."""
+    """Type in which both moments of AdamW and the momentum of Muon are stored between steps; they are computed in
+    float32. 'bfloat16' saves 4 bytes per parameter (AdamW) and rounds the moments at each step."""
 
     def __post_init__(self):
         for name in ("learning_rate", "clip_norm", "eps"):
@@ -125,16 +125,16 @@ class OptimizerConfig:
 
 @config
 class MeshConfig:
-    """How the devices are arranged. One size may be -1 and takes the devices that are left."""
+    """The device mesh. One size may be -1, which takes the remaining devices."""
 
     data: int = -1
-    """Copies of the model, each on its own share of the batch."""
+    """Data parallelism: copies of the model, each with its own share of the batch."""
     fsdp: int = 1
-    """Parameters and optimizer state cut into this many parts, gathered as they are needed."""
+    """Fully sharded data parallelism: parameters and optimizer state in this many shards, gathered when needed."""
     tensor: int = 1
-    """Heads, feed-forward and vocabulary cut into this many parts."""
+    """Tensor parallelism: heads, feed-forward and vocabulary in this many shards."""
     sequence: int = 1
-    """Rows cut into this many parts along their length, for contexts that are too long for one device."""
+    """Sequence parallelism: rows sharded along their length, for contexts that are too long for one device."""
 
     def __post_init__(self):
         sizes = {"data": self.data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}
@@ -145,12 +145,12 @@ class MeshConfig:
 
 @config
 class StageConfig:
-    """A stretch of training with its own mixture of data."""
+    """A stage of training with its own mixture of data."""
 
     share: float
     """Share of all steps."""
     weights: dict[str, float]
-    """Sampling weight of each prepared source; a source that is not named is not read."""
+    """Sampling weight of each prepared source. Sources that are not named are not read."""
 
     def __post_init__(self):
         require(0 < self.share <= 1, "share", self.share, "must be in (0, 1]")
@@ -163,7 +163,7 @@ class StageConfig:
 
 
 def stage_ends(stages: Sequence[StageConfig], rows: int) -> list[int]:
-    """How many of the rows that a run reads have been read when each stage is over."""
+    """Number of rows that have been read at the end of each stage."""
     ends = [round(rows * sum(stage.share for stage in stages[: number + 1])) for number in range(len(stages))]
     return [*ends[:-1], rows]
 
@@ -172,16 +172,16 @@ def stage_ends(stages: Sequence[StageConfig], rows: int) -> list[int]:
 class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints. The last step is always saved, and so is the one at which the run is asked to stop
-    (Ctrl-C, or SIGTERM, as schedulers send before they take a machine away)."""
+    (Ctrl-C, or SIGTERM, which schedulers send before they preempt a machine)."""
     keep: int = 3
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Checkpoints of multiples of this many steps are kept for ever; 0: none."""
+    """Checkpoints at multiples of this many steps are never deleted; 0: none."""
     best: str = ""
-    """A held-out loss, such as held_out.prose.loss, text_loss or image_loss in the last place. The checkpoint with the
-    lowest is kept beside the newest, and the model written at the end is that of its step."""
+    """A held-out loss: held_out.NAME.loss, or text_loss or image_loss in the last place. The checkpoint with the lowest
+    value is kept besides the newest ones, and the final model is that of its step."""
     patience: int = 0
-    """Evaluations without a better `best` after which the run ends early; 0: it never does."""
+    """Evaluations without improvement of `best` after which the run ends early; 0: never."""
 
     def __post_init__(self):
         for name in ("every", "keep"):
@@ -204,15 +204,15 @@ class CheckpointConfig:
 
 @config
 class BadStepsConfig:
-    """What happens at a step whose loss or gradient is infinite, not a number, or too large. Its update is never
-    applied, and what it was trained on is written to bad_steps.jsonl."""
+    """What to do at a step whose loss or gradient is not finite or too large. Its update is never applied, and the rows
+    of its batch are listed in bad_steps.jsonl."""
 
     action: Literal["stop", "skip"] = "stop"
-    """'stop' ends the run with the last checkpoint kept; 'skip' goes on with the next batch."""
+    """'stop' ends the run, which keeps its last checkpoint; 'skip' continues with the next batch."""
     gradient_norm: float = 0.0
-    """Gradients above this global norm (before clipping) are too large; 0: only those that are no numbers."""
+    """Gradients above this global norm (before clipping) are too large; 0: no limit."""
     limit: int = 10
-    """Bad steps one after another that end a run that skips them."""
+    """Number of consecutive bad steps that ends a run with action 'skip'."""
 
     def __post_init__(self):
         require(self.gradient_norm >= 0, "gradient_norm", self.gradient_norm, "must be 0 or more")
@@ -226,7 +226,7 @@ class ProfileConfig:
     steps: int = 0
     """Steps to trace; 0: none."""
     start: int = 10
-    """Steps of this process to let pass before, so that compilation is not part of it; 0 traces it too."""
+    """Steps of this process to skip before the trace, so that it does not include compilation; 0 includes it."""
 
     def __post_init__(self):
         for name in ("steps", "start"):
@@ -235,14 +235,14 @@ class ProfileConfig:
 
 @config
 class SamplePrompt:
-    """A prompt that the model in training goes on from."""
+    """A prompt for the model in training to continue."""
 
     text: str = ""
-    """⟨image⟩ or <image> marks where each picture goes."""
+    """⟨image⟩ or <image> marks the place of each picture."""
     images: tuple[str, ...] = ()
     """Picture files."""
     mode: Literal["auto", "interleaved", "text", "image"] = "auto"
-    """What to write: see `mode` of `chameleon generate`."""
+    """What to generate; see `mode` of `chameleon generate`."""
 
     def __post_init__(self):
         require(bool(self.text or self.images), "text", self.text, "must be given, or images")
@@ -250,13 +250,13 @@ class SamplePrompt:
 
 @config
 class SamplesConfig:
-    """Text and pictures that show what the model in training has learnt, in <output>/samples and the trackers."""
+    """Samples of text and pictures from the model in training, in <output>/samples and the trackers."""
 
     every: int = 0
-    """Steps between samples, which are drawn after the last step too; 0: never."""
+    """Steps between samples, which are also drawn after the last step; 0: never."""
     prompts: tuple[SamplePrompt, ...] = ()
     generation: GenerationConfig = GenerationConfig()
-    """How they are drawn; `mode` is that of each prompt."""
+    """Options of sampling, except `mode`, which is that of each prompt."""
 
     def __post_init__(self):
         require(self.every >= 0, "every", self.every, "must be 0 or more")
@@ -271,18 +271,17 @@ class SamplesConfig:
 
 @config
 class DistributedConfig:
-    """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI 4 are recognised without any of
-    this; the keys are for bare launchers, and differ between processes only in `process`. They win over what is
-    recognised."""
+    """How the processes of one run find each other. Cloud TPU, GKE, Slurm and Open MPI 4 are detected; these keys are
+    for other launchers, and take precedence. Only `process` differs between processes."""
 
     coordinator: str = ""
     """host:port of process 0, reachable from all. Also read from CHAMELEON_COORDINATOR."""
     processes: int = 0
-    """How many processes there are; 1 needs no other key. Also read from CHAMELEON_PROCESSES."""
+    """Number of processes; 1 needs no other key. Also read from CHAMELEON_PROCESSES."""
     process: int = -1
-    """Which of them this one is, from 0. Also read from CHAMELEON_PROCESS."""
+    """Index of this process, from 0. Also read from CHAMELEON_PROCESS."""
     heartbeat_seconds: int = 30
-    """A process that was not heard of for so long is taken for dead, and ends the others."""
+    """A process that has sent no heartbeat for this long is considered dead, and the others end."""
 
     def __post_init__(self):
         require(self.processes >= 0, "processes", self.processes, "must be 0 or more")
@@ -297,67 +296,65 @@ class TrainConfig:
     """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
     model: TransformerConfig
     steps: Adjustable[int]
-    """Updates in all. May be raised when a run goes on; a learning rate that falls until the last step then jumps up to
-    the new schedule, and says so."""
+    """Total number of updates. It may be raised when a run is resumed; a decaying learning rate then jumps to the new
+    schedule, with a message."""
     batch_size: int
-    """Rows a step, over all devices."""
+    """Rows per step, over all devices."""
     data: Adjustable[str] = ""
-    """Folder that `chameleon prepare` wrote. Not needed where `train` is handed Batches."""
+    """Folder that `chameleon prepare` wrote. Not needed if `train` is called with Batches."""
     stages: tuple[StageConfig, ...] = ()
-    """Mixtures of the sources in `data`, one after another. Not needed where `train` is handed Batches."""
+    """Stages with their mixtures of the sources in `data`, in order. Not needed if `train` is called with Batches."""
     execution: ChangesRounding[ExecutionConfig] = ExecutionConfig()
     lora: LoRAConfig = LoRAConfig()
-    """Adapters that are trained instead of the model's own parameters."""
+    """Low-rank adapters to train instead of the parameters of the model."""
     dropout: float = 0.0
-    """Dropped share of each branch just before it is added to the residual stream."""
+    """Dropout rate on the output of each branch, before it is added to the residual stream."""
     initial: Adjustable[str] = ""
-    """Model to begin with, in any format: a folder, or hf://org/name on the Hugging Face Hub. By default parameters are
-    drawn at random."""
+    """Model to start from, in any format: a folder, or hf://org/name on the Hugging Face Hub. Default: random
+    initialisation."""
     initial_adapters: Adjustable[str] = ""
-    """Folder of low-rank adapters that are added to the matrices of `initial` first, such as `adapters` of a run."""
+    """Folder of low-rank adapters to merge into `initial` first, such as `adapters` of a run."""
     trainable: Literal["all", "image_head"] = "all"
-    """'image_head': only the output layer's columns of image codes change, which gives the released weights their
-    pictures back. With `lora.rank`, only the adapters change."""
+    """'image_head': train only the output layer's columns of image codes, which lets the released weights draw again.
+    With `lora.rank`, only the adapters are trained."""
     fresh_image_head: bool = False
-    """Draw these columns anew before the first step."""
+    """Reinitialise these columns before the first step."""
     optimizer: OptimizerConfig = OptimizerConfig()
     sequence_length: Adjustable[int | None] = None
-    """Tokens a row. The prepared data has a length of its own, which must be this one if both are known; `chameleon
-    compile` has no data and needs it."""
+    """Tokens per row. Must be that of the prepared data; null takes it from there. `chameleon compile`, which has no
+    data, needs it."""
     accumulation: ChangesRounding[int] = 1
-    """Parts that a batch is cut into, one after another, so that activations of only one are in memory. The step is the
-    same as with all rows at once, but for rounding; with dropout each part draws a mask of its own. Held-out rows are
-    read in the same parts."""
+    """Gradient accumulation: parts of a batch that are computed one after another, so that the activations of only one
+    are in memory. Up to rounding, the step is the same; with dropout each part has its own mask. Evaluation uses the
+    same parts."""
     loss_chunk: ChangesRounding[int] = 0
-    """Positions of each row whose logits are computed at a time, again in the backward pass; 0: all at once. The logits
-    of a whole batch over 65,536 ids are often the largest array of a step."""
+    """Positions of each row whose logits are computed at a time, and recomputed in the backward pass; 0: all at once.
+    The logits of a whole batch over 65,536 ids are often the largest array of a step."""
     z_loss: float = 1e-5
-    """Weight of (log Z)^2, which keeps the logits from drifting."""
+    """Weight of (log Z)^2 in the loss, which keeps the logits from drifting."""
     ema: float = 0.0
-    """Decay of a moving average of the trained parameters, such as 0.999; 0: none. The average, kept in float32, is
-    what is evaluated, sampled from and written as the model. It begins as a plain mean: at step n the decay is at most
-    n / (n + 10)."""
+    """Decay of an exponential moving average of the trained parameters, such as 0.999; 0: none. The average, in
+    float32, is evaluated, sampled from and written as the model. At step n the decay is at most n / (n + 10)."""
     mesh: Adjustable[MeshConfig] = MeshConfig()
     distributed: Adjustable[DistributedConfig] = DistributedConfig()
     dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """How the random bits of dropout are made from the seed and the step. Those of 'threefry2x32' are the same on all
-    devices and meshes, but cost TPUs much; 'rbg' is their own generator, each device makes the bits of its own rows,
-    and another mesh or kind of device draws other masks."""
+    """Random number generator of dropout. 'threefry2x32' gives the same masks on all devices and meshes, but is slow on
+    TPUs; 'rbg' is their own generator, whose masks depend on the mesh and the kind of device."""
     compiler_options: ChangesRounding[Literal["auto", "none"]] = "auto"
-    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the devices
-    at hand, 'none' leaves all to XLA, its defaults and XLA_FLAGS."""
+    """Compiler options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the
+    devices at hand, 'none' the defaults and XLA_FLAGS."""
     checkpoint: Adjustable[CheckpointConfig] = CheckpointConfig()
     bad_steps: Adjustable[BadStepsConfig] = BadStepsConfig()
     profile: Adjustable[ProfileConfig] = ProfileConfig()
     samples: Adjustable[SamplesConfig] = SamplesConfig()
     trackers: Adjustable[tuple[Literal["tensorboard", "wandb"], ...]] = ()
-    """Where metrics go beside metrics.jsonl; each needs the extra of its name."""
+    """Where metrics go besides metrics.jsonl. Each needs the extra of its name."""
     log_every: Adjustable[int] = 10
     """Steps between lines of metrics.jsonl."""
     evaluate_every: Adjustable[int] = 0
-    """Steps between losses on the held-out rows, which get a line of metrics.jsonl; 0: at the end only."""
+    """Steps between evaluations on the held-out rows, which get a line of metrics.jsonl; 0: only at the end."""
     evaluation_batches: Adjustable[int] = 8
-    """Batches of each held-out source that such an evaluation reads; 0: all."""
+    """Batches of each held-out source per evaluation; 0: all."""
     seed: int = 0
 
     moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
@@ -437,9 +434,9 @@ class CompileOptions:
     """What `chameleon compile` compiles a `TrainConfig` for."""
 
     topology: str | None = None
-    """TPUs that need not be there, such as "v5p:4x4x8"; null takes the devices at hand."""
+    """TPUs to compile for, such as "v5p:4x4x8", which need not be present; null takes the devices at hand."""
     slices: int = 1
-    """Pods of that topology, joined by the data centre's network."""
+    """Slices of that topology, connected by the data centre's network."""
     json: bool = False
     """One JSON object instead of lines for people."""
     save: str | None = None

@@ -7,7 +7,7 @@ import pydoc
 
 import pytest
 
-from chameleon_jax.config import CheckpointConfig, OptimizerConfig
+from chameleon_jax.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from chameleon_jax.config import docstrings as module
 from chameleon_jax.config.reading import config
 from data_pipeline import ConversationsSource
@@ -20,8 +20,16 @@ def shown(cls: type) -> str:
 def test_help_explains_the_keys():
     text = shown(OptimizerConfig)
     assert "Optimizer and learning-rate schedule. The defaults are the paper's pre-training recipe" in text
-    assert "clip_norm (float = 1.0): Gradients are scaled down to this global norm." in text
-    assert "keep (int = 3): Newest checkpoints to keep." in shown(CheckpointConfig), "without a docstring of its own"
+    assert "clip_norm (float = 1.0): Gradients are clipped to this global norm." in text
+    assert "keep (int = 3): Number of newest checkpoints to keep." in shown(CheckpointConfig), "without a docstring of its own"
+
+
+def test_types_are_shown_as_people_write_them():
+    text = shown(TrainConfig)
+    assert "steps (int): Total number of updates." in text
+    assert "stages (tuple[StageConfig, ...] = ()): " in text
+    assert "trackers (tuple[Literal['tensorboard', 'wandb'], ...] = ()): " in text
+    assert "sequence_length (int | None = None): " in text
 
 
 def test_help_explains_the_keys_that_are_inherited():
