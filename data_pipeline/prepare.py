@@ -15,8 +15,8 @@ import numpy as np
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig, to_dict
 from chameleon_jax.runtime.files import write_json
-from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
-from chameleon_jax.runtime.headers import FORMAT_VERSION, sealed
+from chameleon_jax.runtime.folders import Kind, new_folder, read_marker
+from chameleon_jax.runtime.headers import FORMAT_VERSION, with_checksum
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
@@ -28,7 +28,7 @@ from data_pipeline.tokenize import Counts, tokenized_pieces
 ROWS_PER_FILE = 65536
 PREPARED = Kind(
     "prepared data",
-    lambda folder: {"format_version", "fingerprint", "sources"} <= read_mark(folder / "dataset.json").keys(),
+    lambda folder: {"format_version", "fingerprint", "sources"} <= read_marker(folder / "dataset.json").keys(),
     (
         "dataset.json",
         "sources-*.arrayrecord",
@@ -151,5 +151,5 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
             "image": _hash(tokenizer.image),
         }
         header["fingerprint"] = _fingerprint(header)
-        write_json(folder / "dataset.json", sealed(json.loads(json.dumps(header))))
+        write_json(folder / "dataset.json", with_checksum(json.loads(json.dumps(header))))
     return header

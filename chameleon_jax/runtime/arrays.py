@@ -40,19 +40,19 @@ def _orbax() -> Any:
     return context
 
 
-def reading_alone(context: Any) -> Any:
-    """The context, changed so that Orbax waits for no other process: each may fail by itself, and say so."""
+def without_barriers(context: Any) -> Any:
+    """Changes a context so that Orbax waits for no other process; returns it. Each process can then fail on its own."""
     me = jax.process_index()
     context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
     return context
 
 
 @contextlib.contextmanager
-def without_patterns(path: Path) -> Iterator[Path]:
-    """The same place by a path that Orbax can write to.
+def without_glob_characters(path: Path) -> Iterator[Path]:
+    """Yields a path to the same folder that has no characters special to `glob`.
 
-    It looks for files with `glob`, so that under a folder named `[red]` it finds none of those that it has written
-    itself, and leaves the checkpoint without a word in a state that cannot be read.
+    Orbax looks for files with `glob`. Under a folder named `[red]` it does not find the files it has just written, and
+    silently leaves a checkpoint that cannot be read.
     """
     if not glob.has_magic(str(path)):
         yield path
@@ -66,52 +66,52 @@ def without_patterns(path: Path) -> Iterator[Path]:
 
 
 def save_arrays(path: str | Path, tree: Any) -> dict[str, str]:
-    """Writes a tree of arrays as an Orbax folder. `path` must not exist; use inside `new_folder`.
+    """Writes a tree of arrays as an Orbax folder. `path` must not exist; use it inside `new_folder`.
 
     Returns:
-      their checksums, for `load_arrays`.
+      the checksums of the arrays, for `load_arrays`.
     """
     from orbax.checkpoint import v1 as ocp
 
     checksums = array_checksums(tree)
-    with _orbax(), without_patterns(absolute(path)) as place:
-        ocp.save(place, tree)
+    with _orbax(), without_glob_characters(absolute(path)) as target:
+        ocp.save(target, tree)
     return checksums
 
 
 def load_arrays(path: str | Path, abstract: Any, checksums: Mapping[str, str] | None = None) -> Any:
-    """Reads what `save_arrays` wrote. All processes that hold a part of the arrays call it together.
+    """Reads what `save_arrays` wrote. Every process that holds a part of the arrays must call it.
 
     Args:
       path: the folder.
-      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings if the arrays are to be born on a mesh;
+      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings to read the arrays straight onto a mesh;
         otherwise they go to the first device.
-      checksums: what `save_arrays` returned; None for a folder of the time before there were any.
+      checksums: what `save_arrays` returned; None for a folder that was written without any.
 
     Raises:
       FileError: if the folder is missing, cannot be read, or holds other names or shapes.
       DamagedFile: if it is damaged.
     """
     path = Path(path)
-    together(path, lambda: check_arrays(path, abstract), _is_shared(abstract))
+    all_or_none(path, lambda: check_arrays(path, abstract), _is_shared(abstract))
     return read_verified(path, functools.partial(_read, path), abstract, checksums)
 
 
 def verify_arrays(path: str | Path, checksums: Mapping[str, str] | None) -> str:
-    """Reads the arrays of a folder one by one and compares them; returns what was found.
+    """Reads the arrays of a folder one by one and compares their checksums; returns a summary in words.
 
     Raises:
       FileError, DamagedFile: as `load_arrays`.
     """
     path = Path(path)
-    stored = together(path, lambda: _stored(path), shared=False)
+    stored = all_or_none(path, lambda: _stored(path), shared=False)
     return compare_arrays(path, stored, functools.partial(_read, path), checksums)
 
 
 def _read(path: Path, wanted: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    with reading_alone(_orbax()):
+    with without_barriers(_orbax()):
         return ocp.load(path.absolute(), wanted)
 
 
@@ -119,7 +119,7 @@ def _stored(path: Path) -> Any:
     """Names, shapes and types of the arrays in a folder."""
     from orbax.checkpoint import v1 as ocp
 
-    with reading_alone(ocp.Context()):
+    with without_barriers(ocp.Context()):
         return ocp.metadata(path.absolute()).metadata
 
 
@@ -136,7 +136,7 @@ def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksum
         wanted = [...] * len(names)
         wanted[number] = jax.ShapeDtypeStruct(leaf.shape, dtype_of(checksums[name]), sharding=here)
         tree = structure.unflatten(wanted)
-        leaves = together(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared=False)
+        leaves = all_or_none(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared=False)
         _refuse(path, differences({name: leaves[number]}, checksums))
     return f"{len(names)} arrays compared"
 
@@ -174,18 +174,19 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def read_verified(
     path: Path, read: Callable[[Any], Any], abstract: Any, checksums: Mapping[str, str] | None = None
 ) -> Any:
-    """A tree of arrays in the wanted types and places, after its checksums were compared in the types of the file.
+    """Reads a tree of arrays, compares checksums, and casts the arrays to the requested dtypes.
 
-    Arrays that change their type are read one after the other, so that no more than one is there in two types.
+    Checksums are of the stored dtypes. Arrays that are cast are read one by one, so that at most one is in memory in
+    both dtypes.
 
     Args:
       path: for messages.
-      read: reads those arrays of a tree that are not `...`. It must not wait for other processes.
+      read: reads the arrays of a tree whose leaves are not `...`. It must not wait for other processes.
       abstract: a tree of `jax.ShapeDtypeStruct`.
-      checksums: of `checksums.array_checksums`; None to compare nothing.
+      checksums: from `checksums.array_checksums`; None to compare nothing.
 
     Raises:
-      FileError, DamagedFile: as in `load_arrays`; in all processes the same of the two.
+      FileError, DamagedFile: as `load_arrays`; the same class in all processes.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
@@ -198,12 +199,12 @@ def read_verified(
     shared, found = _is_shared(wanted), {}
     for group in _groups(path, wanted, checksums):
         tree = structure.unflatten([group.get(name, ...) for name in wanted])
-        leaves = together(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared)
+        leaves = all_or_none(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared)
         part = {name: leaf for name, leaf in zip(wanted, leaves, strict=True) if name in group}
         if checksums is not None:
             # Each process may have read copies of its own, so each of them judges.
             wrong = differences(part, checksums)
-            together(path, lambda wrong=wrong: _refuse(path, wrong), shared)
+            all_or_none(path, lambda wrong=wrong: _refuse(path, wrong), shared)
         for name in list(part):
             found[name] = _as_type(part.pop(name), wanted[name].dtype)
     return structure.unflatten([found[name] for name in wanted])
@@ -217,7 +218,7 @@ def _is_shared(abstract: Any) -> bool:
 def _groups(
     path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], checksums: Mapping[str, str] | None
 ) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
-    """What is read together, in the types of the file: all that stays as it is, then each of the rest by itself."""
+    """Groups of arrays to read at once, in stored dtypes: those that keep their dtype, then the others one by one."""
     if checksums is None:
         yield dict(wanted)
         return
@@ -248,17 +249,17 @@ def _refuse(path: Path, wrong: list[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def together(path: Path, work: Callable[[], Result], shared: bool = True) -> Result:
-    """The result of `work`, which every process does for itself; if it fails in any of them, it fails in all.
+def all_or_none(path: Path, work: Callable[[], Result], shared: bool = True) -> Result:
+    """Runs `work` in every process and returns its result; if it fails in one process, this raises in all of them.
 
     Args:
       path: what `work` reads, for messages.
       work: must not wait for other processes.
-      shared: False if this process is on its own whatever the others do.
+      shared: False to run it in this process only.
 
     Raises:
-      DamagedFile: if what was to be read is damaged for some of them, and nothing else went wrong.
-      Exception: anything else, as it is; where another process failed, a FileError that says so.
+      DamagedFile: if some processes read damaged data and nothing else went wrong.
+      Exception: any other error of `work`, unchanged; where only another process failed, a FileError with its reason.
     """
     failure, result = None, None
     try:
@@ -290,25 +291,25 @@ def together(path: Path, work: Callable[[], Result], shared: bool = True) -> Res
     raise DamagedFile(f"{path}: damaged {reason}") if damaged else FileError(f"{path}: cannot be read {reason}")
 
 
-_OF_THE_MACHINE = {
+_MACHINE_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EAGAIN,
     errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENOSPC, errno.EROFS,
 }  # fmt: skip
-"""Errors that say nothing of what is in a file."""
+"""Errors that say nothing about the content of a file."""
 
-_OF_THE_MACHINE_AS_TEXT = (
+_MACHINE_MESSAGES = (
     "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED",
     "Permission denied", "Input/output error", "Too many open files", "Stale file handle", "Connection refused",
     "Connection reset", "timed out", "Cannot allocate memory", "Could not resolve host",
 )  # fmt: skip
-"""The same as TensorStore writes them into a ValueError."""
+"""The same errors in the text of a ValueError, as TensorStore raises them."""
 
 
 def explain_reading(path: Path, error: Exception, what: str = "damaged") -> BaseException:
-    """The error to raise where `error` came up while something was read: damage is told from everything else.
+    """The error to raise for `error`, which came up while `path` was read: `DamagedFile`, unless the cause is another.
 
-    Orbax raises errors of its own from the true one, interrupts and a lack of memory among them.
+    Orbax wraps the original error in errors of its own, even interrupts and a lack of memory.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -323,10 +324,10 @@ def explain_reading(path: Path, error: Exception, what: str = "damaged") -> Base
         if isinstance(cause, jax.errors.JaxRuntimeError):
             return cause
         if isinstance(cause, ConnectionError | TimeoutError) or (
-            isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE
+            isinstance(cause, OSError) and cause.errno in _MACHINE_ERRNOS
         ):
             return FileError(f"{cause.filename or path}: cannot be read: {cause.strerror or cause}")
-        word = next((word for word in _OF_THE_MACHINE_AS_TEXT if word in str(cause)), None)
+        word = next((word for word in _MACHINE_MESSAGES if word in str(cause)), None)
         if word:
             return FileError(f"{path}: cannot be read: {_first_line(cause)}")
     return DamagedFile(f"{path}: {what} ({_first_line(chain[-1])}); write it again or restore a copy")

@@ -1,4 +1,4 @@
-"""Google Cloud Storage: what is written goes there in whole objects, what is read comes to the local disk first."""
+"""Google Cloud Storage: files are uploaded as whole objects, and copied to the local disk before they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from chameleon_jax.runtime.progress import bytes_bar, console
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _OLD = datetime.timedelta(days=1)
-"""Time after which what an unfinished upload left is taken for that of a killed process: buckets have no locks."""
+"""Age after which an unfinished upload counts as that of a killed process, since buckets have no locks."""
 
 
 def as_path(path: str | Path) -> Path:
@@ -110,7 +110,7 @@ def upload(source: Path, target: str | Path) -> None:
 
 
 def copy_folder(source: Path, target: str | Path) -> None:
-    """Copies a folder of this machine to a place where there is none yet."""
+    """Copies a local folder to a path that does not exist yet."""
     if is_cloud(target):
         upload(source, target)
     else:
@@ -118,7 +118,7 @@ def copy_folder(source: Path, target: str | Path) -> None:
 
 
 def append(path: str | Path, text: str) -> None:
-    """Adds text to an object, or begins it. The old content is joined with the new one where it lies."""
+    """Appends text to an object, or creates it. The bucket itself joins the old content with the new."""
     path = as_path(path)
     with explain_cloud_errors(path):
         if not path.exists():
@@ -136,7 +136,7 @@ def append(path: str | Path, text: str) -> None:
 
 
 def new_tmp_folder(folder: Path) -> Path:
-    """Where to write what `put_in_place` then makes `folder`; sweeps what was left there long ago."""
+    """A new name beside `folder`, for `put_in_place`; removes unfinished uploads of more than a day ago."""
     with explain_cloud_errors(folder):
         beside = list(folder.parent.iterdir()) if folder.parent.exists() else []
     for left in beside:
@@ -148,15 +148,15 @@ def new_tmp_folder(folder: Path) -> Path:
 
 
 def put_in_place(tmp: Path, folder: Path) -> None:
-    """Makes the objects below `tmp` those of `folder`. Once begun, it is finished even if this process is killed: by
-    the next that writes or reads the folder."""
+    """Replaces the objects of `folder` by those of `tmp`. If this process is killed meanwhile, the next one that reads
+    or writes the folder finishes it."""
     with explain_cloud_errors(folder):
         _journal(folder).write_text(tmp.name)
     finish(folder)
 
 
 def finish(folder: str | Path) -> None:
-    """Goes on with a `put_in_place` that was begun, if there is one."""
+    """Finishes a `put_in_place` that was begun, if there is one."""
     folder = as_path(folder)
     with explain_cloud_errors(folder):
         journal = _journal(folder)
@@ -257,7 +257,7 @@ def _download(source: Path, info: dict[str, Any], target: Path) -> None:
 
 
 def _system() -> Any:
-    """The very file system that epath uses."""
+    """The file system object that epath uses."""
     import fsspec
 
     return fsspec.filesystem("gcs", finalize_on_close=True)
@@ -268,7 +268,7 @@ def _name(path: Path) -> str:
 
 
 def _journal(folder: Path) -> Path:
-    """Says while a folder is put in place where its new objects lie."""
+    """A file that names the new objects of a folder while `put_in_place` replaces it."""
     return folder.with_name(f".{folder.name}.complete")
 
 

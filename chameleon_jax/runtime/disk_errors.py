@@ -26,17 +26,17 @@ def explain_disk_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None and not _belongs_to(error.filename, Path(path)):
             raise FileError(f"{os.fsdecode(error.filename)}: {error.strerror or error}") from error
-        if error.filename is None and error.errno not in _OF_WRITING:
+        if error.filename is None and error.errno not in _WRITE_ERRNOS:
             raise
         raise _cannot_write(path, error.strerror or str(error)) from error
     except (ValueError, RuntimeError) as error:
-        reason = next((text for text in map(os.strerror, _OF_WRITING) if text in str(error)), None)
+        reason = next((text for text in map(os.strerror, _WRITE_ERRNOS) if text in str(error)), None)
         if reason is None:
             raise
         raise _cannot_write(path, reason) from error
 
 
-_OF_WRITING = (errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EPERM)
+_WRITE_ERRNOS = (errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EPERM)
 
 
 def _cannot_write(path: str | Path, reason: str) -> FileError:

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, agree, and notice that one of them died."""
+"""Training with several processes: how they find each other, exchange values, and notice that one of them died."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ ENVIRONMENT = {
     "processes": "CHAMELEON_PROCESSES",
     "process": "CHAMELEON_PROCESS",
 }
-"""For launchers that can set variables but not options. An option wins over its variable."""
+"""Environment variables for launchers that cannot pass options. An option takes precedence over its variable."""
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 """What JAX needs to find the processes of a step that srun started; the shell of a batch script lacks the second."""
 
 
 def is_first() -> bool:
-    """Whether this process is the one that talks and writes small files."""
+    """Whether this is process 0, which prints and writes small files."""
     return jax.process_index() == 0
 
 
 def start(config: DistributedConfig) -> None:
-    """Joins the other processes of the run, if there are any. To be called before anything is computed.
+    """Joins the other processes of the run, if there are any. Call it before any computation.
 
     Raises:
       ConfigError: if only some of coordinator, processes and process are known, or the others cannot be reached.
@@ -163,7 +163,7 @@ def _hosts_of_tpu_vm() -> int:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process is here."""
+    """Waits until every process has called it; `what` names the barrier."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -171,7 +171,7 @@ def wait_for_all(what: str) -> None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The text that each process gave, in the order of the processes."""
+    """Gathers the strings of all processes, in the order of the processes."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
@@ -184,11 +184,11 @@ def gather_texts(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def from_first(work: Callable[[], str]) -> str:
-    """What `work` returns in process 0, which alone does it; where it fails, all processes raise the same.
+def broadcast_from_first(work: Callable[[], str]) -> str:
+    """Runs `work` in process 0 and returns its result in all processes; if it fails, all of them raise.
 
     Raises:
-      FileError: in the other processes, whatever the error was.
+      FileError: in the other processes, with the message of the error.
     """
     if jax.process_count() == 1:
         return work()
@@ -207,7 +207,7 @@ def from_first(work: Callable[[], str]) -> str:
 
 
 def check_same(values: dict[str, Any]) -> None:
-    """Refuses processes that were started with different configs, data or versions; all of them give the same reason.
+    """Raises the same error in all processes if they were started with different configs, data or versions.
 
     Raises:
       ConfigError: naming the process, the key and both values.
@@ -225,7 +225,7 @@ def check_same(values: dict[str, Any]) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """Refuses an output folder that is not the same for all processes.
+    """Checks that the output folder is the same for all processes.
 
     Raises:
       ConfigError: naming the processes that do not see what process 0 writes there.
@@ -251,10 +251,10 @@ def check_shared(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explain_lost_processes() -> Iterator[None]:
-    """Ends one of several processes with a message if JAX fails: because another is gone, or by itself.
+    """Exits with a message if JAX fails in one of several processes, because another one died or by itself.
 
-    Nothing can be tidied up then: every way to do so waits for the others, and they for this one. A process that hangs
-    instead of failing is ended by JAX itself after `heartbeat_seconds`, which says so too.
+    There is no orderly shutdown: it would wait for the other processes, which wait for this one. JAX itself ends a
+    process that hangs instead of failing, with a message, after `heartbeat_seconds`.
     """
     try:
         yield
@@ -262,7 +262,7 @@ def explain_lost_processes() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         reason = str(error).strip().splitlines()[0][:300]
-        if tells_of_lost_processes(str(error)):
+        if is_lost_process_error(str(error)):
             what = f"lost the others: one of them died or cannot be reached ({reason}). Its own output says why."
         else:
             traceback.print_exc()
@@ -276,8 +276,8 @@ def explain_lost_processes() -> Iterator[None]:
         os._exit(1)
 
 
-def tells_of_lost_processes(message: str) -> bool:
-    """Whether an error of JAX comes from talking to other processes, and not from compiling or computing here.
+def is_lost_process_error(message: str) -> bool:
+    """Whether an error of JAX comes from communication with other processes, not from compiling or computing here.
 
     Collectives on CPUs are Gloo's and on GPUs NCCL's; their errors have all kinds of status codes.
     """
@@ -291,7 +291,7 @@ def tells_of_lost_processes(message: str) -> bool:
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Where two configs as plain data first differ: the dotted key and both values; None if they are equal."""
+    """The first difference of two configs as plain data: the dotted key and both values; None if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)

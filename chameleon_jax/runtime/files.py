@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, on disk or in a bucket."""
+"""Files that are either complete or absent, on disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from chameleon_jax.runtime.reading import LARGEST_JSON, parse_json, read_bytes
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it into place if all went well, removes it otherwise.
+    """Yields a temporary path beside `path`; renames it to `path` on success and removes it otherwise.
 
-    A link is followed. What killed processes left beside it goes. For a path in a bucket, the file is uploaded at the
-    end instead.
+    Symbolic links are followed. What killed processes left beside `path` is removed. For a path in a bucket, the file
+    is uploaded at the end.
     """
     if is_cloud(path):
         with local_copy(as_path(path)) as tmp:
@@ -50,15 +50,14 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def leftovers(path: Path, *states: str) -> list[Path]:
-    """Unfinished things beside `path`, named after it and one of the patterns in `states`."""
+    """Temporary files and folders beside `path` whose names match one of the patterns in `states`."""
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     found = [re.compile(rf"\.{re.escape(path.name)}\.(?:{state})\.part") for state in states]
     return [path.with_name(name) for pattern in found for name in sorted(names) if pattern.fullmatch(name)]
 
 
 def flush_to_disk(path: Path) -> None:
-    """Returns once a file, or the list of names in a folder, would survive a loss of power; where the file system can
-    promise that."""
+    """Flushes a file, or the directory entries of a folder, to disk, where the file system supports that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,12 +74,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def absolute(path: str | Path) -> Path:
-    """The path from the root of this machine, or of its bucket, as Orbax wants it."""
+    """The absolute path, or the path in a bucket, as Orbax wants it."""
     return as_path(path) if is_cloud(path) else Path(path).absolute()
 
 
 def append_text(path: str | Path, text: str) -> None:
-    """Adds text to a file, or begins it."""
+    """Appends text to a file, or creates it."""
     if is_cloud(path):
         append(path, text)
         return
@@ -93,7 +92,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file of ours or of a released model says.
+    """Reads a JSON file of ours or of a released model.
 
     Raises:
       FileError: if it cannot be read, is larger than such files are, or is no JSON (`parse_json`).

@@ -1,4 +1,4 @@
-"""Folders that appear only when they are whole, and take the place of nothing but an older one of their kind."""
+"""Output folders that appear only when complete, and replace nothing but an older folder of the same kind."""
 
 from __future__ import annotations
 
@@ -31,35 +31,34 @@ from chameleon_jax.runtime.cloud import (
     upload,
 )
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
-from chameleon_jax.runtime.distributed import from_first, wait_for_all
+from chameleon_jax.runtime.distributed import broadcast_from_first, wait_for_all
 from chameleon_jax.runtime.files import flush_to_disk, leftovers, read_json
 from chameleon_jax.runtime.locks import only_writer
 
 _THERE = "is there already; choose another folder or remove it first"
 COMPLETE, REPLACED = "complete", "replaced"
-"""In names beside a folder: the new one, finished, and the old one, for the moment in which neither is in place."""
+"""Parts of the names that the new and the old folder have for the moment in which neither is in place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What something writes, and how it knows again what was written earlier."""
+    """A kind of output, and how an earlier output of the same kind is recognised."""
 
     name: str
     """For messages, such as 'prepared data'."""
     is_one: Callable[[Path], bool]
-    """Whether a folder, or a file, carries the mark of this kind."""
+    """Whether a folder or file is of this kind."""
     contents: tuple[str, ...] = ()
     """Paths that a folder of this kind may hold, as patterns of `fnmatch`; `*` also stands for slashes."""
 
 
 def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
-    """Says before any work whether a folder may be written to `path`; changes nothing.
+    """Checks before any work that a folder may be written to `path`; changes nothing.
 
-    What may be there is an empty folder, or an older one of the same kind with nothing in it that is not of that kind.
-    A link is followed.
+    An empty folder may be there, or an older one of the same kind that holds nothing else. Symbolic links are followed.
 
     Returns:
-      the path without links.
+      the path without symbolic links.
 
     Raises:
       FileError: if something else is there, or nothing can be written there.
@@ -72,9 +71,9 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
             raise FileError(f"{path}: is the current folder or contains it; give a new folder inside it")
         if os.path.ismount(real):
             raise FileError(f"{path}: is a mount point and cannot be replaced; give a new folder inside it")
-        stranger = _stranger(real, kind)
-        if stranger is not None:
-            raise FileError(_taken(path, stranger, kind))
+        foreign = _foreign_entry(real, kind)
+        if foreign is not None:
+            raise FileError(_taken(path, foreign, kind))
     elif os.path.lexists(real):
         raise FileError(f"{path}: {_THERE} (it is a file)")
     _check_parent(path, real)
@@ -82,7 +81,7 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
 
 
 def check_file(path: str | Path, kind: Kind) -> None:
-    """`check_folder` for a file: what may be there is an empty file or an older one of the same kind."""
+    """`check_folder` for a file: an empty file or an older one of the same kind may be there."""
     if is_cloud(path):
         path = as_path(path)
         real = download(path) if path.is_file() else Path("absent")
@@ -101,7 +100,7 @@ def check_file(path: str | Path, kind: Kind) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises `FileError` unless files may be added to a folder, or the folder be made."""
+    """Raises `FileError` unless files can be added to a folder, or the folder can be created."""
     if is_cloud(folder):
         objects_in(folder)
         return
@@ -125,14 +124,15 @@ def remove_folder(path: str | Path, kind: Kind) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
-    """Yields a folder beside `path` to write to, which is renamed into place if all went well, and removed otherwise.
+    """Yields a temporary folder beside `path`; renames it to `path` on success and removes it otherwise.
 
-    An older folder at `path` goes at the very end, and only if it is of the same kind (see `check_folder`). A process
-    that is killed at any moment leaves the old or the new one in place; what it leaves beside it, the next one removes.
+    An older folder at `path` is replaced at the very end, and only if it is of the same kind (see `check_folder`). A
+    process that is killed at any moment leaves the old or the new folder in place; the next writer removes what it left
+    beside it.
 
     Raises:
-      FileError: if `path` is something else or cannot be written, or another process writes it. What was finished
-        when it could not be put in place is kept, and the message says where.
+      FileError: if `path` is something else or cannot be written, or another process is writing it. A finished folder
+        that cannot be moved into place is kept, and the message says where.
     """
     recover(path)
     if is_cloud(path):
@@ -143,7 +143,7 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
     path = Path(path)
     real = check_folder(path, kind)
     with explain_disk_errors(path), _parents(real), only_writer(real.with_name(f".{real.name}.lock"), path):
-        _sweep(real)
+        _remove_leftovers(real)
         tmp = real.with_name(f".{real.name}.{os.getpid()}.part")
         try:
             tmp.mkdir()
@@ -159,10 +159,10 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
-    """`new_folder` that all processes of a run enter together and write to, each its own files.
+def new_shared_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
+    """`new_folder` for all processes of a run, each of which writes files of its own.
 
-    In a bucket, they write there straight away: what is yielded is then no path on this machine.
+    In a bucket they write directly; the yielded path is then not on this machine.
     """
     new = _new_cloud_folder if is_cloud(path) else new_folder
     if jax.process_count() == 1:
@@ -170,14 +170,14 @@ def new_folder_of_all(path: str | Path, kind: Kind | None = None) -> Iterator[Pa
             yield tmp
         return
     with contextlib.ExitStack() as first:
-        tmp = from_first(lambda: str(first.enter_context(new(path, kind))))
+        tmp = broadcast_from_first(lambda: str(first.enter_context(new(path, kind))))
         yield as_path(tmp)
         wait_for_all("folder is complete")
-        from_first(lambda: first.close() or "in place")
+        broadcast_from_first(lambda: first.close() or "in place")
 
 
-def read_mark(path: Path) -> dict[str, Any]:
-    """The JSON object in a file by which a folder is known; empty if there is none, or it is damaged."""
+def read_marker(path: Path) -> dict[str, Any]:
+    """The JSON object in the file that marks a folder's kind; empty if the file is missing or damaged."""
     try:
         mark = read_json(path)
     except FileError:
@@ -185,18 +185,18 @@ def read_mark(path: Path) -> dict[str, Any]:
     return mark if isinstance(mark, dict) else {}
 
 
-def model_in(config: Path) -> dict[str, Any]:
-    """The sizes of a model of ours, as its config.json holds them; empty if there are none."""
-    mark = read_mark(config)
+def model_section(config: Path) -> dict[str, Any]:
+    """The key `model` of our own config.json; empty if it is missing or the file is not ours."""
+    mark = read_marker(config)
     model = mark.get("model")
     return model if isinstance(mark.get("format_version"), int) and isinstance(model, dict) else {}
 
 
 def recover(path: str | Path) -> None:
-    """Puts in place what a process was putting there when it was killed, so that readers find it too.
+    """Finishes the replacement of a folder that a killed process had begun, so that readers find it.
 
-    Where the system cannot swap two folders in one step, there is a moment with neither the old nor the new one in
-    place. Does nothing else, and nothing where it may not write.
+    Where the system cannot exchange two folders atomically, there is a moment with neither the old nor the new one in
+    place. Does nothing in a folder that cannot be written.
     """
     if is_cloud(path):
         finish(path)
@@ -212,9 +212,9 @@ def recover(path: str | Path) -> None:
 def _check_cloud_folder(path: Path, kind: Kind | None) -> Path:
     names = sorted(objects_in(path))
     ours = bool(names) and kind is not None and kind.is_one(path)
-    stranger = next((name for name in names if not (ours and _belongs(name, kind))), None)
-    if stranger is not None:
-        raise FileError(_taken(path, stranger, kind))
+    foreign = next((name for name in names if not (ours and _belongs(name, kind))), None)
+    if foreign is not None:
+        raise FileError(_taken(path, foreign, kind))
     return path
 
 
@@ -236,9 +236,9 @@ def _new_cloud_folder(path: str | Path, kind: Kind | None) -> Iterator[Path]:
     put_in_place(tmp, path)
 
 
-def _taken(path: Path, stranger: str, kind: Kind | None) -> str:
+def _taken(path: Path, foreign: str, kind: Kind | None) -> str:
     more = f", or one that holds {kind.name} and nothing else" if kind else ""
-    return f"{path}: {_THERE} (it holds {stranger!r}; only an empty folder is replaced{more})"
+    return f"{path}: {_THERE} (it holds {foreign!r}; only an empty folder is replaced{more})"
 
 
 def _belongs(name: str, kind: Kind) -> bool:
@@ -252,8 +252,8 @@ def _without_links(path: str | Path) -> Path:
     return real
 
 
-def _stranger(folder: Path, kind: Kind | None) -> str | None:
-    """The path in `folder` of something that no command of ours wrote as this kind."""
+def _foreign_entry(folder: Path, kind: Kind | None) -> str | None:
+    """The first path in `folder` that does not belong to a folder of this kind; None if there is none."""
     entries = sorted(os.listdir(folder))
     if not entries or kind is None or not kind.is_one(folder):
         return entries[0] if entries else None
@@ -277,7 +277,7 @@ def _check_parent(path: Path, real: Path) -> None:
 
 @contextlib.contextmanager
 def _parents(real: Path) -> Iterator[None]:
-    """Makes the folders above `real`; those that are empty at the end go again."""
+    """Creates the parents of `real`, and removes those that are still empty at the end."""
     made = list(itertools.takewhile(lambda folder: not folder.exists(), real.parents))
     real.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -288,8 +288,8 @@ def _parents(real: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _sweep(real: Path) -> None:
-    """Removes what killed processes left beside `real`. To be called by its only writer."""
+def _remove_leftovers(real: Path) -> None:
+    """Removes what killed processes left beside `real`. Call it while holding the lock."""
     for folder in leftovers(real, r"\d+", COMPLETE, REPLACED):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -331,7 +331,7 @@ def _replace(new: Path, real: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchanges two folders in one step; False where the system cannot."""
+    """Exchanges two folders atomically; False where the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

@@ -14,13 +14,13 @@ FORMAT_VERSION = 1
 """Version of the layout of our own folders. Raised when older code could no longer read them."""
 
 
-def sealed(header: dict[str, Any]) -> dict[str, Any]:
-    """The header of a folder of ours, with a hash of everything in it that `read_header` compares."""
+def with_checksum(header: dict[str, Any]) -> dict[str, Any]:
+    """Adds a hash of the header itself, which `read_header` compares."""
     return {**header, "sha256": _hash_of_header(header)}
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Reads what `write_json(path, sealed(header))` wrote; older folders have no hash.
+    """Reads what `write_json(path, with_checksum(header))` wrote; older folders have no hash.
 
     Raises:
       FileError: if there is no such file, or a newer version wrote it.
@@ -42,7 +42,7 @@ def _hash_of_header(header: dict[str, Any]) -> str:
 
 
 def check_version(header: dict[str, Any], path: str | Path) -> None:
-    """Refuses a folder that a newer version of this library wrote."""
+    """Raises `FileError` for a folder that a newer version of this library wrote, or that is not ours."""
     version = header.get("format_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
         raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")

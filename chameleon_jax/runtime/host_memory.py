@@ -1,4 +1,4 @@
-"""Memory of the process, where the processor itself is the device."""
+"""The allocator of the process, for computing on the CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ADVISE_HUGE_PAGES = 14
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep what it frees, in large pages. To be called before JAX starts.
+    """Lets the process keep the memory that it frees, in huge pages. Call it before JAX starts.
 
-    XLA on a CPU allocates all temporaries of a step anew each time. By default the system takes such large blocks back
-    and hands out empty pages again, one fault for every 4 KiB: an eighth of the processor time of a step with 1.6 GB of
-    temporaries. One arena for all threads, that is never trimmed, keeps them. It grows through a block as large as half
-    of the machine, asked for and given back untouched, whose pages are to be of 2 MiB where the system allows it: what
-    still faults does so 500 times less often. Does nothing without glibc.
+    XLA on a CPU allocates the temporaries of a step anew each time. By default glibc returns such large blocks to the
+    system and gets empty pages back, with one page fault per 4 KiB: an eighth of the CPU time of a step with 1.6 GB of
+    temporaries. A single arena that is never trimmed keeps them. It is grown once by allocating and freeing, untouched,
+    a block of half the machine's memory that is advised to use 2 MiB pages, so that the remaining page faults are 500
+    times fewer. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return

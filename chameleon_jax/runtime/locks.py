@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that the system lets go of when its process ends, however it ends."""
+"""Locks that allow one writer at a time, and that the system releases when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.progress import console
 
 _NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
-"""What file systems answer that keep no locks."""
+"""Errors of file systems without locks."""
 
 
 @contextlib.contextmanager
 def only_writer(lock: Path, what: str | Path, wait: bool = False) -> Iterator[None]:
-    """Holds the file `lock` for this process alone, and removes it at the end.
+    """Holds an exclusive lock on the file `lock`, and removes the file at the end.
 
-    Where the file system keeps no locks, it says so and goes on without.
+    On a file system without locks, prints a line and continues without one.
 
     Args:
       what: what is written, for messages.
-      wait: until another process that holds it is done, instead of refusing.
+      wait: wait for a process that holds the lock, instead of raising.
 
     Raises:
-      FileError: if a living process holds it, on this host or another that shares the file system; it is named.
+      FileError: if a running process holds it, on this host or another that shares the file system; it is named.
     """
     descriptor = _hold(lock, what, wait)
     try:
@@ -46,7 +46,7 @@ def only_writer(lock: Path, what: str | Path, wait: bool = False) -> Iterator[No
 
 @contextlib.contextmanager
 def in_use(file: Path) -> Iterator[None]:
-    """Makes an empty file, and locks it for as long as this process works on it, where the file system can."""
+    """Creates an empty file and holds a lock on it inside the context, where the file system has locks."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def in_use(file: Path) -> Iterator[None]:
 
 
 def is_unused(path: Path) -> bool:
-    """Whether no living process holds a lock on a file."""
+    """Whether no running process holds a lock on a file."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +75,7 @@ def _hold(lock: Path, what: str | Path, wait: bool) -> int:
         except BlockingIOError:
             holder = os.pread(descriptor, 1000, 0)
             os.close(descriptor)
-            raise FileError(f"{what}: {_in_words(holder)}; wait until it has ended, or stop it first") from None
+            raise FileError(f"{what}: {_describe(holder)}; wait until it has ended, or stop it first") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
@@ -89,7 +89,7 @@ def _hold(lock: Path, what: str | Path, wait: bool) -> int:
         os.close(descriptor)
 
 
-def _in_words(holder: bytes) -> str:
+def _describe(holder: bytes) -> str:
     try:
         values = json.loads(holder)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(values["since"])))

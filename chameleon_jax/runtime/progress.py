@@ -1,4 +1,4 @@
-"""Progress bars for people, and a few plain lines where nobody watches a terminal."""
+"""Progress bars on a terminal, and a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bar:
         self.task = None
 
     def update(self, done: int, **figures: str) -> None:
-        """Shows how far the work is, with figures such as `loss="2.31"`."""
+        """Shows that `done` steps are done, with figures such as `loss="2.31"`."""
         text = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
         if self.progress is not None:
             self.progress.update(self.task, completed=done, figures=text)
@@ -69,8 +69,8 @@ def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]
 
 
 @contextlib.contextmanager
-def say_that_it_goes_on(title: str, seconds: float = 10.0) -> Iterator[None]:
-    """Prints a line every few seconds while something goes on whose end nobody knows."""
+def report_elapsed(title: str, seconds: float = 10.0) -> Iterator[None]:
+    """Prints the elapsed time every few seconds, for work of unknown length."""
     began, ended = time.monotonic(), threading.Event()
 
     def say() -> None:
@@ -88,7 +88,10 @@ def say_that_it_goes_on(title: str, seconds: float = 10.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bytes_bar(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `size` bytes, counted in MiB; yields what is told of the bytes done. Small amounts show nothing."""
+    """A bar over `size` bytes, shown in MiB; yields a function to call with each number of bytes done.
+
+    Nothing is shown for less than 256 MiB.
+    """
     if size < 256 << 20:
         yield lambda done: None
         return

@@ -20,8 +20,8 @@ from chameleon_jax.models.vq import VQModel
 from chameleon_jax.runtime.arrays import load_arrays, save_arrays
 from chameleon_jax.runtime.cloud import on_disk
 from chameleon_jax.runtime.files import write_json
-from chameleon_jax.runtime.folders import Kind, model_in, recover
-from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, sealed
+from chameleon_jax.runtime.folders import Kind, model_section, recover
+from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, with_checksum
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, TextTokenizer
 from chameleon_jax.tokens.text_json import JSONTokenizer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKENIZER = Kind(
     "an image tokenizer",
-    lambda folder: "num_codes" in model_in(folder / "config.json"),
+    lambda folder: "num_codes" in model_section(folder / "config.json"),
     ("config.json", "params/*", "metrics.jsonl"),
 )
 TEXT_TOKENIZER = Kind("a SentencePiece model", lambda path: _is_sentencepiece(path))
@@ -215,7 +215,7 @@ class DocumentTokenizer:
             header["text_sha256"] = hashlib.sha256(self.text.model).hexdigest()
         if self.missing:
             header |= {"missing": self.missing, "codes_per_image": self._codes_per_image}
-        write_json(folder / "vocabulary.json", sealed(header))
+        write_json(folder / "vocabulary.json", with_checksum(header))
 
     @classmethod
     def load(cls, folder: str | Path, *, with_image: bool = True) -> DocumentTokenizer:
@@ -293,7 +293,7 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     if not tokenizer.can_decode:
         header["decoder"] = False
     header |= {"preprocessing": to_dict(tokenizer.preprocessing), "checksums": checksums}
-    write_json(folder / "config.json", sealed(header))
+    write_json(folder / "config.json", with_checksum(header))
 
 
 class SavedImageTokenizer(NamedTuple):

@@ -18,13 +18,19 @@ from orbax.checkpoint import v1 as ocp
 from chameleon_jax.config import CheckpointConfig, TrainConfig, from_dict, stage_ends, to_dict
 from chameleon_jax.config.resuming import OnResume, keys_where
 from chameleon_jax.errors import DamagedFile, FileError
-from chameleon_jax.runtime.arrays import compare_arrays, read_verified, reading_alone, together, without_patterns
+from chameleon_jax.runtime.arrays import (
+    all_or_none,
+    compare_arrays,
+    read_verified,
+    without_barriers,
+    without_glob_characters,
+)
 from chameleon_jax.runtime.checksums import array_checksums
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.distributed import first_difference, gather_texts, is_first
 from chameleon_jax.runtime.files import absolute
-from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, sealed
-from chameleon_jax.runtime.progress import console, say_that_it_goes_on
+from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, with_checksum
+from chameleon_jax.runtime.progress import console, report_elapsed
 from chameleon_jax.runtime.versions import versions
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.state import TrainState
@@ -39,7 +45,7 @@ class Checkpoints:
         with contextlib.ExitStack() as stack, explain_disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
-                stack.enter_context(without_patterns(self.folder)),
+                stack.enter_context(without_glob_characters(self.folder)),
                 context=_context(),
                 preservation_policy=_preservation(config, self._best),
                 cleanup_tmp_directories=True,
@@ -72,7 +78,7 @@ class Checkpoints:
             "processes": jax.process_count(),
             "checksums": array_checksums(state),
         }
-        header = sealed(json.loads(json.dumps(header)))
+        header = with_checksum(json.loads(json.dumps(header)))
         with explain_disk_errors(self.folder):
             self._checkpointer.save_checkpointables_async(step, {"state": state, "run": header}, force=True)
 
@@ -86,7 +92,7 @@ class Checkpoints:
             return None
         path = self.folder / str(step)
         try:
-            header = together(path, lambda: _read_header(path))
+            header = all_or_none(path, lambda: _read_header(path))
             return _restore_state(path, abstract_state, header)
         except DamagedFile as error:
             console.print(f"{error}", style="bold red")
@@ -112,8 +118,8 @@ class Checkpoints:
         for step in steps:
             path = self.folder / str(step)
             try:
-                with say_that_it_goes_on(f"restore step {step}"):
-                    header, changed = together(path, lambda path=path: _read_run(path, config, data_fingerprint))
+                with report_elapsed(f"restore step {step}"):
+                    header, changed = all_or_none(path, lambda path=path: _read_run(path, config, data_fingerprint))
                     state = _restore_state(path, abstract_state, header)
             except DamagedFile as error:
                 console.print(f"{error}. Trying the one before it.", style="bold red")
@@ -148,7 +154,7 @@ class Checkpoints:
                     (self.folder / str(step)).rename(damaged)
                 console.print(f"Renamed {self.folder / str(step)} to {damaged.name}; it may be deleted.")
 
-        together(self.folder, rename)
+        all_or_none(self.folder, rename)
         self._checkpointer.reload()
 
 
@@ -170,7 +176,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     file = path / "run" / "data.json"
     if file.exists():
         return read_header(file)
-    with reading_alone(ocp.Context()):  # of older versions
+    with without_barriers(ocp.Context()):  # of older versions
         header = ocp.load_checkpointables(path, {"run": None})["run"]
     if "format_version" not in header:
         raise DamagedFile(f"{path}: damaged: its run has no format_version")
@@ -184,13 +190,13 @@ def verify_checkpoint(path: Path) -> str:
     Raises:
       FileError, DamagedFile: if it cannot be read, or is damaged.
     """
-    header = together(path, lambda: _read_header(path), shared=False)
+    header = all_or_none(path, lambda: _read_header(path), shared=False)
 
     def stored() -> Any:
-        with reading_alone(_context()):
+        with without_barriers(_context()):
             return ocp.checkpointables_metadata(path.absolute()).metadata["state"]
 
-    state = together(path, stored, shared=False)
+    state = all_or_none(path, stored, shared=False)
     return compare_arrays(path, state, functools.partial(_read_state, path.absolute()), header.get("checksums"))
 
 
@@ -199,7 +205,7 @@ def _restore_state(path: Path, abstract_state: TrainState, header: dict[str, Any
 
 
 def _read_state(path: Path, wanted: Any) -> Any:
-    with reading_alone(ocp.Context()):
+    with without_barriers(ocp.Context()):
         return ocp.load_checkpointables(path, {"state": wanted})["state"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
-from chameleon_jax.runtime.distributed import from_first
+from chameleon_jax.runtime.distributed import broadcast_from_first
 from chameleon_jax.runtime.folders import Kind, check_writable
 from chameleon_jax.runtime.locks import only_writer
 from chameleon_jax.runtime.progress import console
@@ -54,5 +54,5 @@ def only_trainer(folder: Path) -> Iterator[None]:
         return
     with contextlib.ExitStack() as first:
         with explain_disk_errors(folder):
-            from_first(lambda: first.enter_context(only_writer(folder / ".lock", folder)) or "ours")
+            broadcast_from_first(lambda: first.enter_context(only_writer(folder / ".lock", folder)) or "ours")
         yield

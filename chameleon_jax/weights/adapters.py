@@ -20,14 +20,14 @@ from chameleon_jax.models.transformer import parameter_shapes
 from chameleon_jax.runtime.cloud import on_disk
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
-from chameleon_jax.runtime.folders import Kind, new_folder, read_mark
+from chameleon_jax.runtime.folders import Kind, new_folder, read_marker
 from chameleon_jax.weights.layout import TRANSFORMER
 from chameleon_jax.weights.safetensors import read_safetensors, write_safetensors
 from chameleon_jax.weights.sources import leaves_of, tree_of
 from chameleon_jax.weights.stored import FLOATS, all_finite
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTERS = Kind("adapters", lambda folder: "peft_type" in read_mark(folder / CONFIG), (CONFIG, TENSORS))
+ADAPTERS = Kind("adapters", lambda folder: "peft_type" in read_marker(folder / CONFIG), (CONFIG, TENSORS))
 
 _MODULES = {
     rule.leaf.rsplit("/")[-1]: rule.huggingface.removesuffix(".weight")

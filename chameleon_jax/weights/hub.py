@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import as_path, download, explain_cloud_errors, finish, is_cloud
-from chameleon_jax.runtime.distributed import from_first
+from chameleon_jax.runtime.distributed import broadcast_from_first
 from chameleon_jax.runtime.files import read_json
 from chameleon_jax.runtime.folders import recover
 from chameleon_jax.runtime.progress import console
@@ -98,7 +98,7 @@ def fetch(name: str) -> Fetched:
         fetched = repository.fetch()
         return repository.commit or ""
 
-    repository.commit = from_first(commit) or None
+    repository.commit = broadcast_from_first(commit) or None
     return fetched or repository.fetch()
 
 

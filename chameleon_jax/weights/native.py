@@ -19,8 +19,8 @@ from chameleon_jax.runtime.arrays import check_arrays, load_arrays, save_arrays
 from chameleon_jax.runtime.cloud import copy_folder
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
-from chameleon_jax.runtime.folders import Kind, model_in, new_folder_of_all
-from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, sealed
+from chameleon_jax.runtime.folders import Kind, model_section, new_shared_folder
+from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, with_checksum
 from chameleon_jax.tokens.documents import (
     NOT_ASKED_FOR,
     TOKENIZER_FILES,
@@ -34,7 +34,7 @@ from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tr
 
 MODEL = Kind(
     "a model",
-    lambda folder: "num_layers" in model_in(folder / "config.json"),
+    lambda folder: "num_layers" in model_section(folder / "config.json"),
     ("config.json", "params/*", *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES)),
 )
 
@@ -153,7 +153,7 @@ def write_trained(
     """
     if lora.rank:
         params = jax.jit(functools.partial(merge, config=lora))(params)
-    with new_folder_of_all(folder, MODEL) as tmp:
+    with new_shared_folder(folder, MODEL) as tmp:
         checksums = save_arrays(tmp / "params", params)
         if is_first():
             copy_folder(tokenizer, tmp / "tokenizer")
@@ -184,4 +184,4 @@ def _header_of(
         header["image_head_trained"] = image_head_trained
     if prompt_fit is not None:
         header["prompt_fit"] = prompt_fit
-    return sealed(header | {"checksums": checksums})
+    return with_checksum(header | {"checksums": checksums})

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import open_file
 from chameleon_jax.weights.stored import StoredTensor
-from chameleon_jax.weights.torch_pickle import PLAIN, Complaint, Storage, UnplacedTensor, unpickle
+from chameleon_jax.weights.torch_pickle import PLAIN, MalformedFile, Storage, UnplacedTensor, unpickle
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LARGEST_PICKLE = 16 << 20  # a tensor takes some 150 bytes
@@ -54,9 +54,9 @@ def read_torch_file(path: str | Path) -> Any:
             elif start[:1] == pickle.PROTO:
                 value, places = _read_legacy(file)
             else:
-                raise Complaint(f"{'not a' if start else 'empty, no'} torch checkpoint, as torch.save writes it")
+                raise MalformedFile(f"{'not a' if start else 'empty, no'} torch checkpoint, as torch.save writes it")
             return _Placing(path, places, _size(file)).place(value)
-    except Complaint as complaint:
+    except MalformedFile as complaint:
         raise FileError(f"{path}: {complaint}") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -84,29 +84,29 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     archive = zipfile.ZipFile(_Bounded(file))
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
-        raise Complaint("a zip archive with several members of one name, which torch never writes")
+        raise MalformedFile("a zip archive with several members of one name, which torch never writes")
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise Complaint("a zip archive, but no torch checkpoint: expected one data.pkl in it")
+        raise MalformedFile("a zip archive, but no torch checkpoint: expected one data.pkl in it")
     root = pickles[0].removesuffix("data.pkl")
 
     def place(info: zipfile.ZipInfo) -> tuple[int, int]:
         if info.compress_type != zipfile.ZIP_STORED:
-            raise Complaint(f"{info.filename!r} is compressed, which torch never does; pack the archive without")
+            raise MalformedFile(f"{info.filename!r} is compressed, which torch never does; pack the archive without")
         file.seek(info.header_offset)
         signature, name_length, extra_length = struct.unpack("<4s22xHH", file.read(30))
         if signature != b"PK\3\4":
-            raise Complaint(f"damaged: {info.filename!r} is not where the archive says; fetch it again")
+            raise MalformedFile(f"damaged: {info.filename!r} is not where the archive says; fetch it again")
         start = info.header_offset + 30 + name_length + extra_length
         return start, min(info.file_size, _size(file) - start)
 
     if root + "byteorder" in members:
         place(members[root + "byteorder"])
         if archive.open(root + "byteorder").read(16).strip() != b"little":
-            raise Complaint("not little-endian; save it again on a little-endian machine")
+            raise MalformedFile("not little-endian; save it again on a little-endian machine")
     _, size = place(members[pickles[0]])
     if size > _LARGEST_PICKLE:
-        raise Complaint(f"its pickle has {size} bytes, more than the {_LARGEST_PICKLE} that weights can need")
+        raise MalformedFile(f"its pickle has {size} bytes, more than the {_LARGEST_PICKLE} that weights can need")
     storages: dict[str, Storage] = {}
     value = unpickle(io.BytesIO(archive.read(pickles[0])), storages)
     names = {key: f"{root}data/{key}" for key in storages}
@@ -114,7 +114,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     end = 0
     for key, (start, present) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
-            raise Complaint(f"damaged: storage {key!r} lies in the bytes of another; fetch it again")
+            raise MalformedFile(f"damaged: storage {key!r} lies in the bytes of another; fetch it again")
         end = start + present
     return value, places
 
@@ -129,7 +129,7 @@ class _Bounded:
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(min(size, _LARGEST_PICKLE + 1) if size >= 0 else _LARGEST_PICKLE + 1)
         if len(content) > _LARGEST_PICKLE:
-            raise Complaint(f"its list of members has more than the {_LARGEST_PICKLE} bytes that weights can need")
+            raise MalformedFile(f"its list of members has more than the {_LARGEST_PICKLE} bytes that weights can need")
         return content
 
 
@@ -140,20 +140,20 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     with io.BytesIO(file.read(_LARGEST_PICKLE)) as pickles:
         magic = unpickle(pickles)
         if type(magic) is not int or magic != _LEGACY_MAGIC:
-            raise Complaint("a pickle, but no torch checkpoint; expected what torch.save writes")
+            raise MalformedFile("a pickle, but no torch checkpoint; expected what torch.save writes")
         version = unpickle(pickles)
         if type(version) is not int or version != _LEGACY_VERSION:
             found = str(version)[:20] if type(version) is int else f"of type {type(version).__name__}"
-            raise Complaint(f"version {found} of torch's old format; expected {_LEGACY_VERSION}")
+            raise MalformedFile(f"version {found} of torch's old format; expected {_LEGACY_VERSION}")
         machine = unpickle(pickles)
         if type(machine) is not dict or machine.get("little_endian") is not True:
-            raise Complaint("not little-endian; save it again on a little-endian machine")
+            raise MalformedFile("not little-endian; save it again on a little-endian machine")
         storages: dict[str, Storage] = {}
         value = unpickle(pickles, storages)
         keys = unpickle(pickles)
         position = pickles.tell()
     if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
-        raise Complaint("damaged: its list of storages is none; fetch it again")
+        raise MalformedFile("damaged: its list of storages is none; fetch it again")
 
     places = {}
     for key in keys:
@@ -161,7 +161,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         if len(count := file.read(8)) < 8:
             break  # cut short: the tensor that misses its bytes will say so
         if key not in storages or int.from_bytes(count, "little") != storages[key].numel:
-            raise Complaint(f"damaged: storage {key!r} is not as long as its tensors say; fetch it again")
+            raise MalformedFile(f"damaged: storage {key!r} is not as long as its tensors say; fetch it again")
         nbytes = storages[key].numel * storages[key].dtype.itemsize
         places[key] = position + 8, min(nbytes, size - position - 8)
         position += 8 + nbytes
@@ -186,7 +186,7 @@ class _Placing:
     def place(self, value: Any, key: str = "", depth: int = 0) -> Any:
         self._values -= 1
         if self._values < 0 or depth > _DEEPEST:
-            raise Complaint(
+            raise MalformedFile(
                 f"holds more than {_MOST_VALUES:,} values, or lists more than {_DEEPEST} deep in each other; weights "
                 "need neither. Save the state dict alone"
             )
@@ -196,13 +196,15 @@ class _Placing:
             stored = _stored(value, key, self._path, self._places)
             self._bytes -= stored.nbytes
             if self._bytes < 0:
-                raise Complaint(f"its tensors, up to {key!r}, have more than {_MOST_VIEWS} times the bytes of the file")
+                raise MalformedFile(
+                    f"its tensors, up to {key!r}, have more than {_MOST_VIEWS} times the bytes of the file"
+                )
             return stored
         if type(value) is dict:
             return {name: self.place(item, str(name), depth + 1) for name, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)([self.place(item, key, depth + 1) for item in value])
-        raise Complaint(f"holds something at {key!r} that is neither a tensor nor a plain value")
+        raise MalformedFile(f"holds something at {key!r} that is neither a tensor nor a plain value")
 
 
 def _stored(tensor: _Tensor, key: str, path: Path, places: dict[str, tuple[int, int]]) -> StoredTensor:
@@ -215,7 +217,7 @@ def _stored(tensor: _Tensor, key: str, path: Path, places: dict[str, tuple[int, 
     extent = 1 + sum((size - 1) * step for size, step in zip(shape, tensor.strides, strict=True))
     needed = offset + extent * storage.dtype.itemsize
     if needed > present:
-        raise Complaint(
+        raise MalformedFile(
             f"damaged or cut short: {key!r} needs {needed} bytes of its storage, {max(0, present)} are there; "
             "fetch it again"
         )

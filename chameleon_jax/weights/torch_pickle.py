@@ -1,4 +1,4 @@
-"""The pickles inside torch's checkpoint files, run without doing what they ask for.
+"""Reads the pickles inside torch's checkpoint files without executing them.
 
 A pickle is a program and may call anything that can be imported. Ours is run by `unpickle`, which knows plain values,
 tensors, and nothing else, in a bounded number of steps. A kilobyte of pickle can stand for terabytes, by holding the
@@ -34,8 +34,8 @@ _LARGEST_INTEGER = 2**1024
 _LARGEST_KEY = 2**60  # of larger numbers, many have the same hash
 
 
-class Complaint(Exception):
-    """What is wrong with a file, said without its name."""
+class MalformedFile(Exception):
+    """What is wrong with a file; the message does not name it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ def _set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
         raise ValueError("items for something that is no dictionary")
     for key, value in zip(keys, values, strict=True):
         if not isinstance(key, PLAIN):  # a deeply nested tuple would crash Python when hashed
-            raise Complaint(f"a dictionary in it has a {type(key).__name__} for a key; expected text or a number")
+            raise MalformedFile(f"a dictionary in it has a {type(key).__name__} for a key; expected text or a number")
         if isinstance(key, int) and abs(key) >= _LARGEST_KEY:
-            raise Complaint("a dictionary in it has a very large number for a key; expected text or a number")
+            raise MalformedFile("a dictionary in it has a very large number for a key; expected text or a number")
         target[key] = value
 
 
@@ -82,7 +82,7 @@ def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> UnplacedTensor:
     if metadata:  # a conjugated or negated view: its bytes are not its values
-        raise Complaint("a tensor in it has metadata that changes its values; save a plain copy of the tensor")
+        raise MalformedFile("a tensor in it has metadata that changes its values; save a plain copy of the tensor")
     if type(storage) is not Storage or not (_is_axes(shape) and _is_axes(strides) and _is_axes((offset,))):
         raise ValueError("a tensor of no storage, or of an impossible shape")
     elements = math.prod(max(1, size) for size in shape)
@@ -122,8 +122,8 @@ def _global(name: str) -> Any:
     return _GLOBALS[name]
 
 
-def _refusal(what: str) -> Complaint:
-    return Complaint(
+def _refusal(what: str) -> MalformedFile:
+    return MalformedFile(
         f"asks for {what}: the file tries to run or build something that weights do not need. It was not run. "
         "Use a file that holds nothing but tensors and plain values"
     )
@@ -136,7 +136,7 @@ def _storage(reference: Any, storages: dict[str, Storage] | None) -> Storage:
     if type(kind) is not str or kind != "storage" or not (isinstance(dtype, np.dtype) and type(key) is str):
         raise ValueError("a reference to something that is no storage")
     if view and view[0] is not None:
-        raise Complaint("a storage in it is a view of another; save it again with a newer torch")
+        raise MalformedFile("a storage in it is a view of another; save it again with a newer torch")
     if type(numel) is not int or not 0 <= numel < 2**63:
         raise ValueError(f"storage {key!r} has an impossible length")
     storage = Storage(key, dtype, numel)
@@ -157,7 +157,7 @@ def _call(function: Any, arguments: Any, budget: list[int]) -> Any:
 
 def _require_budget(budget: list[int]) -> None:
     if budget[0] < 0:
-        raise Complaint(f"its pickle takes more than the {_MOST_STEPS:,} steps that weights can need")
+        raise MalformedFile(f"its pickle takes more than the {_MOST_STEPS:,} steps that weights can need")
 
 
 def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
@@ -188,7 +188,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
                 return stack.pop()
             case "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
                 if type(argument) is int and abs(argument) >= _LARGEST_INTEGER:
-                    raise Complaint("a number in it has hundreds of digits, which weights cannot need")
+                    raise MalformedFile("a number in it has hundreds of digits, which weights cannot need")
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
                 stack.append(argument)

@@ -13,7 +13,7 @@ import pytest
 
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime import arrays
-from chameleon_jax.runtime.arrays import load_arrays, save_arrays, together
+from chameleon_jax.runtime.arrays import all_or_none, load_arrays, save_arrays
 
 
 def tree() -> dict:
@@ -183,7 +183,7 @@ def test_damage_is_told_from_what_the_machine_lacks(error, expected):
             raise KeyError("Failed to load checkpointable") from inner
 
     with pytest.raises(BaseException) as caught:  # noqa: PT011, of every kind
-        together(Path("here"), read)
+        all_or_none(Path("here"), read)
     assert type(caught.value) is expected
 
 
@@ -191,9 +191,9 @@ def test_damaged_array_in_one_process_only_is_said_to_the_others(monkeypatch):
     answers = iter([None, [True, "DamagedFile: two.bin: damaged"]])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(arrays, "gather_texts", lambda mine: [mine, json.dumps([next(answers), 0])])
-    assert together(Path("here"), lambda: 3) == 3
+    assert all_or_none(Path("here"), lambda: 3) == 3
     with pytest.raises(DamagedFile, match=r"in process 1: DamagedFile: two\.bin"):
-        together(Path("here"), lambda: 3)
+        all_or_none(Path("here"), lambda: 3)
 
 
 def test_what_has_no_remedy_goes_before_damage(monkeypatch):
@@ -204,5 +204,5 @@ def test_what_has_no_remedy_goes_before_damage(monkeypatch):
         raise DamagedFile("mine is damaged")
 
     with pytest.raises(FileError, match="in process 1: MemoryError") as caught:
-        together(Path("here"), read)
+        all_or_none(Path("here"), read)
     assert not isinstance(caught.value, DamagedFile)

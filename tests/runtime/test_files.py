@@ -19,7 +19,7 @@ from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.files import new_file, read_json, write_json
 from chameleon_jax.runtime.folders import Kind
 from chameleon_jax.runtime.folders import new_folder as new_folder_of
-from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, sealed
+from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version, read_header, with_checksum
 
 new_folder = functools.partial(new_folder_of, kind=Kind("folders of any files", lambda folder: True, ("*",)))
 
@@ -210,7 +210,7 @@ def test_an_error_that_is_not_of_the_disk_is_not_explained_away(tmp_path):
 def test_a_header_that_was_changed_is_refused(tmp_path):
     path = tmp_path / "config.json"
     header = {"format_version": 1, "model": {"sizes": [1, 2.5e-05], "name": "ä"}}
-    write_json(path, sealed(header))
+    write_json(path, with_checksum(header))
     assert read_header(path) == header
     content, found = path.read_bytes(), 0
     for place in range(len(content)):

@@ -301,7 +301,7 @@ def test_processes_of_a_run_all_hear_why_the_first_could_not_begin(tmp_path, mon
     for first in (True, False):
         monkeypatch.setattr(distributed, "is_first", lambda first=first: first)
         heard = pytest.raises(FileError, match=r"notes: is there already; .*it holds 'thesis.txt'")
-        with heard, folders.new_folder_of_all(tmp_path / "notes", NOTES):
+        with heard, folders.new_shared_folder(tmp_path / "notes", NOTES):
             pytest.fail("went on")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax.config import ConfigError, DistributedConfig
-from chameleon_jax.runtime.distributed import _from_environment, start, tells_of_lost_processes
+from chameleon_jax.runtime.distributed import _from_environment, is_lost_process_error, start
 from chameleon_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,7 @@ def test_an_error_of_one_process_is_its_own_and_ends_both(tmp_path):
     ],
 )
 def test_only_errors_of_talking_to_others_tell_of_lost_processes(message, lost):
-    assert tells_of_lost_processes(message) is lost
+    assert is_lost_process_error(message) is lost
 
 
 def test_processes_with_different_configs_are_refused_by_the_name_of_the_difference(tmp_path):

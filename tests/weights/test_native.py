@@ -14,7 +14,7 @@ from tiny_models import scrambled_tokenizer, transformer_for, transformer_params
 import chameleon_jax
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ConfigError, ExecutionConfig, LoRAConfig, TransformerConfig
-from chameleon_jax.runtime.headers import read_header, sealed
+from chameleon_jax.runtime.headers import read_header, with_checksum
 from chameleon_jax.weights.native import write_trained
 
 TOKENIZER = scrambled_tokenizer()
@@ -40,29 +40,29 @@ def trained(tmp_path, params) -> Path:
     return tmp_path / "model"
 
 
-def model_in(folder: Path) -> dict:
+def model_section(folder: Path) -> dict:
     return read_header(folder / "config.json")["model"]
 
 
 def test_a_model_folder_holds_the_architecture_and_nothing_else_of_the_training(trained, params, tmp_path):
     Chameleon(TRANSFORMER, params, TOKENIZER, execution=ExecutionConfig(remat="full")).save(tmp_path / "saved")
     for folder in (trained, tmp_path / "saved"):
-        assert model_in(folder).keys() == {field.name for field in dataclasses.fields(TransformerConfig)}
-        assert not ONCE_IN_MODEL.keys() & model_in(folder).keys()
+        assert model_section(folder).keys() == {field.name for field in dataclasses.fields(TransformerConfig)}
+        assert not ONCE_IN_MODEL.keys() & model_section(folder).keys()
 
 
 def test_a_model_trained_with_splash_answers_with_the_logits_of_five_tokens(trained, params):
     expected = Chameleon(TRANSFORMER, params).logits(FIVE)
     header = read_header(trained / "config.json")
     header["model"] |= ONCE_IN_MODEL
-    (trained / "config.json").write_text(json.dumps(sealed(header)))
+    (trained / "config.json").write_text(json.dumps(with_checksum(header)))
     for folder in (trained, trained.parent):
         model = chameleon_jax.load(folder)
         assert model.config == TRANSFORMER
         assert model.execution == ExecutionConfig()  # of the type of its files
         np.testing.assert_array_equal(model.logits(FIVE), expected)
     model.save(trained.parent / "again")
-    assert model_in(trained.parent / "again") == {
+    assert model_section(trained.parent / "again") == {
         name: value for name, value in header["model"].items() if name not in ONCE_IN_MODEL
     }
 
