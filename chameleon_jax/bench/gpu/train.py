@@ -39,14 +39,14 @@ def train_7b(record: Record) -> None:
 def _measure(record: Record, preset: str) -> None:
     """Figures of the preset among those of the stage, and where the time goes."""
 
-    def measured(profile: tuple[str, ...] = ()) -> dict[str, Any]:
+    def measured(profile: str = "") -> dict[str, Any]:
         figures = bench_train(_config(record, preset), profile=profile)
         record.update(**figures)
         return {"tokens_per_second": figures["tokens_per_second"]["median"], "mfu": figures["mfu"]}
 
     def profiled() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
-            figures = measured((folder,))
+            figures = measured(folder)
             record.update(profile=summarise(folder, STEPS))
         return figures
 
