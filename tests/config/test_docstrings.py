@@ -25,7 +25,7 @@ def test_help_explains_the_keys():
 
 
 def test_types_are_shown_as_people_write_them():
-    text = shown(TrainConfig)
+    text = " ".join(inspect.getdoc(TrainConfig).split())
     assert "steps (int): Total number of updates." in text
     assert "stages (tuple[StageConfig, ...] = ()): " in text
     assert "trackers (tuple[Literal['tensorboard', 'wandb'], ...] = ()): " in text
