@@ -276,6 +276,7 @@ def test_importing_the_package_does_not_load_what_is_rarely_used():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_train_step_is_measured_without_the_optional_packages(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(

@@ -102,6 +102,7 @@ def changed(output: str, initial: str = "models/chameleon-7b") -> set[str]:
     return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 def test_image_head_learns_to_draw_what_it_saw():
     """The whole path: data, released format in, the recipe, generation. The pictures come back code for code."""
     prepared("prepare_image_head.yaml")

@@ -21,7 +21,9 @@ def test_help_explains_the_keys():
     text = shown(OptimizerConfig)
     assert "Optimizer and learning-rate schedule. The defaults are the paper's pre-training recipe" in text
     assert "clip_norm (float = 1.0): Gradients are clipped to this global norm." in text
-    assert "keep (int = 3): Number of newest checkpoints to keep." in shown(CheckpointConfig), "without a docstring of its own"
+    assert "keep (int = 3): Number of newest checkpoints to keep." in shown(CheckpointConfig), (
+        "without a docstring of its own"
+    )
 
 
 def test_types_are_shown_as_people_write_them():

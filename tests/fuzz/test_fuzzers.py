@@ -8,6 +8,7 @@ import harness
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fuzzer", "cases"), [("pictures.py", 400), ("records.py", 300), ("weights.py", 100), ("configs.py", 30)]
 )

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_no_kill_loses_or_changes_anything_or_leaves_anything_behind():
     program = [sys.executable, str(Path(__file__).with_name("kills.py")), "--prepare", "1"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=900, check=False)

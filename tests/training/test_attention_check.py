@@ -57,9 +57,8 @@ def on_one_device(tiny):
     return one_step(tiny, config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-    "name", [next(iter(MESHES)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(MESHES)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(tiny, on_one_device, monkeypatch, name):
     monkeypatch.setattr(attention_kernels, "SPLASH_BLOCK", 128)  # of four, each device's part has its own mask
     expected_state, expected = on_one_device

@@ -12,7 +12,11 @@ from chameleon_jax.training.state import init_state, model_params, state_shardin
 from chameleon_jax.training.step import make_train_step
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora__rank": 2, "execution__param_dtype": "bfloat16"}], ids=["all", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"lora__rank": 2, "execution__param_dtype": "bfloat16"}, marks=pytest.mark.slow)],
+    ids=["all", "lora"],
+)
 def test_the_average_follows_the_parameters(tiny, changes):
     config = tiny.config(ema=0.3, model__num_layers=1, bad_steps__action="skip", **changes)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])

@@ -68,6 +68,7 @@ def seen(monkeypatch) -> dict[int, object]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_best_checkpoint_stops_early_and_does_so_again_after_a_break(
     tiny, compiled_once, seen, tmp_path, capfd
 ):

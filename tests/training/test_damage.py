@@ -52,6 +52,7 @@ def cut_arrays(folder: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_a_restart_another_one_and_the_end_of_the_run(tiny, tmp_path, capsys):
     """The newest two are hit, written again, and one of them is hit again."""
     expected = run(tiny, tmp_path / "whole")

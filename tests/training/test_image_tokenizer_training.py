@@ -167,7 +167,7 @@ def losses_by_hand(config, params, pixels):
     return reconstruction, np.mean((z - q) ** 2)
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2"])
+@pytest.mark.parametrize("kind", ["l1", pytest.param("l2", marks=pytest.mark.slow)])
 def test_losses_are_those_of_the_formulas(kind, fresh):
     config = dataclasses.replace(UNCLIPPED, reconstruction=kind)
     reconstruction, commitment = losses_by_hand(config, fresh.params, pictures())
@@ -215,6 +215,7 @@ def learn(steps: int):
     return state, history
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_keeps_many_codes_and_repeats_exactly():
     state, history = learn(60)
     assert history[-1]["reconstruction"] < 0.5 * history[0]["reconstruction"]

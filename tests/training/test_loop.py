@@ -307,6 +307,7 @@ def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
     assert end == "finished"
 
 
+@pytest.mark.slow
 def test_steps_can_be_traced(tiny, tmp_path):
     config = tiny.config(tmp_path, steps=4, profile__steps=2, profile__start=1)
     train(config, tiny.batches, tiny.is_image_id)

@@ -20,6 +20,7 @@ def assert_same_trees(left, right) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 def test_guide_to_training_from_python(tmp_path, monkeypatch, compiled_once):
     """Its code runs as it stands: own Batches, a model that opens, an own loop that ends in the same parameters."""
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_run_in_a_bucket_goes_on_where_it_was_and_ends_like_a_local_one(tiny, tmp_path):
     def interrupted(start, rows):
         for number, batch in enumerate(tiny.batches(start, rows), start):

@@ -76,9 +76,9 @@ def on_one_device(tiny):
 @pytest.mark.parametrize(
     ("recipe", "mesh"),
     [
-        *(("pre, adamw", mesh) for mesh in MESHES),
-        ("swin, muon", "data 2, fsdp 2, tensor 2"),
-        *(pytest.param("swin, muon", mesh, marks=pytest.mark.slow) for mesh in list(MESHES)[:3]),
+        *(("pre, adamw", mesh) for mesh in ("data 2, fsdp 2, tensor 2", "sequence 4, fsdp 2")),
+        *(pytest.param("pre, adamw", mesh, marks=pytest.mark.slow) for mesh in list(MESHES)[:3] + list(MESHES)[5:]),
+        *(pytest.param("swin, muon", mesh, marks=pytest.mark.slow) for mesh in list(MESHES)[:4]),
     ],
 )
 def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_device, recipe, mesh):
@@ -263,6 +263,7 @@ def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, b
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
 
 
+@pytest.mark.slow
 def test_layers_of_one_turn_are_computed_again_like_those_of_a_loop(tiny):
     mesh = mesh_of(ONE)
 
