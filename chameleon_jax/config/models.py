@@ -11,8 +11,8 @@ DType = Literal["float32", "bfloat16"]
 
 
 def _require_sizes(config: Any, **largest: int) -> None:
-    """Sizes of a network are at least 1. The limits above leave room for any model of this decade, and none for numbers
-    that would take the memory of a machine before anyone has looked whether there are weights of such a size."""
+    """Raises `ConfigError` unless each size is from 1 to its limit, which leaves room for any model of this decade but
+    refuses numbers that would exhaust the memory before anyone checks whether there are weights of such a size."""
     for name, most in largest.items():
         value = getattr(config, name)
         require(value > 0, name, value, "must be at least 1")
@@ -108,24 +108,24 @@ class ExecutionConfig:
     compute_dtype: DType = "float32"
     """Type of the matrix products; norms, softmax, RoPE, logits and losses are float32 throughout."""
     attention: Literal["auto", "xla", "blockwise", "splash", "cudnn"] = "auto"
-    """How whole rows attend in training: 'xla' keeps all scores of a layer, in memory quadratic in the length;
-    'blockwise' computes them block by block, twice, in linear memory. 'splash' is a kernel for TPUs, 'cudnn' one for
-    NVIDIA's Hopper and newer, both fast and in linear memory. 'auto' takes the kernel where it can run, else 'xla' up
-    to 1024 tokens and 'blockwise' beyond. The numbers are the same but for rounding."""
+    """Attention of whole rows. 'xla' keeps all scores of a layer, in memory quadratic in the length; 'blockwise'
+    computes them block by block, twice, in linear memory. 'splash' is a kernel for TPUs, 'cudnn' one for NVIDIA's
+    Hopper and newer, both fast and in linear memory. 'auto' takes the kernel where it can run, else 'xla' up to 1024
+    tokens and 'blockwise' beyond. The numbers are the same but for rounding."""
     remat: Literal["none", "full", "save_attention", "save_projections", "offload"] = "none"
-    """What is computed again in the backward pass to save memory. 'full': each layer, from its input; about a third
-    more work. 'save_attention' keeps the result of attention, 'save_projections' also queries, keys and values.
-    'offload' keeps these in the host's memory, where the platform can."""
+    """What the backward pass recomputes to save memory. 'full': each layer, from its input; about a third more work.
+    'save_attention' saves the result of attention, 'save_projections' also queries, keys and values. 'offload' saves
+    these in the host's memory, where the platform can."""
     unroll: int = 1
-    """Layers in one turn of the loop over them. More compile longer, and copy less between the turns: with all of them
-    in one, small models train 3 to 5 % faster on a CPU."""
+    """Layers per iteration of the loop over layers, as in `jax.lax.scan`. More take longer to compile and copy less
+    between iterations, which can make small models a little faster on a CPU."""
 
     def __post_init__(self):
         _require_sizes(self, unroll=2**31)
 
     def remat_outside_loop(self, num_layers: int) -> bool:
-        """Whether layers are recomputed where no loop keeps that apart from what was computed first: XLA takes a single
-        turn out of its loop, and JAX the layers that are left over."""
+        """Whether remat recomputes layers outside of a loop: XLA unrolls a loop of a single iteration, and JAX unrolls
+        the layers that are left over. Inside a loop, XLA cannot merge the recomputation with the first computation."""
         return self.remat != "none" and (self.unroll > 1 or num_layers == 1)
 
 

@@ -82,13 +82,14 @@ def attend(
 
     Args:
       backend: 'xla', which takes any mask; for whole rows (T = S, slots 0 … T-1) also 'blockwise', 'splash', 'cudnn',
-        or 'auto', the one that `choose_backend` finds for the current mesh or the only device. Without a mesh, what
-        several devices hold is left to XLA, which cannot partition kernels.
+        or 'auto', which is what `choose_backend` finds for the devices of the current mesh or for the only device.
+        Kernels need to be told how several devices share the rows: 'auto' leaves them alone without a mesh and flax's
+        logical axis rules.
 
     Raises:
       ConfigError: if the length does not suit splash, or cuDNN cannot count the rows of a device.
     """
-    if backend == "auto" and jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
+    if backend == "auto" and _is_partitioned_by_xla():
         backend = plain_backend(q.shape[1])
     elif backend == "auto":
         sequence = num_partitions(mesh_axes("length")[0])
@@ -108,7 +109,7 @@ def plain_backend(length: int) -> str:
 
 
 def choose_backend(backend: str, device: Any, length: int, head_dim: int, dtype: str, sequence: int = 1) -> str:
-    """The backend that attends whole rows: `backend` itself, or what 'auto' stands for.
+    """The backend for whole rows: `backend` itself, or what 'auto' stands for.
 
     'auto' is the kernel for the device if it can run there, or else `plain_backend`.
 
@@ -144,8 +145,16 @@ def backend_for(config: TransformerConfig, execution: ExecutionConfig, where: Me
     return choose_backend(execution.attention, device, length, config.head_dim, execution.compute_dtype, sequence)
 
 
+def _is_partitioned_by_xla() -> bool:
+    """Whether several devices may share the computation in a way that only XLA knows. It cannot partition kernels."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() > 1
+    return mesh.size > 1 and not any(mesh_axes("batch", "length", "heads"))
+
+
 def _current_device() -> Any:
-    """A device of the kind that a computation which is traced now will run on, as far as JAX knows."""
+    """A device of the kind that the computation being traced will run on, as far as JAX knows."""
     default = jax.config.jax_default_device
     device = jax.devices(default)[0] if isinstance(default, str) else default or jax.devices()[0]
     of_mesh = jax.sharding.get_abstract_mesh().abstract_device
@@ -175,7 +184,7 @@ def _cudnn_obstacle(device: Any, head_dim: int, dtype: str, sequence: int) -> st
 
 
 def _compute_capability(device: Any) -> tuple[int, int]:
-    """(9, 0) for Hopper; (0, 0) for what is not by NVIDIA."""
+    """(9, 0) for Hopper; (0, 0) for what is not NVIDIA's."""
     found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     return (int(found[1]), int(found[2])) if found and device.platform == "gpu" else (0, 0)
 

@@ -175,7 +175,8 @@ def _blockwise_forward(q, k, v, mask):
         raise ValueError(f"{T} queries and {S} keys: blockwise attention is for whole rows")
     queries, groups = _heads_first(q, heads), []
     for group in _groups(T):
-        # Without the checkpoint, JAX would take the masks, which no gradient passes, out of the loop and hold them all.
+        # Without the checkpoint, JAX hoists the masks, through which no gradient flows, out of the loop and holds them
+        # all.
         forward = jax.checkpoint(functools.partial(_block_forward, _Keys.until(group[1], k, v, mask)))
         blocks = _in_blocks(queries, group, 3), *_query_blocks(mask, group)
         groups.append(jax.lax.map(lambda block, forward=forward: forward(*block), blocks))
@@ -187,7 +188,7 @@ def _blockwise_forward(q, k, v, mask):
 def _blockwise_backward(residuals, gradient):
     q, k, v, mask, out, log_sum = residuals
     queries, out, gradient = (_heads_first(x, k.shape[2]) for x in (q, out, gradient))
-    # What the gradients of a softmax's inputs share: the sum of weight times gradient over its keys.
+    # A term common to the gradients of all scores of a query: the sum of weight times gradient over its keys.
     shared = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1, keepdims=True)
     of_q, of_k, of_v = [], *(jnp.zeros(x.transpose(0, 2, 3, 1).shape, jnp.float32) for x in (k, v))
     for group in _groups(q.shape[1]):
@@ -216,7 +217,7 @@ attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _on_each_device(kernel: Callable, *specs: Any) -> Callable:
-    """`kernel(q, k, v, query_segments, key_segments, *more)` per device; `specs` are those of `more`."""
+    """Maps `kernel(q, k, v, query_segments, key_segments, *more)` over the devices; `specs` are those of `more`."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
     q = PartitionSpec(*mesh_axes("batch", "length", "heads", None))
@@ -236,7 +237,7 @@ def _block(length: int, limit: int) -> int:
 
 
 def _splash_kernel(heads: int, length: int, shards: int, interpret: bool):
-    """Splash over `heads` of rows whose queries are cut into `shards`; each part has the mask of its place."""
+    """Splash for `heads` of rows whose queries are partitioned into `shards`, each with its own part of the mask."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries, keys = _block(length // shards, SPLASH_BLOCK), _block(length, SPLASH_BLOCK)
@@ -263,7 +264,7 @@ def attend_splash(
 ) -> Float[Array, "B T H D"]:
     """Attention of whole rows by the Pallas kernel for TPUs; on a CPU it is interpreted, slowly.
 
-    Padding is a segment of its own, so no query is without a key, which the kernel could not bear.
+    The kernel needs a key for every query; padding attends to itself.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -295,18 +296,18 @@ def attend_splash(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# cuDNN: flash attention for NVIDIA's GPUs, told where the documents of a row begin
+# cuDNN: flash attention for NVIDIA's GPUs, given the offsets of each row's documents
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def packed_layout(
     segments: Int[Array, "B T"], most: int
 ) -> tuple[Int[Array, "B most"], Int[Array, "B most_plus_1"], Bool[Array, ""]]:
-    """Lengths and offsets of the documents of each row, as cuDNN wants them, and whether they say all there is.
+    """Lengths and offsets of each row's documents in cuDNN's layout, and whether the layout can describe all rows.
 
-    Padding is a document like the others. Free places hold -1: with `most` 3, the row [1, 1, 2, 0] has lengths
-    [2, 1, 1] and offsets [0, 2, 3, -1]. They do not say all if a row has more than `most` documents, or one that goes
-    on after another.
+    Padding counts as a document. Unused entries are -1: with `most` 3, the row [1, 1, 2, 0] has lengths [2, 1, 1] and
+    offsets [0, 2, 3, -1]. The layout cannot describe a row of more than `most` documents, nor one in which a document
+    continues after another.
     """
     T = segments.shape[1]
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
@@ -319,28 +320,28 @@ def packed_layout(
 
 
 def cudnn_function() -> Callable:
-    """JAX's own wrapper of cuDNN's attention. The public `jax.nn.dot_product_attention` has no documents in rows."""
+    """JAX's internal wrapper of cuDNN's attention. `jax.nn.dot_product_attention` does not take packed documents."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     return functools.partial(cudnn.dot_product_attention, mask_type=cudnn.MaskType.PADDING_CAUSAL)
 
 
 def saves_cudnn_residuals(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy of `jax.checkpoint`: output and row statistics of the forward kernel, which JAX's wrapper does not name.
-    Without them the backward pass would run it again."""
+    """A policy of `jax.checkpoint` that saves output and row statistics of the forward kernel, which JAX's wrapper does
+    not name. Without them the backward pass would run the kernel again."""
     return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def attend_cudnn(
     q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], mask: Mask
 ) -> Float[Array, "B T H D"]:
-    """Attention of whole rows by cuDNN, for bfloat16 on Hopper or newer and rows that lie whole on a device.
+    """Attention of whole rows by cuDNN, for bfloat16 on Hopper or newer and rows that are not partitioned.
 
-    Rows whose documents do not fit its layout (see `packed_layout`) are computed blockwise instead.
+    A batch that cuDNN's layout cannot describe (see `packed_layout`) is computed blockwise instead.
     """
 
     def packed(q, k, v, lengths, offsets):
-        # The wrapper counts the offsets of keys with the heads of queries: they must be as many.
+        # The wrapper computes the offsets of keys from the number of query heads, so there must be as many of both.
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
         layout = dict(q_seqlen=lengths, kv_seqlen=lengths, q_offsets=offsets, kv_offsets=offsets)
         return cudnn_function()(q, k, v, **layout, scale=q.shape[-1] ** -0.5)
@@ -353,7 +354,7 @@ def attend_cudnn(
             )
         slots = jnp.arange(q.shape[1])
 
-        @jax.checkpoint  # or its residuals would be kept next to those of the kernel
+        @jax.checkpoint  # else its residuals are kept beside those of the kernel
         def blockwise(q, k, v, lengths, offsets):
             return attend_blockwise(q, k, v, Mask(slots, slots, query_segments, key_segments))
 

@@ -1,4 +1,4 @@
-"""Dropout whose random bits each device makes for its own part of the activations."""
+"""Dropout whose random bits each device generates for its own part of the activations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from chameleon_jax.models.partitioning import mesh_axes, num_partitions
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` of `[B, T, d]`, bit for bit for keys of threefry.
+    """`nn.Dropout` of `[B, T, d]`; for threefry keys with the same bits.
 
-    XLA makes the bits of other keys (`rbg`) for the whole array on every device, so each makes those of its own rows
-    and positions from a key of its own: the mask depends on how batch and length are cut.
+    For other keys (`rbg`) XLA would generate the bits of the whole array on every device. Here each device generates
+    those of its own rows and positions from a key of its own, so the mask depends on how batch and length are
+    partitioned.
     """
 
     rate: float

@@ -1,10 +1,10 @@
-"""How much arithmetic a Transformer asks for: the figures behind TFLOP/s and MFU.
+"""How much arithmetic a Transformer needs: the figures behind TFLOP/s and MFU.
 
 Counted are the multiplications and additions of matrix products, two for each pair of numbers: every weight matrix once
 a token forward and twice backward (6 x weights in all; the embedding is a look-up and counts nothing), and the two
 products of attention over the keys that a token may see, on average half the row (Chowdhery et al. 2022, appendix B,
-with causal attention at half). What a remat policy computes again does not count: it is no progress. Rows count as one
-document, although packed rows of several need less.
+with causal attention at half). What remat computes again does not count. Rows count as one document, although packed
+rows of several need less.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021): beside a frozen matrix W, two thin ones that learn what to add to it.
+"""Low-rank adapters (LoRA, Hu et al. 2021): two thin matrices that learn what to add to a frozen matrix W.
 
 An adapter of matrix `q` is the leaves `q_lora_a` and `q_lora_b` beside it. Legend: L layers, r rank.
 """
@@ -30,7 +30,7 @@ def is_adapter(name: str) -> bool:
 
 
 def add_adapter(y: Array, x: Array, adapter: Adapter | None) -> Array:
-    """y + scale * (x a) b, in the dtype of y: what W and its adapter make of `x` `[batch, length, *inputs]`."""
+    """y + scale * (x a) b, in the dtype of y, for `x` `[..., *inputs]` and y = W x `[..., *outputs]`."""
     if adapter is None:
         return y
     inputs = adapter.a.ndim - 1
@@ -39,7 +39,7 @@ def add_adapter(y: Array, x: Array, adapter: Adapter | None) -> Array:
 
 
 def merge(params: dict[str, Any], config: LoRAConfig) -> dict[str, Any]:
-    """Parameters in which every adapter is added to its matrix and gone; they belong to the config without `lora`."""
+    """The parameters of a plain model, with every adapter added to its matrix."""
     merged = {}
     for name, child in params.items():
         if isinstance(child, dict):

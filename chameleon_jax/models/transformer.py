@@ -31,7 +31,7 @@ from chameleon_jax.models.partitioning import mesh_axes, num_partitions
 class KVCache(NamedTuple):
     """Keys and values of the tokens read so far. A plain pytree: `apply` takes one and returns the next.
 
-    All rows write the same slot at the same time; rows of unequal length are padded on the left with segment 0.
+    All rows write the same slot at the same time; shorter rows are padded on the left with segment 0.
     """
 
     k: Array  # [L, B, S, K, D]
@@ -41,6 +41,7 @@ class KVCache(NamedTuple):
 
     @classmethod
     def empty(cls, config: TransformerConfig, batch: int, slots: int, dtype: DType) -> KVCache:
+        """A cache for up to `slots` tokens a row, in the model's `compute_dtype`."""
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, dtype)
         return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
@@ -52,9 +53,9 @@ def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
 
 
 def _recomputed(function: Callable) -> Callable:
-    """`function`, of which the backward pass keeps the arguments alone, not what lies between.
+    """`function`, recomputed in the backward pass from its arguments.
 
-    For cheap functions of each element: to compute them twice takes less time than to write and read what lies between.
+    For elementwise functions, which take less time than writing and reading their intermediate values.
     """
     return jax.checkpoint(function, prevent_cse=False)
 
@@ -126,7 +127,7 @@ class Attention(nn.Module):
             q = QKNorm(config, self.execution, name="q_norm")(q)
             k = QKNorm(config, self.execution, name="k_norm")(k)
         q = nn.with_logical_constraint(apply_rope(q, sin_cos), ("batch", "length", "heads", None))
-        # With the length cut over devices, each needs the keys and values of all of it.
+        # Where devices share the length, each needs the keys and values of whole rows.
         k = nn.with_logical_constraint(apply_rope(k, sin_cos), ("batch", None, "kv_heads", None))
         v = nn.with_logical_constraint(v, ("batch", None, "kv_heads", None))
         q, k, v = (checkpoint_name(x, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
@@ -160,7 +161,8 @@ class MLP(nn.Module):
         up = matrix("up", d, F, ("embed", "mlp"))
         down = matrix("down", F, d, ("mlp", "embed"))
 
-        # Products of two axes, not three, unless merging batch and length would gather what several devices hold.
+        # XLA on a CPU computes gradients of [B, T, d] products three times slower than of [B * T, d]. Elsewhere the
+        # reshape is free, unless devices share the length.
         tokens = x if num_partitions(mesh_axes("length")[0]) > 1 else x.reshape(-1, d)
         hidden = checkpoint_name(gate(tokens), "gate"), checkpoint_name(up(tokens), "up")
         return down(_recomputed(lambda gate, up: jax.nn.silu(gate) * up)(*hidden)).reshape(x.shape)
@@ -203,7 +205,7 @@ SAVED = {
     "save_projections": ("query", "key", "value", "attention"),
     "offload": ("query", "key", "value", "attention"),
 }
-"""What each remat policy keeps of a layer for the backward pass, beside the layer's input."""
+"""What each remat policy saves of a layer for the backward pass, beside the layer's input."""
 
 
 def remat_policy(name: str):
@@ -221,14 +223,14 @@ def remat_policy(name: str):
 
 
 def readout(x: Float[Array, "B T d"], params: Any, config: TransformerConfig) -> Float[Array, "B T V"]:
-    """Logits of what the last layer put out: the final norm and the output layer of `params`."""
+    """Logits of the last layer's output, by the final norm and the output layer of `params`."""
     return unembed(rms_norm(x, params["norm"]["scale"], config.norm_eps), params["output"])
 
 
 def unembed(x: Float[Array, "B T d"], output: Float[Array, "d V"]) -> Float[Array, "B T V"]:
-    """Logits of hidden states: the output layer, float32.
+    """float32 logits of normalised hidden states.
 
-    They are rounded to the dtype of x first, as Meta's are: samples and ties depend on it.
+    They are rounded to the dtype of x first, as in Meta's code: samples and ties depend on it.
     """
     logits = jnp.einsum("BTd,dV->BTV", x, output.astype(x.dtype)).astype(jnp.float32)
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
@@ -267,12 +269,15 @@ class Transformer(nn.Module):
           inputs: token ids.
           positions: place of each token in its own document, from 0. Default: 0 … T-1.
           segment_ids: which document of the row a token belongs to; attention never crosses. Default: one document.
-          cache: what was read before; `inputs` are written into its next T slots.
+          cache: keys and values of earlier tokens; those of `inputs` are written into its next T slots.
           dropout: dropped share of each branch; above 0 it needs `rngs={"dropout": key}`.
-          hidden: stop after the last layer; `readout` is what is left to do.
+          hidden: return the last layer's output, from which `readout` computes logits.
 
         Returns:
           float32 logits `[B, T, V]` (or the last layer's output `[B, T, d]`), and the next cache if one was given.
+
+        Raises:
+          ConfigError: if `execution.attention` names a backend that does not suit the length of the rows.
         """
         config, execution = self.config, self.execution
         B, T = inputs.shape
@@ -300,7 +305,7 @@ class Transformer(nn.Module):
         sin_cos = rope_sin_cos(positions, config.head_dim, config.rope_theta)
         block = Block
         if execution.remat != "none":
-            # Outside of a loop XLA would see that both computations are the same, and keep it all.
+            # Outside of a loop, XLA merges the recomputation with the first computation and keeps everything.
             prevent_cse = execution.remat_outside_loop(config.num_layers)
             block = nn.remat(Block, prevent_cse=prevent_cse, policy=remat_policy(execution.remat))
         layers = nn.scan(
@@ -325,7 +330,7 @@ class Transformer(nn.Module):
 def abstract_params(
     config: TransformerConfig, param_dtype: DType = "float32", lora: LoRAConfig | None = None
 ) -> dict[str, Any]:
-    """The parameter tree as the modules state it: `jax.ShapeDtypeStruct`s in flax's boxes of logical axis names."""
+    """The parameter tree that the modules declare: `jax.ShapeDtypeStruct`s in flax's boxes of logical axis names."""
     model = Transformer(config, ExecutionConfig(param_dtype=param_dtype), lora or LoRAConfig())
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from chameleon_jax.config import ConfigError, ExecutionConfig, MeshConfig, Trans
 from chameleon_jax.models import attention
 from chameleon_jax.models.attention import backend_for, choose_backend
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.sharding import make_mesh
+from chameleon_jax.sharding import constraints_on, make_mesh
 from tests.tiny_models import TRANSFORMER, transformer_params
 
 
@@ -121,6 +122,26 @@ def test_a_model_by_itself_takes_the_kernel_of_the_device_at_hand(monkeypatch, d
     apply = functools.partial(model.apply, {"params": params})
     jax.eval_shape(apply, jax.ShapeDtypeStruct((1, length), "int32"))
     assert asked == {expected}
+
+
+def test_kernels_are_left_alone_where_only_xla_knows_how_devices_share_rows(monkeypatch):
+    params, asked = transformer_params(TRANSFORMER), set()
+    for backend in ("xla", "splash"):
+        monkeypatch.setattr(attention, f"attend_{backend}", lambda q, *args, backend=backend: asked.add(backend) or q)
+    monkeypatch.setattr(attention, "_current_device", lambda: TPU)
+
+    def backends(*contexts) -> set[str]:
+        asked.clear()
+        with contextlib.ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            apply = functools.partial(Transformer(TRANSFORMER).apply, {"params": params})
+            jax.eval_shape(apply, jax.ShapeDtypeStruct((8, 128), "int32"))
+        return set(asked)
+
+    mesh = make_mesh(MeshConfig())
+    assert backends() == backends(jax.set_mesh(mesh)) == {"xla"}
+    assert backends(constraints_on(mesh)) == {"splash"}
 
 
 def test_the_device_at_hand_is_that_of_the_mesh_or_else_the_default():
