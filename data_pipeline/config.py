@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from chameleon_jax.config.reading import config, require
-from chameleon_jax.config.training import ImageTokenizerTrainConfig, TextTokenizerConfig
+from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
 from data_pipeline.datasets import digit_documents, python_documents  # noqa: F401  (the demo's kinds of sources)
 from data_pipeline.sources import SourceConfig
 

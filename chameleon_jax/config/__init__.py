@@ -19,19 +19,18 @@ from chameleon_jax.config.reading import (
     require,
     to_dict,
 )
+from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
 from chameleon_jax.config.training import (
     BadStepsConfig,
     CheckpointConfig,
     CompileOptions,
     DistributedConfig,
-    ImageTokenizerTrainConfig,
     MeshConfig,
     OptimizerConfig,
     ProfileConfig,
     SamplePrompt,
     SamplesConfig,
     StageConfig,
-    TextTokenizerConfig,
     TrainConfig,
     stage_ends,
 )

@@ -128,7 +128,7 @@ class Checkpoints:
             if changed:
                 console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
             if damaged:
-                self._set_aside(damaged)
+                self._rename_damaged(damaged)
             return state, [_numbers(line) for line in header.get("unlogged", [])]
         if steps:
             raise FileError(
@@ -143,8 +143,8 @@ class Checkpoints:
         found = [int(path.name) for path in children if path.name.isdecimal()]
         return json.loads(gather_texts(json.dumps(sorted(found, reverse=True)))[0])
 
-    def _set_aside(self, steps: list[int]) -> None:
-        """Renames checkpoints so that they are none any more. Nothing is deleted."""
+    def _rename_damaged(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints, so that the run can write these steps again. Nothing is deleted."""
 
         def rename() -> None:
             for step in steps if is_first() else ():
