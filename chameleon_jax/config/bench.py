@@ -15,30 +15,30 @@ class BenchTrainConfig:
 
     model: TransformerConfig
     batch_size: int
-    """Rows a step, over all devices."""
+    """Rows per step, over all devices."""
     length: int
-    """Tokens a row."""
+    """Tokens per row."""
     documents: int = 4
-    """Documents packed into each row, in turns of text and image codes."""
+    """Documents packed into each row, alternating between text and image codes."""
     padding: float = 0.02
-    """Share of each row that is left empty at its end. Its tokens are counted: the hardware computes them too."""
+    """Share of padding at the end of each row. It counts as tokens, since the hardware computes it too."""
     execution: ExecutionConfig = ExecutionConfig()
     lora: LoRAConfig = LoRAConfig()
     dropout: float = 0.0
-    """Dropped share of each branch just before it is added to the residual stream."""
+    """Dropout rate on the output of each branch, before it is added to the residual stream."""
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     accumulation: int = 1
-    """Parts that a batch is cut into, one after another."""
+    """Gradient accumulation: parts of a batch that are computed one after another."""
     loss_chunk: int = 0
     """Positions of each row whose logits are computed at a time; 0: all at once."""
     compiler_options: Literal["auto", "none"] = "auto"
-    """Options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the devices
-    at hand, 'none' leaves all to XLA, its defaults and XLA_FLAGS."""
+    """Compiler options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the
+    devices at hand, 'none' the defaults and XLA_FLAGS."""
     warmup: int = 2
-    """Steps before the clock starts; the first of them compiles."""
+    """Steps before the measurement; the first of them compiles."""
     steps: int = 10
-    """Steps of a repeat, queued without waiting between them."""
+    """Steps per repeat, dispatched without waiting in between."""
     repeats: int = 5
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""Generation: how tokens are drawn and pictures guided."""
+"""Generation: sampling and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from chameleon_jax.config.reading import config, require
 
 
 def _require_in_range(value: float, key: str, allowed: str) -> None:
-    """Raises unless `value` is 0 or neither so small nor so large that logits in float32 would not survive it."""
+    """Raises if dividing or multiplying float32 logits by `value` could overflow or underflow; 0 is allowed."""
     require(value == 0 or 1e-30 <= abs(value) <= 1e30, key, value, f"{allowed}, and from 1e-30 to 1e30")
 
 
 @config
 class SamplingConfig:
-    """How one token is drawn."""
+    """How tokens are sampled."""
 
     temperature: float = 0.7
-    """0 takes the most likely token."""
+    """Divides the logits; 0 is greedy."""
     top_p: float = 0.9
-    """Draw from the most likely tokens that together have this probability; 1 draws from all."""
+    """Nucleus sampling: sample from the most likely tokens whose probabilities add up to this; 1 samples from all."""
 
     def __post_init__(self):
         require(self.temperature >= 0, "temperature", self.temperature, "must be 0 (greedy) or more")
@@ -29,33 +29,33 @@ class SamplingConfig:
 
 @config
 class GenerationConfig:
-    """What is written after a prompt. Defaults are those of the released code, with pictures switched on and
-    its repetition penalty off."""
+    """How to continue a prompt. The defaults are those of the released code, with pictures switched on and its
+    repetition penalty off."""
 
     mode: Literal["auto", "interleaved", "text", "image"] = "auto"
-    """'interleaved': text and pictures as the model likes. 'text': no pictures. 'image': exactly one picture. 'auto':
-    'interleaved' if the model can draw, 'text' otherwise."""
+    """'interleaved': text and pictures, as the model decides. 'text': no pictures. 'image': exactly one picture.
+    'auto': 'interleaved' if the model can draw, 'text' otherwise."""
     form: Literal["completion", "chat"] = "completion"
-    """'completion': the model goes on where the prompt stops. 'chat': an end-of-turn token is put after the prompt, so
-    that a model tuned on dialogues answers it."""
+    """'completion': continue the prompt. 'chat': put an end-of-turn token after the prompt, so that a model tuned on
+    dialogues answers it."""
     max_new_tokens: int | None = None
-    """Most tokens to write; a picture counts its codes and two marks, and is begun only if it and one more token still
-    fit, as in the released code. null: 256 tokens of text and, unless the mode is 'text', one picture, as far as
-    `context_length` lets them; in mode 'image' the picture alone."""
+    """Maximum number of tokens to generate. A picture takes its codes and two more, and is started only if it and one
+    more token still fit, as in the released code. null: 256 tokens of text and, unless the mode is 'text', one picture,
+    within `context_length`; in mode 'image' the picture alone."""
     context_length: int = 4096
-    """Most tokens of prompt and answer together: what the released models were trained on, and memory grows with the
-    square. Raise it for a model trained on longer rows."""
+    """Maximum number of tokens of prompt and answer together. The default is that of the released models; raise it for
+    a model trained on longer rows. Memory grows with its square."""
     text: SamplingConfig = SamplingConfig()
     image: SamplingConfig = SamplingConfig()
     repetition_penalty: float = 1.0
-    """Above 1, text tokens that the prompt or the answer already holds become less likely; 1 is off. Pictures are never
-    penalised. The released code's default is 1.2; ours is off, since results with it are other results."""
+    """Above 1, text tokens that already occur in the prompt or the answer become less likely; 1 is off. Image codes are
+    never penalised. The default of the released code is 1.2."""
     text_guidance: float = 3.0
-    """How strongly a picture follows the text before it; 1 is off."""
+    """Guidance scale of the text before a picture; 1 is off."""
     image_guidance: float = 1.2
-    """How strongly a picture follows the pictures before it; 1 is off and a third cheaper."""
+    """Guidance scale of the pictures before a picture; 1 is off, which is a third cheaper."""
     seed: int = 0
-    """Any whole number below 2^63, negative ones too."""
+    """Any integer below 2^63, also negative."""
 
     def __post_init__(self):
         if self.max_new_tokens is not None:

@@ -1,4 +1,4 @@
-"""Conversion between formats, and measuring."""
+"""Conversion between formats of weights, and its measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chameleon_jax.config.reading import config, require
 
 @config
 class ConvertCommand:
-    """What `chameleon convert` makes of a model directory."""
+    """`chameleon convert`: write a model in another format."""
 
     format: Literal["chameleon", "huggingface", "meta"]
     """'chameleon': ours. 'huggingface': what transformers reads. 'meta': what Meta's code reads."""
@@ -19,8 +19,8 @@ class ConvertCommand:
     shards: int | None = None
     """Files of Meta's format (its model-parallel size); null takes one for each row of QK-norm."""
     image_tokenizer: str | None = None
-    """Folder to take the image tokenizer from, such as `tokenizer` of Meta's release: Hugging Face's releases come
-    without the decoder that pictures are drawn with."""
+    """Folder to take the image tokenizer from, such as `tokenizer` of Meta's release: Hugging Face's releases have no
+    image decoder."""
 
     def __post_init__(self):
         require(self.shards is None or self.shards > 0, "shards", self.shards, "must be at least 1")
@@ -28,7 +28,7 @@ class ConvertCommand:
 
 @config
 class InspectCommand:
-    """What `chameleon inspect` prints."""
+    """`chameleon inspect`: describe or verify a folder."""
 
     json: bool = False
     """One JSON object instead of lines for people."""
@@ -39,14 +39,14 @@ class InspectCommand:
 
 @config
 class BenchCommand:
-    """What `chameleon bench` measures."""
+    """`chameleon bench weights`: measure converting and loading."""
 
     model: TransformerConfig = TransformerConfig(
         d_model=2048, num_layers=16, num_heads=16, num_kv_heads=16, mlp_dim=5632
     )
-    """Sizes of the model; by default 1.1 billion parameters."""
+    """Sizes of the model. The default has 1.1 billion parameters."""
     repeats: int = 3
-    """Turns; medians are given."""
+    """Number of repeats; medians are reported."""
     folder: str = "out/bench"
     """Folder for scratch files, which are removed at the end."""
 
