@@ -30,7 +30,7 @@ def bytes_per_device(tree: Any) -> int:
 def memory_report(
     compiled: Any, trees: dict[str, Any], capacity: float | None, *, beside: str | None = None
 ) -> dict[str, Any]:
-    """Bytes on each device by kind, and whether they fit into `capacity` (None if that is not known).
+    """Bytes per device by kind, and whether they fit into `capacity` (None if unknown).
 
     `padding` is what arguments take beyond their bytes, in tiles that they do not fill.
 
@@ -91,7 +91,7 @@ LANES = 128
 
 
 def width_advice(config: TrainConfig, mesh: Mesh) -> list[str]:
-    """What to try where fsdp cuts the model width into pieces narrower than a tile of a TPU.
+    """Advice for a mesh whose axis fsdp shards the model width into pieces narrower than a TPU tile.
 
     Such pieces cannot be gathered as they lie: XLA writes the all-gathers and reduce-scatters of the weights as
     all-reduces of the whole, several times the bytes (docs/compiled_for_pods.md).
@@ -119,7 +119,7 @@ def collectives_report(collectives: list[Collective]) -> dict[str, dict[str, Any
 
 
 def step_traffic_bound(config: TrainConfig, params: Any, state_bytes: int, mesh: Mesh) -> int:
-    """Bytes that a device must at least move from and to its memory in a step.
+    """A lower bound on the bytes that a device moves from and to its memory per step.
 
     The state is read and written once, and for each part of the batch the weights (gathered, in the precision of the
     products) are read once forward, once backward, and once more where layers are computed again.
@@ -133,7 +133,7 @@ def step_traffic_bound(config: TrainConfig, params: Any, state_bytes: int, mesh:
 def roofline(
     config: TrainConfig, length: int, mesh: Mesh, accelerator: Accelerator, traffic: int, collectives: list[Collective]
 ) -> dict[str, float]:
-    """Bounds on the time of a step: each unit at its peak, all at once or one after the other.
+    """Bounds on the step time, with compute, memory and network at their peak: in parallel or one after the other.
 
     Args:
       length: tokens a row.

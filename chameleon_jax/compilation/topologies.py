@@ -1,4 +1,4 @@
-"""Devices of pods that are not there: enough for XLA to compile for, described by libtpu."""
+"""Compile-only devices of TPU topologies, described by libtpu."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ _ENVIRONMENT = {
 
 
 def describe_topology(name: str, slices: int = 1) -> list[Any]:
-    """Compile-only devices of a TPU topology, such as "v5p:4x4x8"; chips without any machine behind them.
+    """Compile-only devices of a TPU topology, such as "v5p:4x4x8". No TPU is needed.
 
-    Nothing else of this process may need a TPU afterwards: JAX is left with the CPU. Call it before JAX has looked for
-    devices.
+    Afterwards JAX in this process runs on the CPU only.
 
     Args:
       name: kind and chips along each axis; or "v5e-N" and "v6e-N", which Google's names for these count in chips (those
         of v4 and v5p count cores and are refused).
-      slices: pods of that topology, joined by the data centre's network.
+      slices: number of slices of that topology, connected by the data centre's network.
 
     Raises:
       ConfigError: if there is no such topology.

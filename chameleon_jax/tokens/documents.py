@@ -49,7 +49,7 @@ NOT_ASKED_FOR = "it was not asked for"
 
 
 class DocumentTokenizer:
-    """The text tokenizer, the image tokenizer and the vocabulary that joins them.
+    """A text tokenizer and an image tokenizer joined by one vocabulary.
 
     Attributes:
       text, image, vocabulary: None where a released model came without.
@@ -125,7 +125,7 @@ class DocumentTokenizer:
         return self.codes_per_image + 2
 
     def encode(self, document: Document) -> np.ndarray:
-        """Ids int32 `[n]` of a document, without begin and end of sequence. Each piece of text is encoded by itself.
+        """Ids int32 `[n]` of a document, without begin and end of sequence. Each text segment is encoded by itself.
 
         Args:
           document: texts and pictures in a list, tuple or iterator. A lone text or picture is a document of its own.
@@ -164,7 +164,7 @@ class DocumentTokenizer:
         return np.concatenate([[vocabulary.bos], self.encode(document), end]).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> Document:
-        """The document that `ids` stand for; special tokens other than picture marks leave no trace.
+        """Decodes ids to a document; special tokens other than begin and end of image are dropped.
 
         Raises:
           DocumentError: if a picture is cut short, too long, or interrupted, or a tokenizer is missing.
@@ -306,7 +306,7 @@ class SavedImageTokenizer(NamedTuple):
 
 
 def read_image_config(folder: str | Path) -> SavedImageTokenizer:
-    """Sizes of a saved image tokenizer, how it takes pictures, and whether it has a decoder.
+    """Reads the sizes of a saved image tokenizer, its preprocessing, and whether it has a decoder.
 
     Raises:
       FileError, ConfigError: if config.json is missing or damaged.

@@ -19,7 +19,7 @@ from chameleon_jax.tokens.vocabulary import (
 def tokenizer_json(
     text: TextTokenizer, vocabulary: Vocabulary, *, style: Literal["huggingface", "meta"]
 ) -> dict[str, Any]:
-    """Content of a file for the package `tokenizers` that gives the ids of `vocabulary`.
+    """The content of a tokenizer.json, for the package `tokenizers`, with the ids of `vocabulary`.
 
     Any text gets the ids that `text` and `vocabulary` give it (a SentencePieceTokenizer as `train_text_tokenizer` makes
     it, or a JSONTokenizer), except that `tokenizers` by itself reads names of special tokens as special tokens.
@@ -60,7 +60,7 @@ def tokenizer_json(
 
 
 def tokenizer_config(model_max_length: int | None = None) -> dict[str, Any]:
-    """Content of tokenizer_config.json beside a tokenizer.json in Hugging Face's style, which itself adds `<s>`.
+    """The content of tokenizer_config.json beside a tokenizer.json in Hugging Face's style, which adds `<s>` itself.
 
     Args:
       model_max_length: tokens that the model was trained for.

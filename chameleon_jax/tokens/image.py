@@ -107,7 +107,7 @@ def _apply(config: ImageTokenizerConfig, method: str, params: Any, values: Array
 
 
 class ImageTokenizer:
-    """Pictures to codes and back.
+    """Encodes pictures to codes and decodes them.
 
     Attributes:
       config: sizes of the VQGAN.
@@ -128,7 +128,7 @@ class ImageTokenizer:
 
     @property
     def batch(self) -> int:
-        """Pictures computed at a time; the last batch is filled up, so that each size is compiled once.
+        """Number of pictures per batch; the last batch is padded, so that one size is compiled.
 
         At most 64, and no more than keep one map of full resolution, or the scores of its attention, within 512 MiB: 4
         with the released sizes.
@@ -199,7 +199,7 @@ class ImageTokenizer:
         return self._in_batches("encode", images, pixels).astype(np.int32)
 
     def detokenize(self, codes: np.ndarray) -> list[Image]:
-        """The pictures that codes `[n, codes_per_image]` stand for.
+        """Decodes codes int `[n, codes_per_image]` to pictures.
 
         Raises:
           DocumentError: as `decode_codes`.

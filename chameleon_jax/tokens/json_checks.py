@@ -1,4 +1,4 @@
-"""What a tokenizer's JSON may ask of the package `tokenizers`.
+"""Checks of a tokenizer's JSON before the package `tokenizers` opens it.
 
 The package runs whatever its file says: ten replacements in a row of one letter by fifty; regular expressions that
 search for minutes; values of the wrong kind, for which it ends in a panic. Chameleon's tokenizers and Llama's need
@@ -141,7 +141,7 @@ _OPTION = re.compile(r"\?|\{\d,\d\}")
 
 
 def is_linear(expression: str) -> bool:
-    """Whether the search for an expression surely takes time linear in the text.
+    """Whether a regular expression is certain to be searched in time linear in the text.
 
     So it is for alternatives of single characters and classes if only the last one of each may repeat without bound,
     which then never has to be given back, and few before are optional.

@@ -1,4 +1,4 @@
-"""A part of a picture resized with Lanczos, bit for bit as Pillow gives it when it resizes the whole.
+"""Resizes a part of a picture with Lanczos, bit for bit as Pillow resizes the whole picture.
 
 For ordinary pictures resizing the whole is quicker; of a picture a thousand times as high as wide it would take
 gigabytes. Pillow can resize a part itself, but takes its place in single precision, and so rounds otherwise.
@@ -51,7 +51,7 @@ def _resize_rows(pixels: np.ndarray, before: int, source: int, target: int, star
 
 
 def resize_part(image: Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
-    """`image.resize(size, LANCZOS).crop(box)` of an RGB picture, without making the whole of it.
+    """`image.resize(size, LANCZOS).crop(box)` of an RGB picture, without resizing all of it.
 
     Width is resized first, then height, with 8 bits between. Pillow 13 does it in the other order where a high picture
     becomes smaller.

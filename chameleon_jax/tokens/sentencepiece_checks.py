@@ -1,4 +1,4 @@
-"""What a SentencePiece model may hold, looked at before the package `sentencepiece` opens it.
+"""Checks of a SentencePiece model before the package `sentencepiece` opens it.
 
 The file is a protocol buffer (`sentencepiece_model.proto`): pieces in field 1, the normaliser in field 3. It is a table
 from characters to texts, and one character may become a text of megabytes.

@@ -71,7 +71,7 @@ def bracketed(names: Iterable[str]) -> set[str]:
 
 
 def text_names(names: Mapping[str, int], special: Collection[str] | None = None) -> list[str]:
-    """Names that are text, in order of their ids.
+    """The names of text pieces, in order of their ids.
 
     Image codes are told by the start of their names. Special are the names in `special`; without it, as in Meta's code,
     all that start with `<` except `<` itself.
@@ -104,7 +104,7 @@ def _image_names(names: Iterable[str], where: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The one vocabulary of text pieces and image codes.
+    """One vocabulary of text pieces, image codes and special tokens.
 
     Image ids and text ids may stand in any order and place; everything goes through the two tables.
 
@@ -151,7 +151,7 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, names: Mapping[str, int], where: str, special: Collection[str] | None = None) -> Vocabulary:
-        """The vocabulary that a table of names and ids describes; its text pieces are numbered in order of their ids.
+        """Builds a vocabulary from a table of names and ids; text pieces are numbered in order of their ids.
 
         Args:
           names: id of every token.
@@ -241,7 +241,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Vocabulary:
-        """The vocabulary that `to_dict` wrote.
+        """Builds the vocabulary that `to_dict` described.
 
         Raises:
           VocabularyError: if a value is not what it should be.

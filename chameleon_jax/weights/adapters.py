@@ -1,4 +1,4 @@
-"""Low-rank adapters as files of their own, in the layout of PEFT: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes low-rank adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors.
 
 So adapters trained here on a released model can be put on transformers' copy of it, and the other way round.
 """
@@ -57,7 +57,7 @@ def _stored(leaf: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> None:
-    """Writes the adapters among `params` into a folder, replacing an older one; all processes call it together.
+    """Writes the adapters among `params` to a folder, replacing older adapters. All processes must call it.
 
     Args:
       base: the model they belong to, as it is to be named in the file.
@@ -83,7 +83,7 @@ def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> No
 
 
 def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRAConfig, Any]:
-    """The adapters of a folder, or of the run in it, for a model of these sizes.
+    """Reads the adapters of a folder, or of the run in it, for a model of these sizes.
 
     Returns:
       their config, and a tree of their float32 leaves alone.
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> LoRAConfig:
 
 
 def add_adapters(params: Any, config: TransformerConfig, folder: str | Path) -> Any:
-    """`params` of a model without adapters, with those of a folder added to their matrices. `params` is used up.
+    """Merges the adapters of a folder into the matrices of `params`, whose buffers are donated.
 
     Raises:
       FileError: as `read_adapters` does.

@@ -21,7 +21,7 @@ def write_checklist(folder: Path) -> None:
 
 
 def verify_checklist(path: Path) -> int:
-    """Compares the files that a list names with it; returns how many.
+    """Compares the files named in a checklist with its checksums; returns their number.
 
     Raises:
       DamagedFile: naming the first file that is missing or another one.

@@ -51,7 +51,7 @@ class ConversionError(ChameleonError):
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a model directory holds.
+    """The contents of a model directory; arrays are read on demand.
 
     Attributes:
       folder: where it lies.
@@ -145,7 +145,7 @@ def abstract_params(config: TransformerConfig, dtype: DType = "float32", mesh: M
 
 
 def check_parts(checkpoint: Checkpoint) -> Checkpoint:
-    """Refuses a Transformer, a vocabulary and an image tokenizer that do not belong together.
+    """Checks that Transformer, vocabulary and image tokenizer belong together.
 
     Raises:
       FileError: naming what does not fit.

@@ -18,7 +18,7 @@ ARCHITECTURE = (
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Format, sizes, types, vocabulary and gaps of a checkpoint, as data that JSON can hold.
+    """Format, sizes, dtypes, vocabulary and missing parts of a checkpoint, as JSON-serializable data.
 
     Without a vocabulary, a text tokenizer or an image tokenizer the key of that name is null, and `missing` says why.
     """

@@ -29,7 +29,7 @@ _EXPECTED = (
 
 
 def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None) -> Checkpoint:
-    """Opens a model directory in whatever format it is; no weight is read.
+    """Opens a model directory of any supported format; no weights are read.
 
     Args:
       path: a directory, or hf://org/name on the Hugging Face Hub; see `hub`.

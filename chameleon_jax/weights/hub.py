@@ -29,7 +29,7 @@ _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class Fetched(NamedTuple):
-    """A model of the Hub in the cache.
+    """A model from the Hub, in the local cache.
 
     Attributes:
       folder: where.
@@ -60,7 +60,7 @@ def _fetch_model(name: str | Path) -> Path:
 
 
 def require_folder(name: str | Path) -> Path:
-    """The folder of this name on this machine.
+    """The local folder of a model.
 
     Raises:
       FileError: if there is none; with the way to the Hub if the name could be one of there.
@@ -80,7 +80,7 @@ def require_folder(name: str | Path) -> Path:
 
 
 def fetch(name: str) -> Fetched:
-    """Fetches a model, or finds it in the cache. All processes of a run call it together: the first downloads, the
+    """Fetches a model, or finds it in the cache. All processes of a run must call it: the first downloads, the
     others then find the same commit in the cache, or download it where their host has a cache of its own.
 
     Raises:

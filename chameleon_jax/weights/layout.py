@@ -1,4 +1,4 @@
-"""Where every released format keeps every parameter of ours, as data.
+"""The mapping of our parameters to the tensors of every released format, as data.
 
 The canonical tree is the one of `models/` (see `TRANSFORMER`). A stored tensor holds one piece of one of its leaves, of
 one layer: the leaf's axes in another order and partly merged, cut along one axis where Meta shards a model, and with

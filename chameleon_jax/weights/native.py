@@ -144,7 +144,7 @@ def write_trained(
     image_head_trained: bool | None,
     prompt_fit: Literal["crop", "pad"] | None = None,
 ) -> None:
-    """Writes the model of a training run; all processes call it together, each writes the arrays of its devices.
+    """Writes the model of a training run. All processes must call it; each writes the arrays of its devices.
 
     Args:
       params: with the adapters that `lora` says, which are added to their matrices.

@@ -1,4 +1,4 @@
-"""Weights that one can ask for any stored tensor of any layout: in files, or in memory.
+"""Sources of weights, files or memory, that give any stored tensor of any layout.
 
 Files are read piece by piece: onto the devices of a mesh, or into a file of another format.
 """

@@ -1,4 +1,4 @@
-"""Tensors that lie in files: where their bytes are, and a view of them that costs no memory until it is read."""
+"""Tensors in files: the offset of their bytes, and a memory-mapped view that takes no memory until it is read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chameleon_jax.errors import FileError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16), np.dtype(np.float64))
-"""Types that weights may have."""
+"""Dtypes that weights may have."""
 MOST_AXES = 8
-"""Axes of a tensor that is read from a file; weights have up to four."""
+"""Most axes of a tensor in a file; weights have up to four."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,12 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
-      file: the file it lies in.
+      file: the file that holds it.
       key: its name there.
-      offset: place of its first byte in the file.
+      offset: byte offset of its data in the file.
       shape: its shape.
-      dtype: its type, little-endian.
-      strides: elements between neighbours along each axis; None for plain row-major order.
+      dtype: its dtype, little-endian.
+      strides: in elements, one per axis; None for row-major order.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class StoredTensor:
         return dataclasses.replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
 
     def view(self) -> np.ndarray:
-        """The tensor, read-only. Pages of the file are read when they are touched, and given back with the view."""
+        """A read-only memory map of the tensor: pages of the file are read when they are accessed."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         shape = self.shape
@@ -67,7 +67,7 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComputedTensor:
-    """A small tensor that lies in no file as it is, in the place of a `StoredTensor`."""
+    """A small tensor that is computed rather than stored, with the interface of `StoredTensor`."""
 
     file: Path
     key: str

@@ -1,4 +1,4 @@
-"""Torch's checkpoint files, read without torch.
+"""Reads torch's checkpoint files without torch.
 
 A checkpoint is a pickle in which a tensor is a call, `_rebuild_tensor_v2(storage, offset, shape, strides, ...)`, and a
 storage is a reference to bytes kept outside the pickle (`torch/serialization.py`). Since torch 1.6 all of it lies
@@ -34,7 +34,7 @@ _SMALL = 1 << 20  # bytes that need no such proof
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """What `torch.save` wrote to `path`, with every tensor a `StoredTensor`. Reads the pickle, not the tensors.
+    """Reads what `torch.save` wrote to `path`, with a `StoredTensor` for every tensor; their data is not read.
 
     Dictionaries of every kind come back as `dict`, parameters as their tensors. The key of a tensor is its key in
     the dictionary nearest around it, or '' if there is none. Checksums of tensors are not verified, as that would
@@ -68,7 +68,7 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
-    """What `torch.save` wrote of a state dict.
+    """Reads a state dict that `torch.save` wrote.
 
     Raises:
       FileError: as `read_torch_file`, and if there is anything but a mapping from names to tensors.

@@ -161,7 +161,7 @@ def _require_budget(budget: list[int]) -> None:
 
 
 def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
-    """Runs one pickle from a file of bytes and leaves the file behind its end.
+    """Reads one pickle from a binary file and leaves the file positioned after it.
 
     Python's own unpicklers can be told what may be imported, but not what may be done with it: a file can still set
     attributes of the objects that were let in, or ask for gigabytes of memo. This one does what tensors and plain

@@ -1,4 +1,4 @@
-"""The config of a VQGAN in the words of taming-transformers (Esser et al. 2021) and of transformers.
+"""The config of a VQGAN in the terms of taming-transformers (Esser et al. 2021) and of transformers.
 
 Meta's vqgan.yaml and Hugging Face's vq_config describe the same family of networks. Every key of theirs is either taken
 over, known to matter in training alone, or refused by name with the reason.
