@@ -19,7 +19,7 @@ from chameleon_jax.weights.sources import leaves_of, tree_of
 def initial_params(
     checkpoint: Checkpoint, config: TrainConfig, vocabulary: Vocabulary
 ) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that creates the parameters of a tree of `jax.ShapeDtypeStruct` with shardings on their devices.
+    """Returns a function that creates the parameters of a tree of `jax.ShapeDtypeStruct` on their devices.
 
     Args:
       checkpoint: the opened model.
