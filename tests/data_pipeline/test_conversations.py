@@ -333,6 +333,7 @@ def test_what_does_not_fit_is_left_out_and_counted(chat_command, figures):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("figures")
 def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_path, monkeypatch):
     def no_steps(config: TrainConfig, *args, **options) -> TrainState:  # they would change none of this

@@ -72,6 +72,7 @@ def test_an_empty_folder_has_nothing_to_restore(folder, config, mesh):
     assert restore(folder, config, mesh) is None
 
 
+@pytest.mark.slow
 def test_every_bit_comes_back_on_any_arrangement_of_devices(folder, config, mesh, at_step):
     saved = at_step(3)
     save(folder, config, saved)
@@ -89,6 +90,7 @@ def test_config_of_the_newest_checkpoint_is_known_without_its_arrays(folder, con
     assert from_dict(TrainConfig, stored_config(folder)) == dataclasses.replace(config, seed=2)
 
 
+@pytest.mark.slow
 def test_training_on_while_a_checkpoint_is_written_does_not_change_it(folder, tiny, mesh):
     # Some megabytes, so that writing is still going on when the arrays are given away and overwritten.
     config = tiny.config(model__vocab_size=4096, model__d_model=128)

@@ -109,6 +109,7 @@ def test_nothing_is_restarted_while_all_codes_are_used(averages):
     np.testing.assert_allclose(codebook, expected_sums / expected_counts[:, None], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_codebook_starts_near_latents_of_the_pictures():
     state = first_state()
     latents = run_model({"params": state.params}, pictures(), "latents").reshape(-1, MODEL.code_dim)
@@ -118,6 +119,7 @@ def test_the_codebook_starts_near_latents_of_the_pictures():
     assert len(np.unique(state.params["codebook"], axis=0)) == MODEL.num_codes  # no two alike
 
 
+@pytest.mark.slow
 def test_the_same_seed_starts_the_same_and_another_differently():
     again = init_state(CONFIG, pictures())
     jax.tree.map(np.testing.assert_array_equal, again, first_state())
