@@ -36,7 +36,7 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-all: install-all test
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not pod"
 
 lint: install
 	$(BIN)/ruff check .

@@ -133,6 +133,7 @@ def test_pictures_are_computed_in_float32(method):
     assert all("operand_precision={highest,highest}" in line and " = f32[" in line for line in products)
 
 
+@pytest.mark.pod
 def test_the_recipe_of_7b_for_a_pod(capsys):
     recipe = find_configs() / "pretrain_7b.yaml"
     assert main(["compile", str(recipe), "--topology", "v5p:4x4x8", "--json", "true"]) == 0
