@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 
 from chameleon_jax.config import ConfigError, find_configs, read_config
-from chameleon_jax.config.reading import find_key, parse_value, shortened
+from chameleon_jax.config.reading import find_key, parse_value, require, shortened
 
 _OPTION = re.compile(r"--[^\W\d][\w.-]*(=|$)", re.ASCII)
 """What only begins with dashes, such as the prompts "--- a/file.py" and "-5 degrees", is no option."""
@@ -109,13 +109,10 @@ class Command:
             shipped_file = find_configs().parent / given  # as the documentation writes it, in any folder
             return shipped_file if given.startswith("configs/") and not Path(given).exists() else given
         shipped = self.shipped()
-        if given not in shipped:
-            nearest = difflib.get_close_matches(given, shipped, n=1)
-            shipped_are = f"; there are {', '.join(shipped)}" if shipped else ""
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else shipped_are
-            raise ConfigError(
-                f"CONFIG = {shortened(given)}: is neither a YAML file nor the name of a shipped one{hint}"
-            )
+        nearest = difflib.get_close_matches(given, shipped, n=1)
+        names = f" or one of {', '.join(shipped)}" if shipped else ""
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        require(given in shipped, "CONFIG", given, f"must be a YAML file{names}{hint}")
         return shipped[given]
 
 

@@ -93,7 +93,7 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["trian"], "'trian' is no command; did you mean 'train'?"),
         (["train"], "CONFIG is missing; expected CONFIG, for example chameleon train demo"),
         (["train", "a.yaml", "b.yaml"], "'b.yaml': is one too many; expected CONFIG"),
-        (["train", "dmo"], "'dmo': is neither a YAML file nor the name of a shipped one; did you mean 'demo'?"),
+        (["train", "dmo"], "CONFIG = 'dmo': must be a YAML file or one of demo, finetune_image_head"),
         (["train", "--steps", "3"], "CONFIG is missing"),
         (["train", "{recipe}", "--quite"], "--quite: there is no such option; did you mean --quiet?"),
         (["train", "gone.yaml"], "gone.yaml: no such file"),
