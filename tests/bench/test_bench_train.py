@@ -95,7 +95,7 @@ def test_all_presets_are_tested_above():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "'nothing': is neither a YAML file nor the name of a shipped one; there are 1b, 7b, 7b_80gb, "),
+        (["nothing"], "CONFIG = 'nothing': must be a YAML file or one of 1b, 7b, 7b_80gb, "),
         (["{tiny}", "--documents", "99"], "documents = 99: must be at most the 15 tokens of a row"),
         (["{tiny}", "--batch-size", "12"], "batch_size = 12: must be a multiple of 8"),
         (["{tiny}", "--loss-chunk", "3"], "loss_chunk = 3: must divide the length of the rows, 16"),
