@@ -3,14 +3,17 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test lint install gpu gpu-needs clean
+.PHONY: help demo test test-all lint install install-all gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and judge a small Chameleon; opens with out/demo/report.html (some minutes)"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests, but for the slow ones (some 8 minutes on two cores)"
+	@echo "make test-all install torch, PEFT and libtpu too (3 GB) and run all tests"
 	@echo "make lint     check format and style"
-	@echo "make install  create $(VENV) with everything in it"
+	@echo "make install  create $(VENV) with what the demo and the tests need"
 	@echo "make gpu      check and measure one NVIDIA GPU with what is installed there (see docs/benchmarks)"
 	@echo "make clean    remove $(VENV) and out/"
 	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another place."
