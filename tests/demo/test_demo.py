@@ -50,8 +50,8 @@ def demo(tmp_path_factory):
     values["evaluation"] |= {"split": "test[:60]", "train_split": "train[:200]", "drawings_per_digit": 2, "sums": 6}
     for name, recipe in values.items():
         (recipes / f"{name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["demo", "--recipes", str(recipes), "--output", str(folder / "out")]) == 0
-    return folder / "out", recipes
+    assert main(["demo", "--recipes", str(recipes), "--output", str(folder / "demo")]) == 0
+    return folder / "demo", recipes
 
 
 def test_every_promised_figure_is_there_and_a_number(demo):
@@ -93,12 +93,13 @@ def test_changed_recipe_redoes_its_stage_and_those_after_it(demo, capsys):
     assert "▶ judge and report" in said
 
 
-def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo, tmp_path):
+def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo):
     output, recipes = demo
-    (tmp_path / "demo").symlink_to(output)
-    assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(tmp_path)]) == 0
-    (check,) = json.loads((tmp_path / "demo.json").read_text())["checks"]
+    before = (output / "report.html").stat().st_mtime_ns
+    assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(output.parent)]) == 0
+    (check,) = json.loads((output.parent / "demo.json").read_text())["checks"]
     assert check["metrics"] == json.loads((output / "metrics.json").read_text())
+    assert (output / "report.html").stat().st_mtime_ns == before, "reused"
 
 
 def test_demo_folder_opens_as_a_model(demo, tmp_path, capsys):
