@@ -66,7 +66,7 @@ def attention(record: Record) -> None:
 def _compare_backends(record: Record, cases: Sequence[Case]) -> None:
     for case in cases:
         name = f"{case.backend}, {case.heads}/{case.kv_heads} heads, {case.length} tokens, remat {case.remat}"
-        record.check(name, functools.partial(compare_backend, case), about=8)
+        record.check(name, functools.partial(compare_backend, case), about=20)
 
 
 def count_kernels(program: str) -> tuple[int, int]:
