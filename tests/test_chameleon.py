@@ -185,7 +185,7 @@ def test_by_default_there_is_room_for_a_picture(model, monkeypatch, mode, contex
     asked = []
     ids = {"image": [model.vocabulary.image_ids[0]] * 4 + [model.vocabulary.end_image]}.get(mode, [])
     monkeypatch.setattr(
-        chameleon, "generate_ids", lambda _, config, *rest, **more: asked.append(config) or np.array([ids])
+        chameleon, "generate_ids", lambda _, execution, config, *rest, **more: asked.append(config) or np.array([ids])
     )
     model.generate([], GenerationConfig(mode=mode, context_length=context))
     assert asked[0].max_new_tokens == expected

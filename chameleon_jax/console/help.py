@@ -71,7 +71,7 @@ def _keys(command: Command, file: str | None) -> Iterator[str]:
         typed = "" if value is dataclasses.MISSING else _typed(value)
         yield _row(f"--{name} {typed}".rstrip(), docs.get(each.name, ""))
     if groups:
-        yield _paragraph("and groups of keys:", " ".join(groups))
+        yield textwrap.fill(f"and groups: {' '.join(groups)}", _width(), initial_indent="  ", subsequent_indent="    ")
 
 
 def _docs(cls: type) -> dict[str, str]:
