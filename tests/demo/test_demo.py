@@ -95,11 +95,9 @@ def test_changed_recipe_redoes_its_stage_and_those_after_it(demo, capsys):
 
 def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo):
     output, recipes = demo
-    before = (output / "report.html").stat().st_mtime_ns
     assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(output.parent)]) == 0
     (check,) = json.loads((output.parent / "demo.json").read_text())["checks"]
     assert check["metrics"] == json.loads((output / "metrics.json").read_text())
-    assert (output / "report.html").stat().st_mtime_ns == before, "reused"
 
 
 def test_demo_folder_opens_as_a_model(demo, tmp_path, capsys):

@@ -256,7 +256,13 @@ def stories(base: Path) -> dict[str, Story]:
     (base / "train.yaml").write_text(yaml.safe_dump(train))
     for name in ("prepare", "train", "convert"):
         (base / name).mkdir()
-    rows = fork(lambda: __import__("chameleon_jax.console.cli").cli.main([*prepare[0], "--output", str(base / "rows")]))
+
+    def write_rows() -> int:
+        from chameleon_jax.console.cli import main
+
+        return main([*prepare[0], "--output", str(base / "rows")])
+
+    rows = fork(write_rows)
     assert status_of(rows) == 0
     convert = ["convert", str(base / "hf"), str(base / "convert" / "model"), "--format", "chameleon"]
     return {
