@@ -84,7 +84,10 @@ def _run_part(fuzzer: str | Path, seeds: list[int], keep: Path | None) -> list[d
                 folder.mkdir()
                 results.append({"seed": seed, **_run_case(worker, seed, folder)})
                 if keep and results[-1]["outcome"] not in ("read", "refused"):
-                    shutil.copytree(folder, Path(keep) / str(seed), dirs_exist_ok=True)
+                    # `cp` keeps the holes of files that claim to be gigabytes.
+                    kept = Path(keep, str(seed))
+                    kept.mkdir(parents=True, exist_ok=True)
+                    subprocess.run(["cp", "-r", "--sparse=always", f"{folder}/.", str(kept)], check=True)
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             if worker is not None:
