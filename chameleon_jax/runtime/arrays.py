@@ -17,7 +17,7 @@ import numpy as np
 
 from chameleon_jax.errors import ChameleonError, DamagedFile, FileError
 from chameleon_jax.runtime.array_folders import check_claims, check_folder
-from chameleon_jax.runtime.checksums import array_checksums, differences, dtype_of
+from chameleon_jax.runtime.checksums import array_checksums, differences, dtypes_of
 from chameleon_jax.runtime.cloud import is_cloud
 from chameleon_jax.runtime.distributed import gather_texts
 from chameleon_jax.runtime.files import absolute
@@ -129,12 +129,13 @@ def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksum
     names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in paths]
     if checksums is None:
         return f"{len(names)} arrays, written before there were checksums"
+    dtypes = dtypes_of(path, checksums)
     if set(names) != set(checksums):
         raise DamagedFile(f"{path}: damaged: {min(set(names) ^ set(checksums))} is missing or was never written")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for number, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True)):
         wanted = [...] * len(names)
-        wanted[number] = jax.ShapeDtypeStruct(leaf.shape, dtype_of(checksums[name]), sharding=here)
+        wanted[number] = jax.ShapeDtypeStruct(leaf.shape, dtypes[name], sharding=here)
         tree = structure.unflatten(wanted)
         leaves = all_or_none(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared=False)
         _refuse(path, differences({name: leaves[number]}, checksums))
@@ -222,10 +223,10 @@ def _groups(
     if checksums is None:
         yield dict(wanted)
         return
+    stored = dtypes_of(path, checksums)
     if wanted.keys() != checksums.keys():
         name = min(wanted.keys() ^ checksums.keys())
         raise FileError(f"{path}: {name} is {'missing' if name in wanted else 'no array that the config expects'}")
-    stored = {name: dtype_of(checksum) for name, checksum in checksums.items()}
     as_stored = {name: leaf for name, leaf in wanted.items() if leaf.dtype == stored[name]}
     if as_stored:
         yield as_stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.array_types import Array
+from chameleon_jax.errors import DamagedFile, printable
+
+_CHECKSUM = re.compile(r"((?:bfloat|float|u?int)\d\w*|bool) \w{16}")
 
 
 def array_checksums(tree: Any) -> dict[str, str]:
@@ -40,9 +44,27 @@ def differences(tree: Any, checksums: Mapping[str, str]) -> list[str]:
     return [name for name, found in array_checksums(tree).items() if found != checksums.get(name)]
 
 
-def dtype_of(checksum: str) -> np.dtype:
-    """Type of the array that a checksum was taken from."""
-    return jnp.dtype(checksum.split()[0])
+def dtypes_of(path: object, checksums: Any) -> dict[str, np.dtype]:
+    """Types of the arrays that checksums were taken from, by name.
+
+    Args:
+      path: the folder of the arrays, for messages.
+      checksums: as a header says them.
+
+    Raises:
+      DamagedFile: if they are no mapping of names to checksums.
+    """
+    if not isinstance(checksums, Mapping):
+        raise DamagedFile(f"{path}: damaged: its checksums are {printable(checksums)}; expected one for each array")
+    dtypes = {}
+    for name, checksum in checksums.items():
+        try:
+            dtypes[name] = jnp.dtype(_CHECKSUM.fullmatch(checksum)[1])
+        except TypeError:  # no text, no match, or no type
+            raise DamagedFile(
+                f"{path}: damaged: the checksum of {name} is {printable(checksum)}; expected a type and 16 digits"
+            ) from None
+    return dtypes
 
 
 def _name(path: Any) -> str:

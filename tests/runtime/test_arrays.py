@@ -13,7 +13,7 @@ import pytest
 
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime import arrays
-from chameleon_jax.runtime.arrays import all_or_none, load_arrays, save_arrays
+from chameleon_jax.runtime.arrays import all_or_none, load_arrays, save_arrays, verify_arrays
 
 
 def tree() -> dict:
@@ -206,3 +206,20 @@ def test_what_has_no_remedy_goes_before_damage(monkeypatch):
     with pytest.raises(FileError, match="in process 1: MemoryError") as caught:
         all_or_none(Path("here"), read)
     assert not isinstance(caught.value, DamagedFile)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["float32"], 7, True, "Infinity 0123456789abcdef", "object 0123456789abcdef", "", "float99 0123456789abcdef"],
+)
+def test_checksum_that_is_none_is_damage(tmp_path, wrong):
+    checksums = save_arrays(tmp_path / "params", tree())
+    name = min(checksums)
+    for read in (
+        lambda sums: load_arrays(tmp_path / "params", jax.eval_shape(tree), sums),
+        lambda sums: verify_arrays(tmp_path / "params", sums),
+    ):
+        with pytest.raises(DamagedFile, match=f"the checksum of {name} is"):
+            read({**checksums, name: wrong})
+        with pytest.raises(DamagedFile, match="its checksums are"):
+            read(list(checksums))
