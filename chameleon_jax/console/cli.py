@@ -173,8 +173,10 @@ def _print_figures(command: Command, config: Any, figures: dict[str, Any]) -> No
     if command.json:
         print(json.dumps(figures, indent=2))
         return
+    width = max(31, *map(len, figures)) if figures else 0
     for key, value in figures.items():
-        print(f"{key:<32}{value:.4g}" if isinstance(value, float) else f"{key:<32}{printable(value, LONGEST_MESSAGE)}")
+        text = f"{value:.4g}" if isinstance(value, float) else printable(value, LONGEST_MESSAGE)
+        print(f"{key:<{width}} {text}")
     if figures and command.then:  # of several processes one speaks
         print("\nnext:")
         for line in command.then:

@@ -364,3 +364,12 @@ def test_output_that_nobody_reads_ends_the_command_without_a_traceback(monkeypat
         monkeypatch.setattr(sys, "stdout", closed)
         assert main(["--help"]) == 141
     assert capfd.readouterr().err == ""
+
+
+def test_figures_with_long_names_stand_apart_from_their_values(capsys, monkeypatch):
+    figures = {"held_out.digit_captions.image_loss": 0.5345, "steps": 60}
+    monkeypatch.setattr("chameleon_jax.console.inspect.inspect", lambda *_, **__: figures)
+    assert main(["inspect", "somewhere"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [[name, str(value)] for name, value in figures.items()]
+    assert lines[0].index("0.5345") == lines[1].index("60")
