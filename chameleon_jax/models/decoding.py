@@ -1,0 +1,282 @@
+"""The Transformer for generation: weights in the layout that decodes best, a KV cache of lanes, reading tokens into it.
+
+A lane is one sequence with its own length: its token number p stands in slot p, at position p. Nothing is padded or
+hidden, so lanes of different lengths share a call. All functions are pure; callers jit them and donate caches.
+
+Legend: B lanes in a call, T tokens a lane, S slots of a lane, d model width, H query heads, K key/value heads,
+G = H / K, D head dimension, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.array_types import Array, Float, Int
+from chameleon_jax.config import ConfigError, DType, TransformerConfig
+from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm, rope_sin_cos
+from chameleon_jax.models.lora import is_adapter
+
+Quantization = Literal["int8"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Weights
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Matrix(NamedTuple):
+    """A matrix stored with its inputs last, as a product with few rows reads it fastest."""
+
+    values: Array  # [*outputs, inputs]
+    scale: Array | None  # float32 [*outputs], by which int8 values are multiplied
+
+
+class Norm(NamedTuple):
+    """Scale and bias of the norm of queries or keys."""
+
+    scale: Array  # [groups, D]
+    bias: Array  # [groups, D]
+
+
+class Layer(NamedTuple):
+    attention_norm: Array  # [d]
+    qkv: Matrix  # [K * (G + 2) * D, d]: of each key/value head its G queries, the key, the value
+    q_norm: Norm | None
+    k_norm: Norm | None
+    o: Matrix  # [d, H * D]
+    mlp_norm: Array  # [d]
+    gate_up: Matrix  # [2, F, d]
+    down: Matrix  # [d, F]
+
+
+class DecodeWeights(NamedTuple):
+    """All parameters but the output layer, whose columns `head` takes."""
+
+    embed: Array  # [V, d], in the dtype of computation
+    layers: tuple[Layer, ...]
+    norm: Array  # [d]
+
+
+class Head(NamedTuple):
+    """Some columns of the output layer."""
+
+    matrix: Matrix  # [n, d]
+
+
+def _matrix(values: Array, dtype: DType, quantization: Quantization | None) -> Matrix:
+    """int8 has a scale per output channel, so that the largest of its values becomes 127."""
+    if quantization is None:
+        return Matrix(values.astype(dtype), None)
+    values = values.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(values), axis=-1), jnp.finfo(jnp.float32).tiny) / 127
+    return Matrix(jnp.round(values / scale[..., None]).astype(jnp.int8), scale)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "quantization"))
+def _layer(
+    layers: Any, index: Int[Array, ""], config: TransformerConfig, dtype: DType, quantization: Quantization | None
+) -> Layer:
+    layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
+    attention, mlp = layer["attention"], layer["mlp"]
+    d, K, D = config.d_model, config.num_kv_heads, config.head_dim
+    matrix = functools.partial(_matrix, dtype=dtype, quantization=quantization)
+
+    q = attention["q"].reshape(d, K, -1, D)
+    k, v = (attention[name].reshape(d, K, 1, D) for name in "kv")
+    return Layer(
+        attention_norm=layer["attention_norm"]["scale"],
+        qkv=matrix(jnp.concatenate([q, k, v], axis=2).reshape(d, -1).T),
+        q_norm=Norm(**attention["q_norm"]) if config.qk_norm else None,
+        k_norm=Norm(**attention["k_norm"]) if config.qk_norm else None,
+        o=matrix(attention["o"].reshape(-1, d).T),
+        mlp_norm=layer["mlp_norm"]["scale"],
+        gate_up=matrix(jnp.stack([mlp["gate"].T, mlp["up"].T])),
+        down=matrix(mlp["down"].T),
+    )
+
+
+def decode_weights(
+    params: Any, config: TransformerConfig, *, dtype: DType, quantization: Quantization | None = None
+) -> DecodeWeights:
+    """Parameters of the Transformer in the layout that decodes best.
+
+    Args:
+      params: of a plain Transformer, without adapters.
+      dtype: of computation, and of the matrices unless they are quantized.
+      quantization: 'int8' keeps the matrices as 8-bit integers with one scale per output channel.
+
+    Raises:
+      ConfigError: if `params` has adapters.
+    """
+    adapters = [name for part in ("attention", "mlp") for name in params["layers"][part] if is_adapter(name)]
+    if adapters:
+        raise ConfigError(f"decode_weights: params has adapters ({adapters[0]} …); merge them with models.lora.merge")
+    layers = tuple(_layer(params["layers"], index, config, dtype, quantization) for index in range(config.num_layers))
+    return DecodeWeights(params["embed"].astype(dtype), layers, params["norm"]["scale"])
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "quantization"))
+def head(
+    output: Float[Array, "d V"], ids: Int[Array, "n"], *, dtype: DType, quantization: Quantization | None = None
+) -> Head:
+    """The columns `ids` of the output layer."""
+    return Head(_matrix(jnp.take(output, ids, axis=1).T, dtype, quantization))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cache
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Cache(NamedTuple):
+    """Keys and values of lanes: per layer an array, as a stacked one would be copied with every token."""
+
+    k: tuple[Array, ...]  # [lanes, S, K, D] each
+    v: tuple[Array, ...]  # [lanes, S, K, D] each
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, lanes: int, slots: int, dtype: DType) -> Cache:
+        """Lanes of up to `slots` tokens each."""
+        shape = (lanes, slots, config.num_kv_heads, config.head_dim)
+        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
+        return cls(k, v)
+
+    @property
+    def lanes(self) -> int:
+        return self.k[0].shape[0]
+
+    @property
+    def slots(self) -> int:
+        return self.k[0].shape[1]
+
+
+def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
+    """The cache with lane `target` like lane `source`, as for prompts that begin alike."""
+
+    def copied(x: Array) -> Array:
+        lane = jax.lax.dynamic_index_in_dim(x, source, keepdims=True)
+        return jax.lax.dynamic_update_index_in_dim(x, lane, target, 0)
+
+    return jax.tree.map(copied, cache)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading tokens
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _multiply(x: Array, matrix: Matrix) -> Array:
+    """x `[..., inputs]` to `[..., *outputs]`, summed in float32 and rounded once to the dtype of x."""
+    contracted = ((x.ndim - 1,), (matrix.values.ndim - 1,))
+    y = jax.lax.dot_general(
+        x, matrix.values.astype(x.dtype), (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
+    return (y if matrix.scale is None else y * matrix.scale).astype(x.dtype)
+
+
+def readout(head: Head, hidden: Float[Array, "... d"]) -> Float[Array, "... n"]:
+    """float32 logits of the head's columns; rounded to the dtype of `hidden` first, as by the Transformer."""
+    return _multiply(hidden, head.matrix).astype(jnp.float32)
+
+
+def _attend(q: Array, k: Array, v: Array, slots: Int[Array, "B T"]) -> Array:
+    """Attention of queries `[B, T, K, G, D]`, in `slots`, to the keys and values of their lanes, `[B, S, K, D]`."""
+    scores = jnp.einsum("BTKGD,BSKD->BKGTS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    visible = jnp.arange(k.shape[1]) <= slots[:, None, None, :, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    out = jnp.einsum("BKGTS,BSKD->BTKGD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
+
+
+def _qkv(layer: Layer, config: TransformerConfig, x: Array, sin_cos: Any) -> tuple[Array, Array, Array]:
+    """Queries `[B, T, K, G, D]`, keys and values `[B, T, K, D]`, normalised and rotated."""
+    B, T, _ = x.shape
+    H, K, D = config.num_heads, config.num_kv_heads, config.head_dim
+    qkv = _multiply(x, layer.qkv).reshape(B, T, K, -1, D)
+    q, k, v = qkv[..., :-2, :].reshape(B, T, H, D), qkv[..., -2, :], qkv[..., -1, :]
+    if config.qk_norm:
+        q, k = (
+            layer_norm(y, *(jnp.repeat(each, y.shape[2] // each.shape[0], axis=0) for each in norm), eps=1e-5)
+            for y, norm in ((q, layer.q_norm), (k, layer.k_norm))
+        )
+    return apply_rope(q, sin_cos).reshape(B, T, K, -1, D), apply_rope(k, sin_cos), v
+
+
+def _mlp(layer: Layer, x: Array) -> Array:
+    gate_up = _multiply(x, layer.gate_up)
+    return _multiply(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], layer.down)
+
+
+def _run_layer(layer: Layer, config: TransformerConfig, x: Array, sin_cos: Any, attend: Any) -> Array:
+    """`attend` takes q, k and v of x and returns what the queries attend to."""
+    norm = functools.partial(rms_norm, eps=config.norm_eps)
+
+    def attention(x: Array) -> Array:
+        out = attend(*_qkv(layer, config, x, sin_cos))
+        return _multiply(out.reshape(*x.shape[:2], -1), layer.o)
+
+    if config.norm_order == "pre":
+        x = x + attention(norm(x, layer.attention_norm))
+        return x + _mlp(layer, norm(x, layer.mlp_norm))
+    x = x + norm(attention(x), layer.attention_norm)
+    return x + norm(_mlp(layer, x), layer.mlp_norm)
+
+
+def extend(
+    weights: DecodeWeights,
+    config: TransformerConfig,
+    ids: Int[Array, "B T"],
+    start: Int[Array, "B"],
+    caches: Sequence[Cache],
+) -> tuple[Float[Array, "B T d"], tuple[Cache, ...]]:
+    """Reads T tokens into every lane of `caches`, whose lanes follow one another along B.
+
+    Token t of a lane is written into slot `start + t`, and sees slots 0 … start + t. Those past the last slot are
+    dropped.
+
+    Returns:
+      the hidden states after the final norm, for `readout`, and the next caches.
+    """
+    slots = start[:, None] + jnp.arange(ids.shape[1])
+    sin_cos = rope_sin_cos(slots, config.head_dim, config.rope_theta)
+    bounds = [0]
+    for cache in caches:
+        bounds.append(bounds[-1] + cache.lanes)
+
+    x = jnp.take(weights.embed, ids, axis=0)
+    written: list[list[tuple[Array, Array]]] = [[] for _ in caches]
+    for number, layer in enumerate(weights.layers):
+
+        def attend(q: Array, k: Array, v: Array, number: int = number) -> Array:
+            outs = []
+            for index, cache in enumerate(caches):
+                rows = slice(bounds[index], bounds[index + 1])
+                place = (jnp.arange(cache.lanes)[:, None], slots[rows])
+                new_k = cache.k[number].at[place].set(k[rows], mode="drop")
+                new_v = cache.v[number].at[place].set(v[rows], mode="drop")
+                written[index].append((new_k, new_v))
+                outs.append(_attend(q[rows], new_k, new_v, slots[rows]))
+            return jnp.concatenate(outs)
+
+        x = _run_layer(layer, config, x, sin_cos, attend)
+    hidden = rms_norm(x, weights.norm, config.norm_eps)
+    return hidden, tuple(Cache(*map(tuple, zip(*each, strict=True))) for each in written)
+
+
+def extend_lane(
+    weights: DecodeWeights,
+    config: TransformerConfig,
+    ids: Int[Array, "T"],
+    start: Int[Array, ""],
+    lane: Int[Array, ""],
+    cache: Cache,
+) -> Cache:
+    """Reads T tokens into one lane, from slot `start` on: a chunk of a prompt. Nothing is computed but the cache."""
+    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, lane, keepdims=True), cache)
+    _, (one,) = extend(weights, config, ids[None], start[None], [one])
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y[0], lane, 0), cache, one)

@@ -1,0 +1,132 @@
+"""Decoding through lanes of a cache, against the Transformer reading whole sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import TRANSFORMER, transformer_params
+
+from chameleon_jax.config import ConfigError, LoRAConfig
+from chameleon_jax.models.decoding import Cache, copy_lane, decode_weights, extend, extend_lane, head, readout
+from chameleon_jax.models.lora import merge
+from chameleon_jax.models.transformer import Transformer
+
+CONFIGS = {
+    "grouped queries": TRANSFORMER,
+    "swin": dataclasses.replace(TRANSFORMER, norm_order="swin", num_kv_heads=4, qk_norm_groups=4),
+    "no norm of queries": dataclasses.replace(TRANSFORMER, qk_norm=False, num_kv_heads=1, qk_norm_groups=1),
+}
+LENGTH, SLOTS = 12, 16
+
+# Differences are those of float32 sums taken in another order; logits are of size 1 to 10.
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+@dataclasses.dataclass
+class Model:
+    """A tiny model, sequences, and their logits by the Transformer."""
+
+    name: str
+
+    def __post_init__(self):
+        self.config = CONFIGS[self.name]
+        self.params = transformer_params(self.config)
+        self.weights = decode_weights(self.params, self.config, dtype="float32")
+        self.head = head(self.params["output"], jnp.arange(self.config.vocab_size), dtype="float32")
+        self.ids = np.random.default_rng(0).integers(0, self.config.vocab_size, (4, LENGTH)).astype(np.int32)
+        self.logits = np.asarray(jax.jit(Transformer(self.config).apply)({"params": self.params}, self.ids))
+
+    def empty(self, lanes: int, slots: int = SLOTS) -> Cache:
+        return Cache.empty(self.config, lanes, slots, "float32")
+
+    @functools.cached_property
+    def extend(self):
+        """Logits and caches."""
+
+        @jax.jit
+        def run(weights, ids, start, caches):
+            hidden, caches = extend(weights, self.config, ids, start, caches)
+            return readout(self.head, hidden), caches
+
+        return functools.partial(run, self.weights)
+
+    @functools.cached_property
+    def extend_lane(self):
+        return functools.partial(jax.jit(extend_lane, static_argnums=1), self.weights, self.config)
+
+    def filled(self, lengths: dict[int, int], slots: int = SLOTS) -> Cache:
+        """A lane for each sequence, with so many tokens of it, read in chunks that end in padding."""
+        cache = self.empty(len(lengths), slots)
+        for lane, (sequence, length) in enumerate(lengths.items()):
+            for start in range(0, length, 4):
+                chunk = np.full(4, 7, np.int32)
+                part = self.ids[sequence, start : min(start + 4, length)]
+                chunk[: len(part)] = part
+                cache = self.extend_lane(chunk, start, lane, cache)
+        return cache
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request) -> Model:
+    return Model(request.param)
+
+
+def test_lanes_of_different_lengths_go_on_as_if_alone(model):
+    lengths = np.array([0, 5, 9, 2], np.int32)
+    cache = model.filled(dict(enumerate(lengths)))
+    for step in range(3):
+        place = lengths + step
+        ids = model.ids[np.arange(4), place][:, None]
+        logits, (cache,) = model.extend(ids, place, [cache])
+        np.testing.assert_allclose(logits[:, 0], model.logits[np.arange(4), place], **CLOSE)
+
+
+def test_several_caches_of_different_slots_and_windows_of_tokens(model):
+    """Lanes 0 and 1 in one cache, 2 and 3 in another; each reads a window of three tokens."""
+    lengths = np.array([1, 6, 9, 3], np.int32)
+    caches = [model.filled({0: 1, 1: 6}), model.filled({2: 9, 3: 3}, slots=LENGTH)]
+    window = lengths[:, None] + np.arange(3)
+    logits, caches = model.extend(model.ids[np.arange(4)[:, None], window], lengths, caches)
+    np.testing.assert_allclose(logits, model.logits[np.arange(4)[:, None], window], **CLOSE)
+    assert [(cache.lanes, cache.slots) for cache in caches] == [(2, SLOTS), (2, LENGTH)]
+
+
+def test_a_whole_prompt_at_once_and_its_copy(model):
+    cache = model.extend_lane(model.ids[2, :10], 0, 3, model.empty(4))
+    cache = jax.jit(copy_lane)(cache, 3, 1)
+    ids = np.repeat(model.ids[2, 10:11], 4)[:, None]
+    logits, _ = model.extend(ids, np.full(4, 10, np.int32), [cache])
+    for lane in (1, 3):
+        np.testing.assert_allclose(logits[lane, 0], model.logits[2, 10], **CLOSE)
+    assert not np.allclose(logits[0, 0], logits[1, 0], **CLOSE)
+
+
+def test_writes_past_the_last_slot_are_dropped(model):
+    before = model.filled({0: 11, 1: 11, 2: 11, 3: 11})
+    start = np.array([SLOTS, SLOTS - 1, SLOTS + 7, 11], np.int32)
+    _, (after,) = model.extend(model.ids[:, :3], start, [before])
+    by_chunk = model.extend_lane(model.ids[1, :4], SLOTS - 1, 1, before)
+    for old, new, chunk in zip(*map(jax.tree.leaves, (before, after, by_chunk)), strict=True):
+        changed = [np.unique(np.argwhere(np.asarray(old != x))[:, 0]).tolist() for x in (new, chunk)]
+        assert changed == [[1, 3], [1]]
+        np.testing.assert_allclose(chunk[1], new[1], **CLOSE)
+
+
+def test_a_head_holds_the_columns_asked_for(model):
+    ids = jnp.asarray([5, 0, 63, 7])
+    hidden = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, model.config.d_model)), jnp.float32)
+    some = readout(head(model.params["output"], ids, dtype="float32"), hidden)
+    np.testing.assert_allclose(some, (hidden @ model.params["output"])[..., ids], **CLOSE)
+
+
+def test_adapters_are_refused_until_merged():
+    lora = LoRAConfig(rank=2, targets=("q", "down"))
+    params = transformer_params(TRANSFORMER, lora=lora)
+    with pytest.raises(ConfigError, match="q_lora_a"):
+        decode_weights(params, TRANSFORMER, dtype="float32")
+    decode_weights(merge(params, lora), TRANSFORMER, dtype="float32")
