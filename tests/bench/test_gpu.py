@@ -55,6 +55,11 @@ def test_every_stage_but_the_demo_passes_its_rehearsal_and_is_kept(tmp_path, cap
     assert main(arguments) == 0
     assert time.monotonic() - began < 5, "no process was started"
     assert capsys.readouterr().out.count("has passed") == len(names)
+    assert main([*arguments, "generate", "--only", "te*t"]) == 0
+    assert [each["check"] for each in json.loads((tmp_path / "out" / "generate.json").read_text())["checks"]] == [
+        "text"
+    ]
+    assert json.loads((tmp_path / "docs" / "cpu_generate.json").read_text()) == records["generate"]
 
 
 def test_a_stage_that_crashes_or_takes_too_long_stops_no_other(tmp_path, monkeypatch, capsys):
@@ -105,6 +110,17 @@ def test_a_stage_with_a_check_left_out_is_incomplete_and_a_missing_gpu_is_said(t
         Record(tmp_path / "x.json", "x", seconds=60).__enter__()
 
 
+def test_single_checks_are_chosen_by_name(tmp_path):
+    with Record(tmp_path / "x.json", "x", seconds=60, rehearsal=True, only=("text*", "none")) as record:
+        assert record.check("text, 8 rows", lambda: {"rows": 8}) == {"rows": 8}
+        assert record.check("picture", lambda: 1 / 0) is None
+    assert (record.values["status"], record.values["only"]) == ("passed", ["text*", "none"])
+    assert [check["check"] for check in record.values["checks"]] == ["text, 8 rows"]
+    with Record(tmp_path / "x.json", "x", seconds=60, rehearsal=True, only=("drawing",)) as record:
+        record.check("picture", lambda: 1 / 0)
+    assert record.values["problem"] == "no check is named drawing; there are: picture"
+
+
 def test_deviations_tell_another_order_of_sums_from_coarser_products():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 300, 300)).astype(np.float32)
@@ -139,7 +155,7 @@ def test_files_are_named_after_the_gpu(devices, name):
 def test_published_stages_stay_when_others_are_run_later(tmp_path):
     machine = {"devices": "1 x NVIDIA H200 (gpu)", "python": "3.12", "versions": {"jax": "1"}, "checks": []}
     passed = {"status": "passed", "seconds": 3.0, **machine}
-    publish({"1b": {**passed, "mfu": 0.5}}, tmp_path)
+    publish({"1b": {**passed, "mfu": 0.5}, "generate": {**passed, "only": ["text"]}}, tmp_path)
     path = publish(
         {"attention": {**passed, "status": "failed", "problem": "a | b"}, "1b": {"status": "skipped"}}, tmp_path
     )

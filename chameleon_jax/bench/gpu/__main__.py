@@ -23,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="write figures and table there, too")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="leave out stages that would not fit")
     parser.add_argument("--again", action="store_true", help="run stages that have passed, too")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CHECK",
+        help="run just the checks of this name, '*' standing for anything; may be given more than once",
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes")
     parser.add_argument("--recipes", default="", metavar="FOLDER", help="recipes for the demo (default: configs/demo)")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of what is not installed")
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         use_wheels(options.wheels, options.output / "packages")
     records = run_stages(
         options.stages, options.output, budget=options.budget, again=options.again, rehearse=options.rehearse,
-        recipes=options.recipes,
+        recipes=options.recipes, only=options.only,
     )  # fmt: skip
     print("\n" + table(records), flush=True)
     if options.publish:

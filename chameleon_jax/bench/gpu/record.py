@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,21 @@ class Record:
     Attributes:
       rehearsal: whether this is a CPU that tries the code out, with tiny sizes.
       recipes: folder with recipes for the demo; empty for the shipped ones.
+      only: names of the checks to run, `*` standing for anything; all checks if empty.
       values: what is written. `status` is 'passed', 'failed', or 'incomplete' if a check was left out.
     """
 
-    def __init__(self, path: Path, stage: str, seconds: float, *, rehearsal: bool = False):
-        self.path, self.rehearsal, self.recipes = path, rehearsal, ""
+    def __init__(
+        self, path: Path, stage: str, seconds: float, *, rehearsal: bool = False, recipes: str = "",
+        only: Sequence[str] = (),
+    ):  # fmt: skip
+        self.path, self.rehearsal, self.recipes, self.only = path, rehearsal, recipes, tuple(only)
+        self._names: list[str] = []
         self._began = time.monotonic()
         self._deadline = self._began + seconds
         self.values: dict[str, Any] = {"stage": stage, "status": "running", "rehearsal": rehearsal, "checks": []}
+        if self.only:
+            self.values["only"] = list(self.only)
 
     def __enter__(self) -> Record:
         self.write()
@@ -44,6 +52,8 @@ class Record:
         problems = [f"{check['check']}: {check['problem']}" for check in checks if check.get("problem")]
         if error is not None:
             problems.append(_message(error))
+        elif self.only and not checks:
+            problems.append(f"no check is named {' or '.join(self.only)}; there are: {'; '.join(self._names)}")
         left_out = any("left_out" in check for check in checks)
         self.values["status"] = "failed" if problems else "incomplete" if left_out else "passed"
         if problems:
@@ -61,8 +71,11 @@ class Record:
           about: seconds that it takes; with less than that left, it is left out.
 
         Returns:
-          the figures; None if it was left out or raised.
+          the figures; None if it was not chosen, was left out, or raised.
         """
+        self._names.append(name)
+        if self.only and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.only):
+            return None
         if self.seconds_left() < about:
             return self._add(check=name, left_out=f"takes about {about:.0f} s, {self.seconds_left():.0f} s are left")
         began, figures = time.monotonic(), None

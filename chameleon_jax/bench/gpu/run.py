@@ -34,10 +34,12 @@ def run_stages(
     again: bool = False,
     rehearse: bool = False,
     recipes: str = "",
+    only: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Runs stages one after another and returns their records, by name.
 
-    Each writes `<output>/<name>.json` and what it says to `<output>/<name>.log`. One that has passed is not run again.
+    Each writes `<output>/<name>.json` and what it says to `<output>/<name>.log`. One that has passed is not run again,
+    but for single checks.
     One that crashes, or takes more than its limit, has failed, and the next one begins.
 
     Args:
@@ -46,13 +48,15 @@ def run_stages(
       again: run those that have passed, too.
       rehearse: on the CPU, with tiny sizes.
       recipes: folder with recipes for the demo; a rehearsal leaves the demo out without one.
+      only: names of the checks to run, `*` standing for anything; all checks if empty.
     """
     output.mkdir(parents=True, exist_ok=True)
     began, records = time.monotonic(), {}
     for stage in [find_stage(name) for name in names] or STAGES:
         path = output / f"{stage.name}.json"
         before = _read(path)
-        if before.get("status") == "passed" and before.get("rehearsal") == rehearse and not again:
+        whole = not only and "only" not in before
+        if before.get("status") == "passed" and before.get("rehearsal") == rehearse and whole and not again:
             print(f"✓ {stage.name}: has passed ({path}); --again runs it again", flush=True)
             records[stage.name] = before
             continue
@@ -66,8 +70,8 @@ def run_stages(
             continue
         limit = min(stage.limit * (SLOWER if rehearse else 1), left)
         print(f"▶ {stage.name}: {stage.title}; {limit:.0f} s at most", flush=True)
-        options = [*(["--rehearse"] if rehearse else []), *(["--recipes", recipes] if recipes else [])]
-        record = records[stage.name] = _run(stage, path, limit, options, rehearse)
+        options = {"rehearsal": rehearse, "recipes": recipes, "only": list(only)}
+        record = records[stage.name] = _run(stage, path, limit, options)
         sign = "✓" if record["status"] == "passed" else "✗"
         problem = f": {record['problem']}" if "problem" in record else ""
         print(f"{sign} {stage.name}: {record['status']} after {record['seconds']:.0f} s{problem}", flush=True)
@@ -92,11 +96,12 @@ def _reason_to_skip(stage: Stage, left: float, rehearse: bool, recipes: str) -> 
     return None
 
 
-def _run(stage: Stage, path: Path, limit: float, options: list[str], rehearse: bool) -> dict[str, Any]:
+def _run(stage: Stage, path: Path, limit: float, options: dict[str, Any]) -> dict[str, Any]:
     """Runs a stage in a process of its own; returns what it wrote, and how the process ended if it ended badly."""
     path.unlink(missing_ok=True)
     # A stage leaves out checks that no longer fit, and so ends by itself before it is ended.
-    command = [sys.executable, "-m", f"{PACKAGE}.stages", stage.name, str(path), str(0.95 * limit), *options]
+    command = [sys.executable, "-m", f"{PACKAGE}.stages", stage.name, str(path), str(0.95 * limit), json.dumps(options)]
+    rehearse = options["rehearsal"]
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu" if rehearse else "cuda,cpu",

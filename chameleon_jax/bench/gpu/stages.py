@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -61,13 +62,11 @@ def _installed(name: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one stage in this process: its name, the file for its figures, seconds, and options of `Record`."""
+    """Runs one stage in this process: its name, the file for its figures, seconds, and options of `Record` as JSON."""
     from chameleon_jax.bench.gpu.record import Record
 
-    name, path, seconds, *options = arguments
-    record = Record(Path(path), name, float(seconds), rehearsal="--rehearse" in options)
-    if "--recipes" in options:
-        record.recipes = options[options.index("--recipes") + 1]
+    name, path, seconds, options = arguments
+    record = Record(Path(path), name, float(seconds), **json.loads(options))
     module, function = find_stage(name).function.split(".")
     with record:
         getattr(importlib.import_module(f"{PACKAGE}.{module}"), function)(record)

@@ -14,12 +14,13 @@ from chameleon_jax.bench.gpu.stages import STAGES
 def publish(records: Mapping[str, dict[str, Any]], folder: Path) -> Path:
     """Writes `<gpu>_<stage>.json` of each stage that passed, and the table `<gpu>.md` of all; returns the table.
 
-    Stages that did not run keep the files of an earlier run, and their rows with them.
+    Stages of which single checks ran go into the table alone. Stages that did not run keep the files of an earlier run,
+    and their rows with them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     gpu = next((slug(record["devices"]) for record in records.values() if "devices" in record), "unknown")
     for name, record in records.items():
-        if record["status"] == "passed":
+        if record["status"] == "passed" and "only" not in record:
             text = json.dumps(record, indent=2) + "\n"
             (folder / f"{gpu}_{name}.json").write_text(text, encoding="utf-8")
     rows = dict(records)
