@@ -15,9 +15,9 @@ HOMES = {
     "chameleon_jax.batch": ("Batch",),
     "chameleon_jax.chameleon": ("CannotDraw", "Chameleon", "load"),
     "chameleon_jax.config": (
-        "BadStepsConfig", "CheckpointConfig", "ExecutionConfig", "GenerationConfig", "ImageTokenizerConfig",
-        "LoRAConfig", "MeshConfig", "OptimizerConfig", "PreprocessingConfig", "SamplesConfig", "SamplingConfig",
-        "StageConfig", "TrainConfig", "TransformerConfig", "read_config",
+        "BadStepsConfig", "CheckpointConfig", "EngineConfig", "ExecutionConfig", "GenerationConfig",
+        "ImageTokenizerConfig", "LoRAConfig", "MeshConfig", "OptimizerConfig", "PreprocessingConfig", "SamplesConfig",
+        "SamplingConfig", "StageConfig", "TrainConfig", "TransformerConfig", "read_config",
     ),
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
     "chameleon_jax.errors": ("ChameleonError", "ConfigError", "FileError", "TrainingError"),

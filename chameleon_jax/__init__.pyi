@@ -3,6 +3,7 @@ from chameleon_jax.chameleon import CannotDraw, Chameleon, load
 from chameleon_jax.config import (
     BadStepsConfig,
     CheckpointConfig,
+    EngineConfig,
     ExecutionConfig,
     GenerationConfig,
     ImageTokenizerConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "Document",
     "DocumentError",
     "DocumentTokenizer",
+    "EngineConfig",
     "ExecutionConfig",
     "FileError",
     "GenerationConfig",

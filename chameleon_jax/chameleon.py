@@ -22,7 +22,6 @@ from chameleon_jax.config import (
     GenerationConfig,
     PreprocessingConfig,
     TransformerConfig,
-    require,
 )
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import ChameleonError
@@ -45,8 +44,8 @@ if TYPE_CHECKING:
     from chameleon_jax.document import Document
 
 
-TEXT_TOKENS = 256
-"""Tokens of text that are written unless a config says how many."""
+CONTEXT_LENGTH = 4096
+"""Tokens of prompt and answer together unless a config says how many; that of the released models."""
 LOGITS_BYTES = 4 << 30
 """Most bytes of logits that `Chameleon.logits` computes at a time: 16,384 ids of the released vocabulary."""
 
@@ -202,20 +201,19 @@ class Chameleon:
           documents: a list of them; `["one", "two"]` are two documents.
 
         Raises:
-          ConfigError: if a picture is asked for that does not fit `max_new_tokens`.
-          DocumentError: if a prompt and what is to be written are longer than `context_length`.
+          DocumentError: if a prompt leaves no room for an answer within `context_length`.
         """
         documents = as_documents(documents)
         if not documents:
             return []
-        given = config or GenerationConfig()
-        config = self._with_mode(given)
+        config = self._with_mode(config or GenerationConfig())
+        context_length = config.context_length or CONTEXT_LENGTH
         tokenizer, vocabulary = self.tokenizer, self.vocabulary
-        new_tokens = config.max_new_tokens if given.max_new_tokens or config.mode == "image" else 1  # at least
+        new_tokens = tokenizer.image_block - 1 if config.mode == "image" else 1  # at least
         for number, document in enumerate(documents):  # before any of them is computed
             pictures = sum(not isinstance(segment, str) for segment in document)
             if pictures:
-                _check_length(number, pictures * tokenizer.image_block, new_tokens, config.context_length)
+                _check_length(number, pictures * tokenizer.image_block, new_tokens, context_length)
         begin = [vocabulary.begin_image] if config.mode == "image" else []
         turn = [vocabulary.end_of_turn] if config.form == "chat" else []
         prompts = [
@@ -223,21 +221,23 @@ class Chameleon:
             for ids in tokenizer.encode_many(documents)
         ]
         for number, prompt in enumerate(prompts):
-            _check_length(number, len(prompt), new_tokens, config.context_length)
-        left = config.context_length - max(map(len, prompts))
-        config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, left))
-        if config.mode == "interleaved" and config.max_new_tokens <= tokenizer.image_block:
+            _check_length(number, len(prompt), new_tokens, context_length)
+        left = context_length - max(map(len, prompts))
+        if config.mode == "interleaved" and left <= tokenizer.image_block:
             warnings.warn(
-                f"max_new_tokens = {config.max_new_tokens}: only text is written, as a picture needs room for "
-                f"{tokenizer.image_block + 1} tokens",
+                f"only text is written, as a picture needs room for {tokenizer.image_block + 1} tokens and the prompt "
+                f"leaves {left} of context_length = {context_length:,}",
                 stacklevel=2,
             )
+        room = 0 if config.mode == "text" else tokenizer.image_block * (config.max_images or 1)
+        room = room - 1 if config.mode == "image" else room + config.max_new_tokens
+        config = dataclasses.replace(config, max_new_tokens=min(room, left))
         codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
         tokens = generate_ids(
             self.config,
             self.execution,
             # What is in keys and prompts already must not compile anew.
-            dataclasses.replace(config, seed=0, form="completion", context_length=GenerationConfig.context_length),
+            dataclasses.replace(config, seed=0, form="completion", context_length=None, max_images=None),
             self.params,
             ModalityRules.build(vocabulary, codes_per_image, self.config.vocab_size),
             make_prompts(prompts, vocabulary, config),
@@ -248,19 +248,13 @@ class Chameleon:
         return [self.decode(np.concatenate([begin, row]).astype(np.int32)) for row in np.asarray(tokens)]
 
     def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
-        """Decides 'auto' and how many tokens to write, and refuses pictures that cannot be drawn or do not fit."""
+        """Decides 'auto', and refuses pictures that cannot be drawn."""
         why_not = None if config.mode == "text" else self.why_no_pictures
         if config.mode == "auto":
-            config = dataclasses.replace(config, mode="text" if why_not else "interleaved")
-        if config.mode == "text":
-            return dataclasses.replace(config, max_new_tokens=config.max_new_tokens or TEXT_TOKENS)
+            return dataclasses.replace(config, mode="text" if why_not or config.max_images == 0 else "interleaved")
         if why_not:
             raise CannotDraw(f"mode = {config.mode!r}: this model cannot draw: {why_not}")
-        block = self.tokenizer.image_block
-        room = config.max_new_tokens or (block - 1 if config.mode == "image" else TEXT_TOKENS + block)
-        if config.mode == "image":
-            require(room >= block - 1, "max_new_tokens", room, f"one picture needs {block - 1}")
-        return dataclasses.replace(config, max_new_tokens=room)
+        return config
 
     def save(
         self,
@@ -303,9 +297,9 @@ class Chameleon:
 def _check_length(number: int, tokens: int, new_tokens: int, context_length: int) -> None:
     if tokens + new_tokens > context_length:
         raise DocumentError(
-            f"document {number} has {tokens:,} tokens, and {new_tokens:,} are to be written: together more than "
-            f"context_length = {context_length:,}. Shorten the document, lower max_new_tokens, or raise context_length "
-            "for a model trained on longer rows"
+            f"document {number} has {tokens:,} tokens, and an answer needs at least {new_tokens:,}: together more than "
+            f"context_length = {context_length:,}. Shorten the document, or raise context_length for a model that was "
+            "trained on longer rows"
         )
 
 

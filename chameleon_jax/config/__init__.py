@@ -2,7 +2,7 @@
 
 from chameleon_jax.config.bench import BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
-from chameleon_jax.config.generation import GenerationConfig, SamplingConfig
+from chameleon_jax.config.generation import EngineConfig, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
     DType,
     ExecutionConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "DType",
     "DemoCommand",
     "DistributedConfig",
+    "EngineConfig",
     "EvaluationConfig",
     "ExecutionConfig",
     "GenerationConfig",

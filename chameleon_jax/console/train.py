@@ -113,10 +113,7 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
     if "image" in modes or "interleaved" in modes:
         require(tokenizer.image is not None and tokenizer.image.can_decode, "samples.prompts", modes,
                 f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
-    if "image" in modes:
-        needed, given = tokenizer.image_block - 1, generation.max_new_tokens
-        enough = given is None or given >= needed
-        require(enough, "samples.generation.max_new_tokens", given, f"one picture needs {needed}")
+    options = {mode: dataclasses.replace(generation, mode=mode) for mode in modes}
 
     def sample(params: Any) -> list[Document]:
         if config.lora.rank:
@@ -125,8 +122,8 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
         answers: dict[int, Document] = {}
         for mode in modes:
             places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]
-            how = dataclasses.replace(generation, mode=mode)
-            answers |= zip(places, model.generate_many([documents[place] for place in places], how), strict=True)
+            written = model.generate_many([documents[place] for place in places], options[mode])
+            answers |= zip(places, written, strict=True)
         return [answers[place] for place in range(len(prompts))]
 
     return sample

@@ -614,11 +614,13 @@ KEYS: dict[type, dict[str, Check | str]] = {
     configs.SamplingConfig: {
         "temperature": "test_draws_follow_the_distribution",
         "top_p": "test_nucleus_keeps_the_most_likely",
+        **dict.fromkeys(("top_k", "min_p"), "test_value_that_cannot_be_used"),
     },
     GenerationConfig: {
         "mode": "test_image_mode_writes_one_picture",
         "form": "test_chat_puts_an_end_of_turn_after_the_prompt",
-        "max_new_tokens": "test_picture_that_cannot_fit_is_refused",
+        "max_new_tokens": "test_greedy_answer_is_what_the_logits_say",
+        **dict.fromkeys(("max_images", "stop", "stop_ids"), "test_value_that_cannot_be_used"),
         "context_length": "test_longer_context_can_be_asked_for",
         "text": "test_greedy_text_is_the_argmax_of_full_readings",
         "image": "test_guided_documents_equal_three_separate_prompts",
@@ -627,6 +629,9 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "image_guidance": "test_only_readings_that_matter_are_computed",
         "seed": "test_answer_depends_on_the_seed",
     },
+    configs.EngineConfig: dict.fromkeys(
+        ("rows", "queue", "steps", "window", "weights", "cache"), "test_value_that_cannot_be_used"
+    ),
     configs.EvaluationConfig: dict.fromkeys(
         ("split", "train_split", "drawings_per_digit", "sums", "drawing", "seed"),
         "test_every_promised_figure_is_there_and_a_number",

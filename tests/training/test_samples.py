@@ -132,8 +132,8 @@ def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
 def test_samples_that_could_not_be_drawn_are_refused_before_the_run(tiny, tmp_path):
     with pytest.raises(DocumentError, match=r"gone\.png"):
         _sampler(*sampling(tiny, tmp_path, [SamplePrompt(images=("gone.png",))]), None)
-    with pytest.raises(ConfigError, match=r"samples\.generation\.max_new_tokens = 3: one picture needs 5"):
-        _sampler(*sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")], max_new_tokens=3), None)
+    with pytest.raises(ConfigError, match="max_images = 2: mode 'image' writes exactly one picture"):
+        _sampler(*sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")], max_images=2), None)
     config, _ = sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")])
     with pytest.raises(ConfigError, match="has no image decoder"):
         _sampler(config, types.SimpleNamespace(image=None, image_block=6), None)
