@@ -30,6 +30,7 @@ from chameleon_jax.generation.modality import ModalityRules
 from chameleon_jax.models.attention import backend_for, plain_backend
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.runtime.progress import bytes_bar
+from chameleon_jax.tokens.chat import ChatTemplate
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from chameleon_jax.document import Document
 
 
-CONTEXT_LENGTH = 4096
-"""Tokens of prompt and answer together unless a config says how many; that of the released models."""
 LOGITS_BYTES = 4 << 30
 """Most bytes of logits that `Chameleon.logits` computes at a time: 16,384 ids of the released vocabulary."""
 
@@ -65,6 +64,7 @@ class Chameleon:
       missing: what of 'text', 'image', 'decoder' and 'vocabulary' the model came without, and why.
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so. Set it to True
         to have pictures drawn all the same.
+      chat_template: how turns of a conversation are joined, 'meta' or 'lumina'; None if nothing says so.
     """
 
     def __init__(
@@ -76,13 +76,18 @@ class Chameleon:
         execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008  frozen
         missing: Mapping[str, str] | None = None,
         image_head_trained: bool | None = None,
+        chat_template: ChatTemplate | None = None,
     ):
+        if config.context_length is None:  # as in a config of training, which leaves it to the data
+            config = dataclasses.replace(config, context_length=TransformerConfig.context_length)
         self.config = config
         self.params = params
         self.execution = execution
         self.tokenizer = tokenizer or DocumentTokenizer(None, None, None, missing=missing)
         self.missing = dict(missing or {})
         self.image_head_trained = image_head_trained
+        self.chat_template = chat_template
+        self._warned_of_length = False
         self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
 
     def __repr__(self) -> str:
@@ -132,7 +137,7 @@ class Chameleon:
 
     def logits(self, ids: np.ndarray) -> jax.Array:
         """float32 `[batch, length, vocab]` for ids `[batch, length]` that begin with the begin of sequence, as the
-        model was trained; nothing is masked.
+        model was trained; nothing is masked. Warns once of rows longer than those that the model was trained on.
 
         Raises:
           DocumentError: for ids outside the vocabulary, and so many that their logits take more than `LOGITS_BYTES`.
@@ -149,6 +154,13 @@ class Chameleon:
             raise DocumentError(
                 f"logits of {ids.size:,} ids and {self.config.vocab_size:,} columns take more than {LOGITS_BYTES:,} "
                 "bytes; give fewer or shorter rows at a time"
+            )
+        if ids.shape[1] > self.config.context_length and not self._warned_of_length:
+            self._warned_of_length = True
+            warnings.warn(
+                f"rows of {ids.shape[1]:,} ids: the model was trained on rows of up to {self.config.context_length:,}, "
+                "and nothing is known of its logits beyond",
+                stacklevel=2,
             )
         execution, embed = self.execution, self.params["embed"]
         devices = list(embed.devices()) if isinstance(embed, jax.Array) else jax.devices()[:1]
@@ -207,7 +219,7 @@ class Chameleon:
         if not documents:
             return []
         config = self._with_mode(config or GenerationConfig())
-        context_length = config.context_length or CONTEXT_LENGTH
+        context_length = config.context_length or self.config.context_length
         tokenizer, vocabulary = self.tokenizer, self.vocabulary
         new_tokens = tokenizer.image_block - 1 if config.mode == "image" else 1  # at least
         for number, document in enumerate(documents):  # before any of them is computed
@@ -290,6 +302,7 @@ class Chameleon:
             text=self.tokenizer.text,
             missing=self.missing,
             image_head_trained=self.image_head_trained,
+            chat_template=self.chat_template,
         )
         write_checkpoint(checkpoint, folder, format, dtype, shards, replace=True)
 
@@ -364,4 +377,5 @@ def load(
         execution=ExecutionConfig(param_dtype=dtype, compute_dtype=dtype),
         missing=checkpoint.missing,
         image_head_trained=checkpoint.image_head_trained,
+        chat_template=checkpoint.chat_template,
     )

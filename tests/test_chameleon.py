@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,19 @@ def test_longer_context_can_be_asked_for(model):
     with pytest.raises(DocumentError, match="context_length = 8"):
         model.generate("A handwritten seven", config)
     assert model.generate("A handwritten seven", dataclasses.replace(config, context_length=64))
+
+
+def test_more_than_the_model_was_trained_on_is_refused(model):
+    short = Chameleon(dataclasses.replace(model.config, context_length=16), model.params, model.tokenizer)
+    with pytest.raises(DocumentError, match=r"^document 0 has .* together more than context_length = 16"):
+        short.generate("A handwritten seven. " * 4, dataclasses.replace(CONFIG, mode="text"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for length in (16, 17, 17):
+            short.logits(np.zeros((1, length), np.int32))
+    assert [str(warning.message)[:60] for warning in said] == [
+        "rows of 17 ids: the model was trained on rows of up to 16, a"
+    ]
 
 
 @pytest.mark.parametrize(

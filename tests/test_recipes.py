@@ -145,6 +145,7 @@ def test_supervised_fine_tuning_changes_every_matrix_and_answers():
     model = chameleon_jax.load(config.output)
     assert changed(config.output) == arrays(model).keys()
     assert model.image_head_trained is True  # an answer is a picture
+    assert (model.chat_template, model.config.context_length) == ("meta", 4096)  # of the data, of the initial model
     assert (config.dropout, config.execution.compute_dtype) == (0.05, "bfloat16")
     answer = model.generate(["Who?"], GenerationConfig(mode="text", form="chat", max_new_tokens=3))
     assert all(isinstance(segment, str) for segment in answer)
@@ -226,6 +227,7 @@ def test_recipes_train_from_nothing_too(recipe):
     config = tiny(recipe, data=data, output=f"out/{recipe}", initial="", steps=2)
     train(config)
     model = chameleon_jax.load(config.output)
+    assert model.config.context_length == PreparedData(data).sequence_length < 4096
     drawing = model.generate(["A red kite. "], GenerationConfig(mode="image"))
     assert drawing[0].size == (8, 8)
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.resuming import Adjustable
 
 DType = Literal["float32", "bfloat16"]
 
@@ -68,6 +69,9 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     init_std: float = 0.02
     """Standard deviation of the matrices before the first step."""
+    context_length: Adjustable[int | None] = 4096
+    """Tokens of the longest rows that it was trained on. null, or left out in a YAML file of `chameleon train`: that of
+    the prepared data or of the model of `initial`, whichever is longer."""
 
     @classmethod
     def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class TransformerConfig:
         _require_sizes(
             self, d_model=2**20, num_layers=2**10, num_heads=2**12, num_kv_heads=2**12, head_dim=2**12, mlp_dim=2**22,
             **({} if self.vocab_size is None else {"vocab_size": 2**24}),
+            **({} if self.context_length is None else {"context_length": 2**30}),
         )  # fmt: skip
         require(
             self.num_heads % self.num_kv_heads == 0,

@@ -295,11 +295,11 @@ class TrainConfig:
 
     @classmethod
     def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A file that leaves out `model.vocab_size` asks for what the data needs; see there."""
+        """A file that leaves out `model.vocab_size` or `model.context_length` asks for what the data needs."""
         model = values.get("model")
-        if not isinstance(model, dict) or "vocab_size" in model:
+        if not isinstance(model, dict):
             return values
-        return {**values, "model": {**model, "vocab_size": None}}
+        return {**values, "model": {"vocab_size": None, "context_length": None, **model}}
 
     def __post_init__(self):
         require_seed(self.seed)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import TrainConfig, require
+from chameleon_jax.config import TrainConfig, require, to_dict
 from chameleon_jax.document import Document, open_image, parse_prompt
 from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
@@ -29,11 +29,18 @@ from chameleon_jax.training.checkpoint import stored_config
 from chameleon_jax.training.feeding import HeldOut
 from chameleon_jax.training.loop import train as run_training
 from chameleon_jax.training.metrics import read_metrics
-from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, with_vocab_size
+from chameleon_jax.training.prepared import (
+    chat_template,
+    learns_to_draw,
+    prompt_fit,
+    with_context_length,
+    with_vocab_size,
+)
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
+from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.formats import open_checkpoint
 from chameleon_jax.weights.initial import initial_params
 from chameleon_jax.weights.native import MODEL, write_trained
@@ -63,12 +70,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     config = dataclasses.replace(config, sequence_length=data.sequence_length)
     vocabulary = data.tokenizer(with_image=False).vocabulary
-    config, initial, drew = _open_initial(config, vocabulary)
+    config, load, initial = _open_initial(config, vocabulary)
     is_image_id = np.zeros(config.model.vocab_size, bool)
     is_image_id[: vocabulary.size] = vocabulary.modality == IMAGE
     held_out = {name: _held_out(data, name, config) for name in data.header["held_out"]}
-    fit, disagreement = prompt_fit(data.header["sources"], config)
-    if disagreement:
+    fit, of_fits = prompt_fit(data.header["sources"], config)
+    template, of_templates = chat_template(data.header["sources"], config)
+    for disagreement in filter(None, (of_fits, of_templates)):
         console.print(disagreement)
     sample = _sampler(config, data.tokenizer(), fit) if config.samples.every else None
     order = (config.stages, config.steps, config.batch_size, config.seed)
@@ -79,17 +87,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
         is_image_id,
         data_fingerprint=data.fingerprint,
         held_out=held_out,
-        initial_params=initial,
+        initial_params=load,
         rows_of_batch=data.rows_of_batch(*order),
         sample=sample,
     )
+    drew = initial.image_head_trained if initial else None if config.initial else False
     if not config.lora.rank:  # adapters leave the output layer as it is
         drew = learns_to_draw(data.header["sources"], config) or drew
     params = model_params(config, state)
     if config.lora.rank:
         write_adapters(as_path(config.output) / "adapters", config.lora, params, config.initial)
     folder, tokenizer = as_path(config.output) / "model", data.folder / "tokenizer"
-    write_trained(folder, config.model, config.lora, params, tokenizer, drew, fit)
+    template = template or (initial.chat_template if initial else None)
+    write_trained(folder, config.model, config.lora, params, tokenizer, drew, fit, template)
     if not is_first():
         return {}
     return {
@@ -146,9 +156,9 @@ def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
 
 def _open_initial(
     config: TrainConfig, vocabulary: Vocabulary
-) -> tuple[TrainConfig, Callable[[Any], Any] | None, bool | None]:
-    """The config with the size of the vocabulary, what gives a run its first parameters, and whether the model they are
-    from learned to draw (None: unknown).
+) -> tuple[TrainConfig, Callable[[Any], Any] | None, Checkpoint | None]:
+    """The config with the size of the vocabulary and the context length, what gives a run its first parameters, and the
+    model that they are from.
 
     A run that goes on from a checkpoint does not need that model any more: that it is gone is an error only when its
     parameters are asked for.
@@ -160,11 +170,11 @@ def _open_initial(
         except FileError as error:
             gone = error
     open_size = config.model.vocab_size is None
-    if open_size and (before := stored_config(as_path(config.output) / "checkpoints")):
-        known = before["model"]["vocab_size"]
-    else:
-        known = checkpoint.config.vocab_size if checkpoint else None
-    config = with_vocab_size(config, vocabulary.size, known)
+    known = to_dict(checkpoint.config) if checkpoint else {}
+    if before := stored_config(as_path(config.output) / "checkpoints"):
+        known |= before["model"]
+    config = with_vocab_size(config, vocabulary.size, known.get("vocab_size"))
+    config = with_context_length(config, known.get("context_length"))
     if open_size:
         console.print(
             f"model.vocab_size is {config.model.vocab_size:,}; the prepared data uses {vocabulary.size:,} ids."
@@ -174,9 +184,9 @@ def _open_initial(
         raise gone
 
     if checkpoint is None:
-        return config, fail if gone else None, None if gone else False
+        return config, fail if gone else None, None
     load = initial_params(checkpoint, config, vocabulary)
     if config.initial_adapters:
         plain = load
         load = lambda target: add_adapters(plain(target), config.model, config.initial_adapters)  # noqa: E731
-    return config, load, checkpoint.image_head_trained
+    return config, load, checkpoint

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from chameleon_jax.config import TrainConfig, require
+from chameleon_jax.tokens.chat import TEMPLATE_OF_END, ChatTemplate
 
 VOCAB_MULTIPLE = 128
 """Vocabulary sizes are rounded up to a multiple of this, which suits accelerators' tiles and most meshes."""
@@ -27,6 +28,22 @@ def with_vocab_size(config: TrainConfig, needed: int, known: int | None) -> Trai
         size = known or -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     require(size >= needed, "model.vocab_size", size, f"the prepared data needs at least {needed}")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def with_context_length(config: TrainConfig, known: int | None) -> TrainConfig:
+    """The config with `model.context_length` filled in if it is None.
+
+    Args:
+      known: context length of the initial model, if there is one.
+
+    Raises:
+      ConfigError: if it is shorter than the rows, `config.sequence_length`.
+    """
+    rows, length = config.sequence_length, config.model.context_length
+    if length is None:
+        length = max(rows, known or 0)
+    require(length >= rows, "model.context_length", length, f"the rows of the prepared data have {rows} tokens")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=length))
 
 
 def shares(config: TrainConfig) -> dict[str, float]:
@@ -53,21 +70,37 @@ def prompt_fit(sources: Mapping[str, Any], config: TrainConfig) -> tuple[Literal
       the fit of most rows of conversations with pictures, None if there are none; and a message if sources disagree,
       else ''.
     """
+    with_pictures = {name: source for name, source in sources.items() if source.get("pictures")}
+    taken, disagreement = _of_most_conversations("prompt_fit", "pad", with_pictures, config)
+    return taken, f"{disagreement}: the model remembers {taken!r} for the pictures of its prompts" * bool(disagreement)
+
+
+def chat_template(sources: Mapping[str, Any], config: TrainConfig) -> tuple[ChatTemplate | None, str]:
+    """How the turns of a run's conversations were joined.
+
+    Returns:
+      the template of most rows of conversations, None if there are none; and a message if sources disagree, else ''.
+    """
+    end, disagreement = _of_most_conversations("answer_end", "eos", sources, config)
+    return TEMPLATE_OF_END.get(end), f"{disagreement}: the model remembers {end!r} for its chats" * bool(disagreement)
+
+
+def _of_most_conversations(
+    key: str, default: str, sources: Mapping[str, Any], config: TrainConfig
+) -> tuple[Any | None, str]:
+    """The value of a key in most rows of conversations that a run reads, None without any; and who disagrees, or ''."""
     rows: dict[str, float] = {}
     names: dict[str, list[str]] = {}
     for name, share in shares(config).items():
-        source = sources.get(name, {})
-        if source.get("source", {}).get("kind") == "conversations" and source.get("pictures"):
-            fit = source["source"].get("prompt_fit", "pad")
-            rows[fit] = rows.get(fit, 0.0) + share
-            names.setdefault(fit, []).append(name)
+        source = sources.get(name, {}).get("source", {})
+        if source.get("kind") == "conversations":
+            value = source.get(key, default)
+            rows[value] = rows.get(value, 0.0) + share
+            names.setdefault(value, []).append(name)
     if not rows:
         return None, ""
     taken = max(rows, key=rows.__getitem__)
     if len(rows) == 1:
         return taken, ""
-    others = ", ".join(f"{fit!r} in {', '.join(names[fit])}" for fit in names if fit != taken)
-    return taken, (
-        f"prompt_fit is {taken!r} in most rows of conversations ({', '.join(names[taken])}) and {others}: the model "
-        f"remembers {taken!r} for the pictures of its prompts"
-    )
+    others = ", ".join(f"{value!r} in {', '.join(names[value])}" for value in names if value != taken)
+    return taken, f"{key} is {taken!r} in most rows of conversations ({', '.join(names[taken])}) and {others}"

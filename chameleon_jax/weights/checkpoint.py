@@ -29,6 +29,7 @@ from chameleon_jax.models import transformer
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.headers import FORMAT_VERSION, check_version
 from chameleon_jax.sharding import params_shardings
+from chameleon_jax.tokens.chat import TEMPLATES, ChatTemplate
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import TextTokenizer
@@ -69,6 +70,7 @@ class Checkpoint:
       names: the names in the vocabulary, where they are known without a text tokenizer.
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so.
       preprocessing: how pictures are brought to size.
+      chat_template: how the turns of its conversations were joined; None if nothing says so.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Checkpoint:
     names: Mapping[str, int] | None = None
     image_head_trained: bool | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
+    chat_template: ChatTemplate | None = None
 
     @property
     def dtype(self) -> DType:
@@ -185,8 +188,16 @@ def check_layers(config: TransformerConfig, tensors: int, folder: Path) -> None:
         )
 
 
+def check_template(name: Any, path: Path) -> ChatTemplate | None:
+    """Raises a FileError unless a file names a chat template, or none."""
+    if name is not None and name not in TEMPLATES:
+        raise FileError(f"{path}: chat_template = {shortened(name)}: must be one of {', '.join(TEMPLATES)}")
+    return name
+
+
 def read_note(folder: Path) -> dict[str, Any]:
-    """`image_head_trained` and `preprocessing` of a Checkpoint, if one of our own conversions wrote them down."""
+    """What one of our own conversions wrote down, if there is anything: `image_head_trained`, `preprocessing` and
+    `chat_template` of a Checkpoint, and `context_length` of its config."""
     path = folder / NOTE_FILE
     if not path.exists():
         return {}
@@ -196,7 +207,10 @@ def read_note(folder: Path) -> dict[str, Any]:
     if trained not in (True, False, None):
         raise FileError(f"{path}: image_head_trained = {trained!r}: must be true or false")
     preprocessing = from_dict(PreprocessingConfig, note.get("preprocessing", {}), f"{path}: preprocessing")
-    return {"image_head_trained": trained, "preprocessing": preprocessing}
+    require_kinds(note, {"context_length": int}, path)
+    length = {"context_length": note["context_length"]} if note.get("context_length") else {}
+    template = check_template(note.get("chat_template"), path)
+    return {"image_head_trained": trained, "preprocessing": preprocessing, "chat_template": template, **length}
 
 
 def write_note(checkpoint: Checkpoint, folder: Path) -> None:
@@ -206,6 +220,10 @@ def write_note(checkpoint: Checkpoint, folder: Path) -> None:
         note["image_head_trained"] = checkpoint.image_head_trained
     if checkpoint.preprocessing != PreprocessingConfig():
         note["preprocessing"] = to_dict(checkpoint.preprocessing)
+    if checkpoint.chat_template is not None:
+        note["chat_template"] = checkpoint.chat_template
+    if checkpoint.config.context_length != TransformerConfig.context_length:
+        note["context_length"] = checkpoint.config.context_length
     if note:
         write_json(folder / NOTE_FILE, {"format_version": FORMAT_VERSION, **note})
 

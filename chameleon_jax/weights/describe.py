@@ -13,7 +13,7 @@ from chameleon_jax.weights.layout import image_tokenizer_entries, leaf_shapes
 
 ARCHITECTURE = (
     "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "qk_norm", "qk_norm_groups",
-    "norm_order", "rope_theta", "vocab_size",
+    "norm_order", "rope_theta", "vocab_size", "context_length",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         and {"type": type(checkpoint.text).__name__, "pieces": checkpoint.text.num_pieces},
         "image_tokenizer": _image_tokenizer(checkpoint),
         "output_layer_trained_on_pictures": checkpoint.image_head_trained,
+        "chat_template": checkpoint.chat_template,
         "missing": {part: printable(why, 1000) for part, why in checkpoint.missing.items()},
         "ignored_tensors": [printable(name) for name in checkpoint.ignored],
         "warnings": list(checkpoint.warnings),
@@ -101,6 +102,7 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "norms", f"{order} each branch ({config['norm_order']}); QK-norm {qk_norm}"
     yield "rope_theta", str(config["rope_theta"])
     yield "vocab_size", str(config["vocab_size"])
+    yield "context_length", str(config["context_length"])
     if vocabulary:
         yield "vocabulary", _vocabulary_line(vocabulary)
     if text := found["text_tokenizer"]:
@@ -117,6 +119,8 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     heads = {True: "was trained on pictures", False: "was not trained on pictures (they were taken out of the weights)"}
     trained = found["output_layer_trained_on_pictures"]
     yield "output_layer", heads.get(trained, "nothing says whether it learned to draw")
+    if found["chat_template"]:
+        yield "chat_template", found["chat_template"]
     missing = [f"{part}: {why}" for part, why in found["missing"].items()] or ["nothing"]
     yield from zip(["missing", *[""] * (len(missing) - 1)], missing, strict=True)
     if ignored := found["ignored_tensors"]:

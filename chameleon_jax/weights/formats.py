@@ -138,7 +138,8 @@ def write_checkpoint(
             write_meta(checkpoint, tmp, numbers, progress, shards or config.qk_norm_groups)
         else:
             params = checkpoint.load_params(None, dtype, progress)
-            write_native(tmp, config, params, checkpoint.load_tokenizer(), checkpoint.image_head_trained)
+            trained, template = checkpoint.image_head_trained, checkpoint.chat_template
+            write_native(tmp, config, params, checkpoint.load_tokenizer(), trained, template)
         if format != "chameleon":  # whose own arrays carry checksums
             write_checklist(tmp)
 

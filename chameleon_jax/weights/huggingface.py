@@ -80,6 +80,10 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
     refuse_unknown([key for key in extra if not key.startswith(VQ)], folder)
     ignored += [key for key in extra if not key.startswith(VQ)]
     vocabulary, text = _open_vocabulary(folder, header, missing)
+    note = read_note(folder)
+    note.pop("context_length", None)  # config.json says it
+    if layout == "H2":
+        note = {"chat_template": "lumina"} | note
     return Checkpoint(
         folder=folder,
         format="huggingface",
@@ -93,7 +97,7 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
         missing=missing,
         ignored=ignored,
         names=header.get("vocabulary_map"),
-        **read_note(folder),
+        **note,
     )
 
 
@@ -115,7 +119,7 @@ def _open_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 _DEFAULTS = {
     "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-5, "swin_norm": False,
-    "initializer_range": 0.02,
+    "initializer_range": 0.02, "max_position_embeddings": 4096,
 }  # fmt: skip
 """What transformers takes for keys that config.json leaves out: the sizes of the 7B model."""
 
@@ -123,7 +127,7 @@ _KINDS = {
     "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
     "num_attention_heads": int, "num_key_value_heads": int, "rms_norm_eps": float, "swin_norm": bool,
     "initializer_range": float, "rope_theta": float, "rope_parameters": dict, "rope_scaling": dict,
-    "model_parallel_size": int, "vocabulary_map": dict,
+    "model_parallel_size": int, "vocabulary_map": dict, "max_position_embeddings": int,
 }  # fmt: skip
 
 _UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -156,6 +160,7 @@ def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfi
             norm_eps=float(values["rms_norm_eps"]),
             rope_theta=float(rope.get("rope_theta") or header.get("rope_theta") or 10000.0),
             init_std=float(values["initializer_range"]),
+            context_length=values["max_position_embeddings"],
         )
     except (TypeError, ZeroDivisionError, ValueError) as error:
         raise FileError(f"{where}: is no config of a Chameleon: {error}") from None

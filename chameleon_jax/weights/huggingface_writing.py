@@ -121,7 +121,7 @@ def _header(
         "hidden_size": config.d_model,
         "initializer_range": config.init_std,
         "intermediate_size": config.mlp_dim,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": config.context_length,
         "mlp_bias": False,
         "model_parallel_size": config.qk_norm_groups,
         "num_attention_heads": config.num_heads,

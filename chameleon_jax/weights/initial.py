@@ -28,7 +28,9 @@ def initial_params(
     Raises:
       ConfigError: if its sizes are not those of `config.model`, or its ids mean something else than those of the data.
     """
-    own_sizes = dataclasses.replace(checkpoint.config, init_std=config.model.init_std)  # nothing is drawn any more
+    # Nothing is drawn any more, and rows may be of another length.
+    may_differ = {name: getattr(config.model, name) for name in ("init_std", "context_length")}
+    own_sizes = dataclasses.replace(checkpoint.config, **may_differ)
     if difference := first_difference(to_dict(own_sizes), to_dict(config.model)):
         name, found, wanted = difference
         raise ConfigError(f"model.{name} = {wanted!r}: {checkpoint.folder} has {found!r}; give the model's own sizes")

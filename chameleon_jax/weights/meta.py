@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,8 @@ def open_meta(folder: Path) -> Checkpoint:
         raise FileError(
             f"{folder}: model_parallel_size is {count}, but there are {len(shards)} consolidated*.pth; is one missing?"
         )
-    config = _transformer_config(header, shards, folder)
+    config, note = _transformer_config(header, shards, folder), read_note(folder)
+    config = dataclasses.replace(config, context_length=note.pop("context_length", config.context_length))
     shards = [_split_fused(tensors, config, len(shards)) for tensors in shards]
     check_layers(config, min(map(len, shards)), folder)
     found, extra = match(transformer_entries(config, "meta", len(shards)), shards, folder)
@@ -98,7 +100,7 @@ def open_meta(folder: Path) -> Checkpoint:
         missing=missing,
         ignored=ignored,
         warnings=warnings,
-        **(read_note(folder) | ({"image_head_trained": False} if made_without_pictures else {})),
+        **(note | ({"image_head_trained": False} if made_without_pictures else {})),
     )
 
 

@@ -21,6 +21,7 @@ from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.folders import Kind, model_section, new_shared_folder
 from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, with_checksum
+from chameleon_jax.tokens.chat import ChatTemplate
 from chameleon_jax.tokens.documents import (
     NOT_ASKED_FOR,
     TOKENIZER_FILES,
@@ -28,7 +29,7 @@ from chameleon_jax.tokens.documents import (
     abstract_image_params,
     read_image_config,
 )
-from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, without_image_tokenizer
+from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, check_template, without_image_tokenizer
 from chameleon_jax.weights.layout import Entry
 from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
 
@@ -102,6 +103,9 @@ def open_native(folder: Path) -> Checkpoint:
     path = folder / "config.json"
     header = read_header(path)
     config = from_dict(TransformerConfig, header.get("model"), f"{path}: model")
+    for name in ("vocab_size", "context_length"):
+        if getattr(config, name) is None:
+            raise FileError(f"{path}: model.{name} = null: must be a whole number")
     tokenizer = folder / "tokenizer"
     parts = DocumentTokenizer.load(tokenizer, with_image=False) if tokenizer.exists() else None
     missing = dict(parts.missing) if parts else {name: f"there is no {tokenizer}" for name in ("text", "vocabulary")}
@@ -132,6 +136,7 @@ def open_native(folder: Path) -> Checkpoint:
         missing=missing,
         image_head_trained=header.get("image_head_trained"),
         preprocessing=preprocessing,
+        chat_template=check_template(header.get("chat_template"), path),
     )
 
 
@@ -143,6 +148,7 @@ def write_trained(
     tokenizer: Path,
     image_head_trained: bool | None,
     prompt_fit: Literal["crop", "pad"] | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> None:
     """Writes the model of a training run. All processes must call it; each writes the arrays of its devices.
 
@@ -150,6 +156,7 @@ def write_trained(
       params: with the adapters that `lora` says, which are added to their matrices.
       tokenizer: folder of the tokenizer that the run's data was prepared with.
       prompt_fit: how pictures in prompts became squares there, where that is not the tokenizer's own way.
+      chat_template: how the turns of its conversations were joined.
     """
     if lora.rank:
         params = jax.jit(functools.partial(merge, config=lora))(params)
@@ -157,7 +164,9 @@ def write_trained(
         checksums = save_arrays(tmp / "params", params)
         if is_first():
             copy_folder(tokenizer, tmp / "tokenizer")
-            write_json(tmp / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit))
+            write_json(
+                tmp / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit, chat_template)
+            )
 
 
 def write_native(
@@ -166,22 +175,26 @@ def write_native(
     params: Any,
     tokenizer: DocumentTokenizer,
     image_head_trained: bool | None,
+    chat_template: ChatTemplate | None = None,
 ) -> None:
     """Writes a model into a new folder; use inside `runtime.folders.new_folder`."""
     checksums = save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
-    write_json(folder / "config.json", _header_of(config, image_head_trained, checksums))
+    write_json(folder / "config.json", _header_of(config, image_head_trained, checksums, None, chat_template))
 
 
 def _header_of(
     config: TransformerConfig,
     image_head_trained: bool | None,
     checksums: dict[str, str],
-    prompt_fit: str | None = None,
+    prompt_fit: str | None,
+    chat_template: ChatTemplate | None,
 ) -> dict[str, Any]:
     header = {"format_version": FORMAT_VERSION, "model": to_dict(config)}
     if image_head_trained is not None:
         header["image_head_trained"] = image_head_trained
     if prompt_fit is not None:
         header["prompt_fit"] = prompt_fit
+    if chat_template is not None:
+        header["chat_template"] = chat_template
     return with_checksum(header | {"checksums": checksums})

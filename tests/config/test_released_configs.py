@@ -9,6 +9,7 @@ import pytest
 
 from chameleon_jax.config import ImageTokenizerConfig, TrainConfig, TransformerConfig, find_configs, read_config
 from chameleon_jax.tokens.documents import abstract_image_params
+from chameleon_jax.training.prepared import with_context_length
 from chameleon_jax.weights.checkpoint import abstract_params
 from chameleon_jax.weights.layout import image_tokenizer_entries, transformer_entries
 from chameleon_jax.weights.meta import feed_forward_width, meta_params
@@ -63,6 +64,6 @@ def test_any_feed_forward_width_can_be_said_in_metas_words(width):
 @pytest.mark.parametrize(("size", "tokens"), [("7b", 2**23), ("34b", 3 * 2**22)])
 def test_pretraining_recipes_are_the_papers_models_and_batches(size, tokens):
     recipe = read_config(TrainConfig, find_configs() / f"pretrain_{size}.yaml")
-    assert recipe.model == read_config(TransformerConfig, MODELS / f"chameleon_{size}.yaml")
+    assert with_context_length(recipe, None).model == read_config(TransformerConfig, MODELS / f"chameleon_{size}.yaml")
     assert recipe.batch_size * recipe.sequence_length == tokens
     assert round(recipe.steps * tokens / 1e12, 1) == 9.2

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from chameleon_jax.config import ConfigError, TrainConfig, TransformerConfig, from_dict, read_config, to_dict
-from chameleon_jax.training.prepared import learns_to_draw, prompt_fit, shares, with_vocab_size
+from chameleon_jax.training.prepared import (
+    chat_template,
+    learns_to_draw,
+    prompt_fit,
+    shares,
+    with_context_length,
+    with_vocab_size,
+)
 
 MODEL = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 16}
 
@@ -48,6 +57,18 @@ def test_python_default_is_the_released_size_and_files_and_options_may_say_null(
     assert from_dict(TrainConfig, stored).model.vocab_size == 384  # what a checkpoint keeps
 
 
+def test_left_out_context_is_that_of_the_rows_or_of_the_initial_model():
+    config = dataclasses.replace(config_of({"a": 1}), sequence_length=512)
+    assert config.model.context_length is None
+    for known, expected in ((None, 512), (256, 512), (4096, 4096)):
+        assert with_context_length(config, known).model.context_length == expected
+    given = dataclasses.replace(config_of({"a": 1}, context_length=1024), sequence_length=512)
+    assert with_context_length(given, 4096).model.context_length == 1024
+    short = dataclasses.replace(given, model=dataclasses.replace(given.model, context_length=100))
+    with pytest.raises(ConfigError, match=r"model\.context_length = 100: the rows .* have 512 tokens"):
+        with_context_length(short, None)
+
+
 def source(kind: str = "documents", learnt: int = 0, pictures: int = 3, **keys: str) -> dict:
     return {"image_tokens": 12, "image_tokens_learnt": learnt, "pictures": pictures, "source": {"kind": kind, **keys}}
 
@@ -79,3 +100,17 @@ def test_prompts_are_remembered_as_they_were_prepared():
     fit, said = prompt_fit(sources, config_of({"padded": 1, "cropped": 2}))
     assert fit == "crop"
     assert "'crop' in most rows of conversations (cropped) and 'pad' in padded" in said
+
+
+def test_chats_are_joined_as_most_rows_of_conversations_were():
+    sources = {
+        "documents": source(),
+        "old": source("conversations"),
+        "closed": source("conversations", answer_end="separator"),
+    }
+    assert chat_template(sources, config_of({"documents": 1})) == (None, "")
+    assert chat_template(sources, config_of({"old": 1, "documents": 9})) == ("meta", "")
+    assert chat_template(sources, config_of({"closed": 1})) == ("lumina", "")
+    template, said = chat_template(sources, config_of({"old": 1, "closed": 2}))
+    assert template == "lumina"
+    assert "answer_end is 'separator' in most rows of conversations (closed) and 'eos' in old: the model" in said

@@ -14,6 +14,7 @@ from tiny_models import scrambled_tokenizer, transformer_for, transformer_params
 import chameleon_jax
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ConfigError, ExecutionConfig, LoRAConfig, TransformerConfig
+from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.headers import read_header, with_checksum
 from chameleon_jax.weights.native import write_trained
 
@@ -71,3 +72,20 @@ def test_a_kernel_that_was_asked_for_by_name_is_refused_where_it_cannot_run(para
     model = Chameleon(TRANSFORMER, params, TOKENIZER, execution=ExecutionConfig(attention="splash"))
     with pytest.raises(ConfigError, match=r"^execution\.attention = 'splash': rows of 5 on 1 devices .*; use 'auto'"):
         model.logits(FIVE)
+
+
+def test_context_length_and_chat_template_are_kept_and_older_folders_open(params, tmp_path):
+    config = dataclasses.replace(TRANSFORMER, context_length=256)
+    Chameleon(config, params, TOKENIZER, chat_template="lumina").save(tmp_path / "model")
+    model = chameleon_jax.load(tmp_path / "model")
+    assert (model.config.context_length, model.chat_template) == (256, "lumina")
+    header = read_header(tmp_path / "model" / "config.json")
+    del header["model"]["context_length"], header["chat_template"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(with_checksum(header)))
+    older = chameleon_jax.load(tmp_path / "model")
+    assert (older.config.context_length, older.chat_template) == (4096, None)
+    without = {"model": header["model"] | {"context_length": None}}
+    for change, message in (({"chat_template": "alpaca"}, "'alpaca': must be one of meta, lumina"), (without, "null")):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(with_checksum(header | change)))
+        with pytest.raises(FileError, match=message):
+            chameleon_jax.load(tmp_path / "model")

@@ -321,6 +321,7 @@ def configs_and_shards(draw, heads_fill_the_width: bool = False) -> tuple[Transf
         qk_norm=heads_fill_the_width or draw(st.booleans()),
         qk_norm_groups=groups,
         norm_order=draw(st.sampled_from(["pre", "swin"])),
+        context_length=draw(st.sampled_from([256, 4096])),
     )
     return config, shards
 
