@@ -20,7 +20,7 @@ from chameleon_jax.generation.guidance import (
     NOTHING,
     copies,
     forget_before_picture,
-    guide,
+    guide_copies,
     visible_in_prompt,
     visible_when_written,
 )
@@ -115,7 +115,7 @@ def generate_ids(
         if loop.seen is not None:
             plain = penalise_repetition(plain, loop.seen, config.repetition_penalty)
         text = sample(row_keys, plain, config.text)
-        guided = guide(loop.logits, config.text_guidance, config.image_guidance)
+        guided = guide_copies(loop.logits, config.text_guidance, config.image_guidance)
         image = sample(row_keys, jnp.where(mask, guided, -jnp.inf), config.image)
         token = jnp.where(loop.done, pad, jnp.where(in_picture, image, text)).astype(jnp.int32)
 

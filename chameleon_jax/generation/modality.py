@@ -17,6 +17,43 @@ from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 IN_TEXT = -1
 
 
+class Columns(NamedTuple):
+    """The columns of the output layer that are ever drawn from, text and image apart. All others never occur: begin of
+    sequence, padding, sentinels, reserved ids, columns past the vocabulary; end of image is not drawn but follows."""
+
+    text_ids: Array  # int32 [C]; text pieces, then end of sequence, end of turn, begin of image
+    image_ids: Array  # int32 [N]
+    begin_image: Array  # int32 []
+    end_image: Array  # int32 []
+    codes_per_image: Array  # int32 []
+
+    @classmethod
+    def build(cls, vocabulary: Vocabulary, codes_per_image: int) -> Columns:
+        last = (vocabulary.eos, vocabulary.end_of_turn, vocabulary.begin_image)
+        return cls(
+            jnp.asarray(np.concatenate([vocabulary.text_ids, last]), jnp.int32),
+            jnp.asarray(vocabulary.image_ids, jnp.int32),
+            *(jnp.int32(value) for value in (vocabulary.begin_image, vocabulary.end_image, codes_per_image)),
+        )
+
+
+def allowed_text(columns: Columns, may_begin: Bool[Array, "R"], may_end_turn: Bool[Array, "R"]) -> Bool[Array, "R C"]:
+    """Text columns that may be drawn: pieces and end of sequence always, begin of image and end of turn where a row's
+    flag says so."""
+    column, C = jnp.arange(len(columns.text_ids)), len(columns.text_ids)
+    turn, begin = column == C - 2, column == C - 1
+    return ~(turn & ~may_end_turn[:, None]) & ~(begin & ~may_begin[:, None])
+
+
+def next_tokens(
+    columns: Columns, place: Int[Array, "R"], text: Int[Array, "R"], image: Int[Array, "R"]
+) -> Int[Array, "R"]:
+    """The ids to write: of the `text` column in text, of the `image` column in a picture, end of image after its last
+    code, whatever was drawn."""
+    code = jnp.where(place == columns.codes_per_image, columns.end_image, columns.image_ids[image])
+    return jnp.where(place == IN_TEXT, columns.text_ids[text], code)
+
+
 class ModalityRules(NamedTuple):
     """The vocabulary as tables on the device, as long as the model's logits."""
 
@@ -42,7 +79,7 @@ class ModalityRules(NamedTuple):
         )
 
 
-def picture_fits(rules: ModalityRules, remaining: Int[Array, ""]) -> Bool[Array, ""]:
+def picture_fits(rules: Columns | ModalityRules, remaining: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether a picture may be begun with `remaining` tokens still to write.
 
     As in the released code, one token more than its codes and two marks must be left.
@@ -58,7 +95,7 @@ def allowed(rules: ModalityRules, place: Int[Array, "B"], may_begin: Bool[Array,
     return jnp.where((place == IN_TEXT)[:, None], in_text, in_picture)
 
 
-def advance(rules: ModalityRules, place: Int[Array, "B"], tokens: Int[Array, "B"]) -> Int[Array, "B"]:
+def advance(rules: Columns | ModalityRules, place: Int[Array, "B"], tokens: Int[Array, "B"]) -> Int[Array, "B"]:
     """The place after writing `tokens`."""
     in_picture = jnp.where(place == rules.codes_per_image, IN_TEXT, place + 1)
     in_text = jnp.where(tokens == rules.begin_image, 0, IN_TEXT)

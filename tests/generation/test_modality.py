@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import scrambled_vocabulary
 
-from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, picture_fits, place_after
+from chameleon_jax.generation.modality import (
+    IN_TEXT,
+    Columns,
+    ModalityRules,
+    advance,
+    allowed,
+    allowed_text,
+    next_tokens,
+    picture_fits,
+    place_after,
+)
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 ROWS, STEPS = 8, 30
@@ -39,6 +49,47 @@ def walk(vocabulary: Vocabulary, codes: int, may_begin: np.ndarray, seed: int) -
         tokens.append(np.asarray(token))
         places.append(np.asarray(place))
     return np.stack(tokens, axis=1), np.stack(places, axis=1)
+
+
+@settings(max_examples=15)
+@given(codes=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_random_walks_over_columns_write_text_and_whole_pictures(codes, seed):
+    """Begins of image and ends of turn only where a row may, end of image after the last code, no other special."""
+    vocabulary, rng = scrambled_vocabulary(num_pieces=9, num_codes=5, seed=seed), np.random.default_rng(seed)
+    columns = Columns.build(vocabulary, codes)
+    place, tokens, flags = jnp.full(ROWS, IN_TEXT), [], []
+    for _ in range(STEPS):
+        may_begin, may_end_turn = jnp.asarray(rng.random((2, ROWS)) < 0.5)
+        mask = np.asarray(allowed_text(columns, may_begin, may_end_turn))
+        weight = mask * np.where(np.arange(mask.shape[1]) >= 10, 5, 1)  # marks as often as everything else together
+        text = jnp.asarray([rng.choice(len(row), p=row / row.sum()) for row in weight])
+        token = next_tokens(columns, place, text, jnp.asarray(rng.integers(0, 5, ROWS)))
+        begins = (np.asarray(token) == vocabulary.begin_image) & ~np.asarray(may_begin)
+        turns = (np.asarray(token) == vocabulary.end_of_turn) & ~np.asarray(may_end_turn)
+        assert not begins.any()
+        assert not turns.any()
+        place = advance(columns, place, token)
+        tokens.append(np.asarray(token))
+        flags.append(np.asarray(place))
+    rows = np.stack(tokens, axis=1)
+    assert (rows == vocabulary.begin_image).any()
+    assert (rows == vocabulary.end_of_turn).any()
+    for row, places in zip(rows, np.stack(flags, axis=1), strict=True):
+        word = letters(vocabulary, np.where(row == vocabulary.end_of_turn, vocabulary.eos, row))
+        assert re.fullmatch(rf"(t|bc{{{codes}}}e)*(bc{{0,{codes}}})?", word), word
+        assert [place_after(vocabulary, row[:stop]) for stop in range(1, STEPS + 1)] == places.tolist()
+
+
+def test_columns_are_all_that_is_ever_written():
+    vocabulary = scrambled_vocabulary(num_pieces=7, num_codes=4, seed=1)
+    columns = Columns.build(vocabulary, 2)
+    last = [vocabulary.eos, vocabulary.end_of_turn, vocabulary.begin_image]
+    assert columns.text_ids.tolist() == [*vocabulary.text_ids.tolist(), *last]
+    assert columns.image_ids.tolist() == vocabulary.image_ids.tolist()
+    flags = jnp.asarray([[False, False], [True, False], [False, True], [True, True]])
+    mask = np.asarray(allowed_text(columns, may_begin=flags[:, 0], may_end_turn=flags[:, 1]))
+    assert mask[:, :-2].all()
+    np.testing.assert_array_equal(mask[:, -2:], flags[:, ::-1])
 
 
 @settings(max_examples=15)
