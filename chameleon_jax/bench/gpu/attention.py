@@ -56,7 +56,7 @@ def attention(record: Record) -> None:
     if record.rehearsal:
         kernels, plain = (), [case._replace(length=128) for case in PLAIN_CASES[:1]]
     _compare_backends(record, kernels)
-    record.check("float32 step as on the CPU", functools.partial(compare_step, "float32"), about=15)
+    record.check("float32 step as on the CPU", functools.partial(compare_step, "float32"), about=45)
     if not record.rehearsal:  # the same code, compiled anew
         record.check("bfloat16 step as on the CPU", functools.partial(compare_step, "bfloat16"), about=15)
     record.check("the check of training", functools.partial(own_check, 128 if record.rehearsal else 2048), about=8)
