@@ -21,7 +21,7 @@ PACKAGES = ("chameleon_jax", "data_pipeline")
 # is inside it.
 LAYERS = (
     ("errors", "array_types", "runtime"),
-    ("config", "document", "batch"),
+    ("config", "document", "display", "batch"),
     ("models",),
     ("tokens",),
     ("sharding",),
