@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import warnings
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from chameleon_jax import summary
 from chameleon_jax.config import (
     DType,
+    EngineConfig,
     ExecutionConfig,
     GenerationConfig,
     PreprocessingConfig,
@@ -25,8 +27,8 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.generation.engine import generate_ids, make_prompts
-from chameleon_jax.generation.modality import ModalityRules
+from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.engines import Engines
 from chameleon_jax.models.attention import backend_for, plain_backend
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.runtime.progress import bytes_bar
@@ -88,6 +90,7 @@ class Chameleon:
         self.image_head_trained = image_head_trained
         self.chat_template = chat_template
         self._warned_of_length = False
+        self._engines = Engines()
         self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
 
     def __repr__(self) -> str:
@@ -207,7 +210,8 @@ class Chameleon:
         return self.generate_many([document], config)[0]
 
     def generate_many(self, documents: Sequence[Document], config: GenerationConfig | None = None) -> list[Document]:
-        """`generate` for several documents at once. Row i is drawn with a seed made from `config.seed` and i.
+        """`generate` for several documents at once. Each gets the answer that it would get alone; one that occurs again
+        gets another sample each time.
 
         Args:
           documents: a list of them; `["one", "two"]` are two documents.
@@ -241,23 +245,26 @@ class Chameleon:
                 f"leaves {left} of context_length = {context_length:,}",
                 stacklevel=2,
             )
-        room = 0 if config.mode == "text" else tokenizer.image_block * (config.max_images or 1)
-        room = room - 1 if config.mode == "image" else room + config.max_new_tokens
-        config = dataclasses.replace(config, max_new_tokens=min(room, left))
-        codes_per_image = 1 if config.mode == "text" else tokenizer.codes_per_image
-        tokens = generate_ids(
-            self.config,
-            self.execution,
-            # What is in keys and prompts already must not compile anew.
-            dataclasses.replace(config, seed=0, form="completion", context_length=None, max_images=None),
-            self.params,
-            ModalityRules.build(vocabulary, codes_per_image, self.config.vocab_size),
-            make_prompts(prompts, vocabulary, config),
-            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), jnp.arange(len(prompts))),
-            eos=vocabulary.eos,
-            pad=vocabulary.pad,
-        )
-        return [self.decode(np.concatenate([begin, row]).astype(np.int32)) for row in np.asarray(tokens)]
+        engine = self._engine(config, len(prompts), max(map(len, prompts)), context_length)
+        occurred: collections.Counter[bytes] = collections.Counter()
+        handles = []
+        for prompt in prompts:
+            handles.append(engine.submit(prompt, config, sample=occurred[prompt.tobytes()]))
+            occurred[prompt.tobytes()] += 1
+        return [self.decode(np.concatenate([begin, handle.result().ids]).astype(np.int32)) for handle in handles]
+
+    def _engine(self, config: GenerationConfig, requests: int, prompt: int, context_length: int) -> Engine:
+        """An engine for as many requests, whose prompts have up to `prompt` tokens."""
+        codes = 1 if config.mode == "text" and self.tokenizer.image is None else self.tokenizer.codes_per_image
+        block = codes + 2
+        tokens = prompt + {"text": config.max_new_tokens, "image": block}.get(config.mode, context_length)
+        if config.mode == "interleaved" and config.max_images is not None:  # the last one needs a token behind it
+            tokens = prompt + config.max_new_tokens + config.max_images * block + 1
+        return self._engines.find(
+            self.config, self.params, self.vocabulary, codes,
+            requests=requests, tokens=tokens, context_length=context_length, execution=self.execution,
+            settings=EngineConfig(),
+        )  # fmt: skip
 
     def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
         """Decides 'auto', and refuses pictures that cannot be drawn."""

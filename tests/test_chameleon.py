@@ -32,7 +32,7 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
-from chameleon_jax.generation import engine
+from chameleon_jax.generation import programs
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import NoImageDecoder, to_image, to_pixels
@@ -105,9 +105,9 @@ def test_answer_depends_on_the_seed(model):
 def test_new_seed_is_not_compiled_anew(model):
     """Compiling takes minutes for a large model; drawing again must not."""
     model.generate(PROMPTS[0], dataclasses.replace(CONFIG, seed=100))
-    compiled = engine.generate_ids._cache_size()
+    compiled = programs.decode._cache_size()
     model.generate(PROMPTS[0], dataclasses.replace(CONFIG, seed=101))
-    assert engine.generate_ids._cache_size() == compiled
+    assert programs.decode._cache_size() == compiled
 
 
 def test_text_mode_writes_no_picture(model):
@@ -160,7 +160,7 @@ def test_seed_of_too_many_bits_is_refused_in_one_line(seed):
 
 def test_prompt_that_is_too_long_is_refused_before_any_work(model, monkeypatch):
     """Of 17,500 tokens the scores of attention alone took 10 GB."""
-    monkeypatch.setattr(chameleon, "generate_ids", None)
+    monkeypatch.setattr(chameleon.Engines, "find", None)
     text = dataclasses.replace(CONFIG, mode="text")
     with pytest.raises(DocumentError, match=r"document 1 has .* tokens, .*context_length = 4,096. Shorten"):
         model.generate_many(["short", "long " * 17_500], text)
@@ -187,21 +187,6 @@ def test_more_than_the_model_was_trained_on_is_refused(model):
     assert [str(warning.message)[:60] for warning in said] == [
         "rows of 17 ids: the model was trained on rows of up to 16, a"
     ]
-
-
-@pytest.mark.parametrize(
-    ("mode", "context", "expected"),
-    [("text", 4096, 256), ("interleaved", 4096, 262), ("image", 4096, 5), ("text", 9, 8)],
-)
-def test_by_default_there_is_room_for_a_picture(model, monkeypatch, mode, context, expected):
-    """A picture of this model is 4 codes and two marks; the begin mark of mode 'image' stands in the prompt."""
-    asked = []
-    ids = {"image": [model.vocabulary.image_ids[0]] * 4 + [model.vocabulary.end_image]}.get(mode, [])
-    monkeypatch.setattr(
-        chameleon, "generate_ids", lambda _, execution, config, *rest, **more: asked.append(config) or np.array([ids])
-    )
-    model.generate([], GenerationConfig(mode=mode, context_length=context))
-    assert asked[0].max_new_tokens == expected
 
 
 def test_lack_of_room_for_a_picture_is_said(model):
@@ -364,11 +349,11 @@ class Received(Exception):
 def received(model: Chameleon, monkeypatch, document: list, **changes: Any) -> tuple[GenerationConfig, np.ndarray]:
     """The config and the one prompt that the engine gets."""
 
-    def generate_ids(model_config, execution, config, params, rules, prompts, keys, **ids):
-        raise Received(config, np.asarray(prompts.ids)[0, int(prompts.first_slot[0]) :])
+    def submit(engine, prompt, options, **more):
+        raise Received(options, prompt)
 
     with monkeypatch.context() as patch:
-        patch.setattr(chameleon, "generate_ids", generate_ids)
+        patch.setattr(chameleon.Engine, "submit", submit)
         with pytest.raises(Received) as caught:
             model.generate(document, dataclasses.replace(ANSWER, **changes))
     return caught.value.args

@@ -1,159 +1,425 @@
-"""Generation: one compiled program reads the prompts and writes text and pictures, whatever each row is at.
+"""The engine: requests of any kind share the rows of one batch, join and leave it at any time, and stream their tokens.
 
-The host never looks at a token to decide what the next may be. Legend: B documents, C copies for guidance, T prompt
-length, S cache slots, V vocabulary.
+Ids in, ids out. What a request gets depends on its prompt, options and seed alone, not on what runs beside it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.array_types import Array
-from chameleon_jax.config import ExecutionConfig, GenerationConfig, TransformerConfig
-from chameleon_jax.generation.guidance import (
-    NOTHING,
-    copies,
-    forget_before_picture,
-    guide_copies,
-    visible_in_prompt,
-    visible_when_written,
-)
-from chameleon_jax.generation.modality import IN_TEXT, ModalityRules, advance, allowed, picture_fits, place_after
-from chameleon_jax.generation.sampling import penalise_repetition, sample
-from chameleon_jax.models.transformer import KVCache, Transformer
+from chameleon_jax.config import DType, EngineConfig, GenerationConfig, TransformerConfig
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.generation import rows as on_device
+from chameleon_jax.generation.guidance import contexts
+from chameleon_jax.generation.modality import IN_TEXT, Columns
+from chameleon_jax.generation.options import make_request
+from chameleon_jax.generation.prefill import Lanes
+from chameleon_jax.generation.programs import State, Weights, Written, decode
+from chameleon_jax.generation.rows import Request, Rows
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
-PROMPT_MULTIPLE = 16
-"""Prompts are padded to a multiple of this, so that few lengths are compiled."""
+PICTURE_STEPS = 4
+"""How many times more steps a call takes where all rows that run are in pictures: nothing ends there for long."""
+
+Reason = Literal["stop", "length", "context", "cancelled"]
+REASONS: tuple[Reason | None, ...] = (None, "stop", "length", "context")
 
 
-class Prompts(NamedTuple):
-    """Prompts padded on the left to a common length."""
+class EngineError(ChameleonError):
+    """A request that the engine cannot take now, or could not finish."""
 
-    ids: Array  # int32 [B, T]
-    visible: Array  # bool [C, B, T]; what each copy sees, never padding
-    place: Array  # int32 [B]; see generation/modality.py
-    first_slot: Array  # int32 [B]; where the row's begin of sequence stands
+
+class Chunk(NamedTuple):
+    """The next tokens of an answer."""
+
+    ids: np.ndarray  # int32 [n]
+    logprobs: (
+        np.ndarray
+    )  # float32 [n]; under the distribution before temperature and filters; 0 where there is no choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A whole answer."""
+
+    ids: np.ndarray
+    """int32 [n], with the token at which it stopped."""
+    logprobs: np.ndarray
+    """float32 [n]; see `Chunk`."""
+    reason: Reason
+    """'stop': a stop id, or the end of the only picture; 'length': as many text tokens as asked for; 'context': no room
+    is left; 'cancelled'."""
+    seconds_waiting: float
+    """From `submit` to a free row."""
+    seconds_to_first: float
+    """From `submit` to the first tokens."""
+    seconds: float
+    """From `submit` to the last token."""
+    steps: int
+    """How often its lanes were read. Fewer than tokens where Jacobi decoding saved some."""
+
+
+class Handle:
+    """An answer that is being written. Iterating gives its chunks as they come; any number of threads may wait."""
+
+    def __init__(self, engine: Engine, prompt: np.ndarray, request: Request, options: GenerationConfig, sample: int):
+        self.prompt, self.request, self.options, self.sample = prompt, request, options, sample
+        self.reason: Reason | None = None
+        self.error: BaseException | None = None
+        self.row: int | None = None
+        self.steps = 0
+        self._engine, self._chunks = engine, []
+        self._submitted = time.monotonic()
+        self._started = self._first = self._ended = 0.0
 
     @property
-    def positions(self) -> Array:
-        """int32 `[C, B, T]`: each copy counts the tokens it sees from 0; padding takes no position."""
-        return jnp.maximum(jnp.cumsum(self.visible, axis=-1) - 1, 0)
+    def done(self) -> bool:
+        return self.reason is not None or self.error is not None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        given = 0
+        while True:
+            self._engine.run_until(lambda given=given: self.done or len(self._chunks) > given)
+            while given < len(self._chunks):
+                yield self._chunks[given]
+                given += 1
+            if self.error is not None:
+                raise EngineError(f"the engine stopped before the answer was whole: {self.error}") from self.error
+            if self.done and given == len(self._chunks):
+                return
+
+    def result(self) -> Result:
+        """Waits for the whole answer.
+
+        Raises:
+          EngineError: if the engine was closed, or failed, before.
+        """
+        chunks = list(self)
+        return Result(
+            np.concatenate([np.zeros(0, np.int32), *(chunk.ids for chunk in chunks)]),
+            np.concatenate([np.zeros(0, np.float32), *(chunk.logprobs for chunk in chunks)]),
+            self.reason,
+            self._started - self._submitted,
+            self._first - self._submitted,
+            self._ended - self._submitted,
+            self.steps,
+        )
+
+    def cancel(self, reason: Reason = "cancelled") -> None:
+        """Ends the answer where it is. Does nothing if it has ended."""
+        self._engine.end(self, reason)
+
+    def put(self, chunk: Chunk) -> None:
+        """Called by the engine."""
+        self._first = self._first or time.monotonic()
+        self._chunks.append(chunk)
+
+    def start(self, row: int) -> None:
+        """Called by the engine."""
+        self.row, self._started = row, time.monotonic()
+
+    def end(self, reason: Reason | None, error: BaseException | None = None) -> None:
+        """Called by the engine."""
+        self.reason, self.error, self.row, self._ended = reason, error, None, time.monotonic()
 
 
-class _Loop(NamedTuple):
-    step: Array  # []; tokens written
-    tokens: Array  # int32 [B, max_new_tokens]
-    logits: Array  # float32 [C, B, V]; of the next token
-    cache: KVCache  # of C * B rows
-    positions: Array  # int32 [C, B]; of the next visible token
-    place: Array  # int32 [B]
-    done: Array  # bool [B]
-    seen: Array | None  # bool [B, V]; ids in the prompt or written since; only if repetition is penalised
+@dataclasses.dataclass
+class Statistics:
+    """What an engine has done so far."""
+
+    requests: int = 0
+    tokens: int = 0
+    calls: int = 0
+    """Of `decode`."""
+    steps: int = 0
+    """Of all rows together; the lanes were read so often."""
+    busy_row_steps: int = 0
+    """Steps in which a row had something to read, summed over rows."""
+    row_steps_while_waiting: int = 0
+    """Steps of calls that began while a request waited for a row, times the rows."""
+    busy_while_waiting: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_reused: int = 0
+    """Tokens of prompts that a lane had read for an earlier request."""
 
 
-def make_prompts(prompts: Sequence[np.ndarray], vocabulary: Vocabulary, config: GenerationConfig) -> Prompts:
-    """Pads prompts (ids with begin of sequence, no end) and works out what each copy sees."""
-    longest = max(len(ids) for ids in prompts)
-    T = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    kinds = copies(config)
-    ids = np.full((len(prompts), T), vocabulary.pad, np.int32)
-    visible = np.zeros((len(kinds), len(prompts), T), bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, T - len(prompt) :] = prompt
-        for copy, kind in enumerate(kinds):
-            visible[copy, row, T - len(prompt) :] = visible_in_prompt(kind, prompt, vocabulary)
-    place = np.array([place_after(vocabulary, prompt) for prompt in prompts], np.int32)
-    first_slot = np.array([T - len(prompt) for prompt in prompts], np.int32)
-    return Prompts(*map(jnp.asarray, (ids, visible, place, first_slot)))
+class Engine:
+    """Continues documents, as many at a time as it has rows.
 
+    Without `start`, whoever waits for a handle drives it; `start` (or `with engine:`) gives it a thread of its own.
 
-@functools.partial(jax.jit, static_argnames=("model_config", "execution", "config", "eos", "pad"))
-def generate_ids(
-    model_config: TransformerConfig,
-    execution: ExecutionConfig,
-    config: GenerationConfig,
-    params: Any,
-    rules: ModalityRules,
-    prompts: Prompts,
-    keys: Array,
-    *,
-    eos: int,
-    pad: int,
-) -> Array:
-    """Writes up to `config.max_new_tokens` tokens after each prompt.
+    Attributes:
+      statistics: what it has done so far.
 
     Args:
-      keys: one random key a row; a row's samples depend on its own key alone.
-
-    Returns:
-      int32 `[B, max_new_tokens]`; after a row's last token (end of sequence, or the end of the picture in mode
-      'image') it holds `pad`.
+      config: architecture of `params`.
+      weights: what `make_weights` made of them.
+      codes_per_image: codes of a picture.
+      context_length: most tokens of prompt and answer together. All lanes have so many slots.
+      rows: requests that run at once; `settings.rows` by default.
+      settings: queue, and how it decodes.
+      dtype: of the cache.
     """
-    model = Transformer(model_config, execution)
-    kinds = copies(config)
-    C, (B, T), N = len(kinds), prompts.ids.shape, config.max_new_tokens
 
-    def feed(cache: KVCache, ids: Array, positions: Array, visible: Array) -> tuple[Array, KVCache]:
-        """Tokens [C, B, t] into the cache; logits [C, B, V] after the last of them."""
-        flat = [x.reshape(C * B, -1) for x in (ids, positions, visible.astype(jnp.int32))]
-        logits, cache = model.apply({"params": params}, *flat, cache)
-        return logits[:, -1].reshape(C, B, -1), cache
+    def __init__(
+        self,
+        config: TransformerConfig,
+        weights: Weights,
+        vocabulary: Vocabulary,
+        codes_per_image: int,
+        *,
+        context_length: int,
+        rows: int | None = None,
+        settings: EngineConfig = EngineConfig(),  # noqa: B008  frozen
+        dtype: DType = "float32",
+    ):
+        self.config, self.weights, self.settings, self.rows = config, weights, settings, rows or settings.rows
+        self.context_length, self.codes_per_image = context_length, codes_per_image
+        self.vocabulary = vocabulary
+        self.statistics = Statistics()
+        self._columns = Columns.build(vocabulary, codes_per_image)
+        self._text_ids = np.asarray(self._columns.text_ids)
+        self._rows = Rows.empty(self.rows, len(self._columns.text_ids), settings.window)
+        slots = (context_length, context_length, codes_per_image + 3)  # the third lane has read the begin of sequence
+        self._lanes = Lanes(config, weights.layers, self.rows, slots, dtype)
+        self._place = np.full(self.rows, IN_TEXT)
+        self._guided = [0] * self.rows
+        self._handles: list[Handle | None] = [None] * self.rows
+        self._queue: collections.deque[Handle] = collections.deque()
+        self._changed = threading.Condition(threading.RLock())
+        self._driving = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def write(loop: _Loop) -> _Loop:
-        in_picture = loop.place != IN_TEXT
-        may_begin = picture_fits(rules, N - loop.step) & (config.mode != "text")
-        mask = allowed(rules, loop.place, jnp.broadcast_to(may_begin, (B,)))
-        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-        plain = jnp.where(mask, loop.logits[0], -jnp.inf)
-        if loop.seen is not None:
-            plain = penalise_repetition(plain, loop.seen, config.repetition_penalty)
-        text = sample(row_keys, plain, config.text)
-        guided = guide_copies(loop.logits, config.text_guidance, config.image_guidance)
-        image = sample(row_keys, jnp.where(mask, guided, -jnp.inf), config.image)
-        token = jnp.where(loop.done, pad, jnp.where(in_picture, image, text)).astype(jnp.int32)
+    # ------------------------------------------------------------------------------------------------------------------
+    # Requests
+    # ------------------------------------------------------------------------------------------------------------------
 
-        place = jnp.where(loop.done, IN_TEXT, advance(rules, loop.place, token))
-        done = loop.done | (token == eos)
-        if config.mode == "image":
-            done |= in_picture & (place == IN_TEXT)
+    def submit(self, prompt: np.ndarray, options: GenerationConfig, *, sample: int = 0, wait: bool = True) -> Handle:
+        """Asks for a continuation; returns at once unless `settings.queue` requests wait already.
 
-        cache, positions, visible = loop.cache, loop.positions, []
-        for copy, kind in enumerate(kinds):
-            visible.append(visible_when_written(kind, loop.place, place, IN_TEXT) & ~loop.done)
-            if kind == NOTHING:
-                rows = slice(copy * B, (copy + 1) * B)
-                segments, start = forget_before_picture(
-                    cache.segment_ids[rows], positions[copy], (loop.place == IN_TEXT) & (place == 0), prompts.first_slot
-                )
-                cache = cache._replace(segment_ids=cache.segment_ids.at[rows].set(segments))
-                positions = positions.at[copy].set(start)
-        visible = jnp.stack(visible)
-        logits, cache = feed(cache, jnp.broadcast_to(token, (C, B)), positions, visible)
-        tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, loop.step))
-        seen = None if loop.seen is None else loop.seen.at[jnp.arange(B), token].set(True)
-        return _Loop(loop.step + 1, tokens, logits, cache, positions + visible, place, done, seen)
+        Args:
+          prompt: int32 [n], with the begin of sequence. In mode 'image' it ends with the begin of image.
+          options: its mode is not 'auto'. The length of the context is the engine's.
+          sample: which of the samples of this seed.
+          wait: wait for room in the queue.
 
-    cache = KVCache.empty(model_config, C * B, T + N, execution.compute_dtype)
-    logits, cache = feed(cache, jnp.broadcast_to(prompts.ids, (C, B, T)), prompts.positions, prompts.visible)
-    seen = None
-    if config.repetition_penalty != 1:  # padding counts as seen, as in the released code; it is never drawn anyway
-        seen = jnp.zeros((B, model_config.vocab_size), bool).at[jnp.arange(B)[:, None], prompts.ids].set(True)
-    start = _Loop(
-        step=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((B, N), pad, jnp.int32),
-        logits=logits,
-        cache=cache,
-        positions=prompts.positions[..., -1] + 1,
-        place=prompts.place,
-        done=jnp.zeros(B, bool),  # an end of sequence in the prompt does not count
-        seen=seen,
-    )
-    running = lambda loop: (loop.step < N) & ~jnp.all(loop.done)  # noqa: E731
-    return jax.lax.while_loop(running, write, start).tokens
+        Raises:
+          PromptError, ConfigError: if the prompt cannot be continued as asked.
+          EngineError: if the queue is full and `wait` is False, or the engine is closed.
+        """
+        prompt = np.asarray(prompt, np.int32)
+        context = min(options.context_length or self.context_length, self.context_length)
+        request = make_request(prompt, options, self.vocabulary, self._text_ids, self.codes_per_image, context)
+        handle = Handle(self, prompt, request, options, sample)
+        full = lambda: len(self._queue) >= self.settings.queue  # noqa: E731
+        with self._changed:
+            if full() and not wait:
+                raise EngineError(f"{len(self._queue)} requests wait already; try again later")
+        while True:
+            self.run_until(lambda: not full())
+            with self._changed:
+                if self._closed:
+                    raise EngineError("the engine is closed")
+                if not full():
+                    self._queue.append(handle)
+                    self.statistics.requests += 1
+                    self._changed.notify_all()
+                    return handle
+
+    def end(self, handle: Handle, reason: Reason) -> None:
+        """Ends a request wherever it is; see `Handle.cancel`."""
+        with self._changed:
+            if handle.done:
+                return
+            if handle in self._queue:
+                self._queue.remove(handle)
+            # A row that runs is stopped before the next call.
+            handle.end(reason)
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Who drives
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def run_until(self, ready) -> None:
+        """Returns once `ready()`; works meanwhile, unless another thread does."""
+        while True:
+            with self._changed:
+                if ready() or self._closed:
+                    return
+            if self._driving.acquire(blocking=False):
+                try:
+                    self._step()
+                finally:
+                    self._driving.release()
+                    with self._changed:
+                        self._changed.notify_all()
+            else:
+                with self._changed:
+                    if not (ready() or self._closed):
+                        self._changed.wait(0.05)
+
+    def start(self) -> Engine:
+        """Gives the engine a thread of its own, which works as long as there are requests."""
+        with self._changed:
+            if self._closed:
+                raise EngineError("the engine is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="chameleon engine", daemon=True)
+                self._thread.start()
+        return self
+
+    def _work(self) -> None:
+        with self._driving:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or self._busy)
+                    if self._closed:
+                        return
+                self._step()
+                with self._changed:
+                    self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all requests and the thread. A second time it does nothing."""
+        with self._changed:
+            self._closed = True
+            for handle in [*self._queue, *filter(None, self._handles)]:
+                if not handle.done:
+                    handle.end(None, EngineError("the engine was closed"))
+            self._queue.clear()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Work
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._queue) or any(self._handles)
+
+    def _step(self) -> None:
+        """Gives free rows to requests, then writes the next tokens of all."""
+        try:
+            self._admit()
+            if any(handle is not None for handle in self._handles):
+                self._decode()
+        except BaseException as error:
+            # The buffers were donated: nothing that runs can go on.
+            with self._changed:
+                for handle in [*self._queue, *filter(None, self._handles)]:
+                    if not handle.done:
+                        handle.end(None, error)
+                self._queue.clear()
+                self._closed = True
+                self._changed.notify_all()
+            raise
+
+    def _admit(self) -> None:
+        with self._changed:
+            for row, handle in enumerate(self._handles):
+                if handle is not None and handle.done:  # cancelled
+                    self._rows = _stop(self._rows, np.int32(row))
+                    self._handles[row] = None
+            free = [row for row, handle in enumerate(self._handles) if handle is None]
+            starting = []
+            while free and self._queue:
+                handle = self._queue.popleft()
+                row = self._lanes.best_row(handle.prompt, free)
+                free.remove(row)
+                self._handles[row] = handle
+                handle.start(row)
+                starting.append((row, handle))
+        for row, handle in starting:
+            reused = self._lanes.read_prompt(row, handle.prompt[:-1])
+            self.statistics.prompt_tokens += len(handle.prompt) - 1
+            self.statistics.prompt_tokens_reused += reused
+            self._rows = _put(self._rows, np.int32(row), handle.request, np.int32(handle.sample))
+            self._place[row] = handle.request.place
+            if handle.request.place != IN_TEXT:
+                self._guide(row, handle)
+
+    def _guide(self, row: int, handle: Handle) -> None:
+        """Gives a row that begins a picture, or stands in one, its lanes of guidance."""
+        written = [chunk.ids for chunk in handle._chunks]
+        ids = np.concatenate([handle.prompt, *written])
+        options = handle.options
+        _, prompts, scales = contexts(ids, options.text_guidance, options.image_guidance, self.vocabulary)
+        lengths = np.zeros(2, np.int32)
+        for lane, prompt in enumerate(prompts):
+            self._lanes.read_context(1 + lane, row, prompt[:-1])
+            lengths[lane] = len(prompt) - 1
+        self._guided[row] = len(prompts)
+        self._rows = _give_lanes(
+            self._rows, np.int32(row), np.int32(len(prompts)), lengths, np.array(scales, np.float32)
+        )
+
+    def _decode(self) -> None:
+        """One call of `decode`, and what it wrote to whom."""
+        settings, running = self.settings, [row for row, handle in enumerate(self._handles) if handle is not None]
+        drawing = [row for row in running if self._place[row] != IN_TEXT]
+        lanes = 1 + max((self._guided[row] for row in drawing), default=0)
+        steps = settings.steps * (PICTURE_STEPS if len(drawing) == len(running) else 1)
+        waiting = bool(self._queue)
+        self._rows, caches, *outputs = decode(
+            self.config,
+            self.weights,
+            self._columns,
+            self._rows,
+            tuple(self._lanes.caches[:lanes]),
+            np.int32(steps),
+            np.bool_(waiting),
+            max_steps=settings.steps * PICTURE_STEPS,
+            window=settings.window if drawing else 1,
+        )
+        self._lanes.caches[:lanes] = caches
+        written, state = jax.device_get(outputs)
+        self._count(written, state, waiting)
+        self._place = np.array(state.place)
+        with self._changed:
+            for row in running:
+                handle, count = self._handles[row], written.count[row]
+                if handle.done:  # cancelled meanwhile; its row is freed before the next call
+                    continue
+                handle.steps += int(written.steps[row])
+                if count:
+                    handle.put(Chunk(written.tokens[row, :count].copy(), written.logprobs[row, :count].copy()))
+                if not state.running[row]:
+                    handle.end(REASONS[state.reason[row]])
+                    self._handles[row] = None
+        for row in running:
+            if state.waiting[row] and self._handles[row] is not None:
+                self._guide(row, self._handles[row])
+
+    def _count(self, written: Written, state: State, waiting: bool) -> None:
+        statistics, busy, all_rows = self.statistics, int(written.steps.sum()), int(state.steps) * self.rows
+        statistics.calls += 1
+        statistics.tokens += int(written.count.sum())
+        statistics.steps += int(state.steps)
+        statistics.busy_row_steps += busy
+        if waiting:
+            statistics.row_steps_while_waiting += all_rows
+            statistics.busy_while_waiting += busy
+
+
+_put = jax.jit(on_device.put, donate_argnums=0)
+_give_lanes = jax.jit(on_device.give_lanes, donate_argnums=0)
+_stop = jax.jit(on_device.stop, donate_argnums=0)

@@ -79,7 +79,7 @@ class ModalityRules(NamedTuple):
         )
 
 
-def picture_fits(rules: Columns | ModalityRules, remaining: Int[Array, ""]) -> Bool[Array, ""]:
+def picture_fits(rules: Columns | ModalityRules, remaining: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Whether a picture may be begun with `remaining` tokens still to write.
 
     As in the released code, one token more than its codes and two marks must be left.

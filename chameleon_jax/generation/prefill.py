@@ -1,0 +1,82 @@
+"""The lanes of an engine: their caches, and reading prompts into them.
+
+A prompt is read in chunks that begin at multiples of `CHUNK`, the last one in the smallest bucket that holds it. Lanes
+remember what was read into them, so that a prompt that begins like another is copied as far as whole chunks go. As the
+chunks of a prompt are always the same, so are its keys and values, whether they were computed or copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from chameleon_jax.config import DType, TransformerConfig
+from chameleon_jax.models.decoding import Cache, DecodeWeights, copy_lane, extend_lane
+
+CHUNK = 256
+BUCKETS = (16, 64, 128, CHUNK)
+"""Lengths of chunks, each of which is compiled once."""
+
+_extend_lane = jax.jit(extend_lane, static_argnames="config", donate_argnames="cache")
+_copy_lane = jax.jit(copy_lane, donate_argnames="cache")
+
+
+class Lanes:
+    """Caches of the rows' own lanes and, once a row draws with guidance, of their second and third lanes.
+
+    Attributes:
+      caches: what `decode` takes and returns; as many as were needed so far.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, weights: DecodeWeights, rows: int, slots: Sequence[int], dtype: DType
+    ):
+        """
+        Args:
+          slots: of each row's own, second and third lane.
+        """
+        self._config, self._weights, self._rows, self._slots, self._dtype = config, weights, rows, slots, dtype
+        self.caches: list[Cache] = []
+        self._read = [[np.zeros(0, np.int32)] * rows for _ in slots]  # what each lane of each kind has read
+
+    def best_row(self, prompt: np.ndarray, free: Sequence[int]) -> int:
+        """The free row whose own lane spares most of reading `prompt`."""
+        return max(free, key=lambda row: _shared(self._read[0][row], prompt[:-1]))
+
+    def read_prompt(self, row: int, prompt: np.ndarray) -> int:
+        """Reads a prompt into the own lane of a row. Returns how many of its tokens another request had read."""
+        read = self._read[0]
+        source = max(range(self._rows), key=lambda other: (_shared(read[other], prompt), other == row))
+        shared = _shared(read[source], prompt)
+        if shared and source != row:
+            self.caches[0] = _copy_lane(self.caches[0], np.int32(source), np.int32(row))
+        self._extend(0, row, prompt, shared)
+        return shared
+
+    def read_context(self, kind: int, row: int, context: np.ndarray) -> None:
+        """Reads a context of guidance into the row's second (`kind` = 1) or third lane (2)."""
+        self._extend(kind, row, context, 0)
+
+    def _extend(self, kind: int, row: int, ids: np.ndarray, start: int) -> None:
+        while len(self.caches) <= kind:
+            slots = self._slots[len(self.caches)]
+            self.caches.append(Cache.empty(self._config, self._rows, slots, self._dtype))
+        for begin in range(start, len(ids), CHUNK):
+            part = ids[begin : begin + CHUNK]
+            chunk = np.zeros(next(size for size in BUCKETS if size >= len(part)), np.int32)
+            chunk[: len(part)] = part  # what stands behind it is overwritten by the next tokens
+            self.caches[kind] = _extend_lane(
+                self._weights, self._config, chunk, np.int32(begin), np.int32(row), self.caches[kind]
+            )
+        self._read[kind][row] = ids
+
+
+def _shared(read: np.ndarray, prompt: np.ndarray) -> int:
+    """How many tokens of `prompt` a lane has read in the chunks in which it is to be read."""
+    if len(read) == len(prompt) and np.array_equal(read, prompt):
+        return len(prompt)
+    short = min(len(read), len(prompt))
+    different = np.flatnonzero(read[:short] != prompt[:short])
+    return int(different[0] if len(different) else short) // CHUNK * CHUNK
