@@ -76,7 +76,8 @@ def _race(keys: Array, logits: Array, largest: Array, sampling: Sampling, greedy
     columns = jnp.arange(C, dtype=jnp.int32)
     weights = jnp.exp((logits - largest) / jnp.where(greedy, 1, sampling.temperature)[:, None])  # the largest is 1
     masses, _ = _whole_numbers(weights)
-    speed = jnp.where(logits == -jnp.inf, 0, weights / _waiting_times(keys, C))
+    times = jnp.where(greedy[:, None], 1, _waiting_times(keys, C))  # so that the most likely wins the first round
+    speed = jnp.where(logits == -jnp.inf, 0, weights / times)
 
     may_win = weights >= (sampling.min_p * (1 - SLACK))[:, None]
     left = jnp.sum(jnp.where(may_win, masses, 0), axis=-1)
@@ -100,14 +101,13 @@ def _race(keys: Array, logits: Array, largest: Array, sampling: Sampling, greedy
         ahead = before(winner, _at(logits, winner))
         count = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
         mass = jnp.sum(jnp.where(ahead, masses, 0), axis=-1).astype(jnp.float32)
-        kept = (count < top_k) & _at(may_win, winner) & (mass < nucleus)
+        kept = ~greedy & (count < top_k) & _at(may_win, winner) & (mass < nucleus)
         drawn = jnp.where(done, drawn, winner)
         # The last condition is false only where logits are not numbers.
         done |= kept | (count == 0) | ~(_at(running, winner) > 0)
         return drawn, _at(logits, drawn), done
 
-    most_likely = _first_largest(logits)
-    start = (jnp.where(greedy, most_likely, C), jnp.full(len(logits), -jnp.inf), greedy)
+    start = (jnp.full(len(logits), C), jnp.full(len(logits), -jnp.inf), jnp.zeros(len(logits), bool))
     return lax.while_loop(lambda state: ~jnp.all(state[2]), again, start)[0]
 
 
