@@ -1,11 +1,8 @@
-"""Classifier-free guidance for pictures: three readings of the same document, seen in full, pictures only, not at all.
+"""Classifier-free guidance for pictures, as in the released code (after InstructPix2Pix, Brooks et al. 2023).
 
-As in the released code (after InstructPix2Pix, Brooks et al. 2023), but in one program: all copies of a document are
-fed the same tokens into the same cache slots, and differ only in which of them they can see. A token that a copy must
-not see is written with segment 0 and takes no position, so that what the copy computes is exactly what it would
-compute for the shortened document.
-
-Legend: B documents, C copies, S cache slots, T prompt length, V vocabulary.
+A picture is drawn from the logits after everything before it, moved away from those after shorter contexts: the
+pictures before it only, and nothing. A context is an ordinary sequence with a prompt of its own, read in a lane of its
+own. Legend: R rows, C columns of the image codes.
 """
 
 from __future__ import annotations
@@ -15,18 +12,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.array_types import Array, Bool, Float, Int
-from chameleon_jax.config import GenerationConfig
+from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 
-FULL, PICTURES, NOTHING = "full", "pictures", "nothing"
-
-
-def copies(config: GenerationConfig) -> tuple[str, ...]:
-    """The readings that the guidance scales make use of; without pictures or guidance one is enough."""
-    if config.mode == "text" or (config.text_guidance == 1 and config.image_guidance == 1):
-        return (FULL,)
-    return (FULL, PICTURES) if config.image_guidance == 1 else (FULL, PICTURES, NOTHING)
+PICTURES, NOTHING = "pictures", "nothing"
 
 
 class Contexts(NamedTuple):
@@ -98,53 +87,3 @@ def guide(
         third = third.astype(jnp.float32)
         base = jnp.where((count == 2)[:, None], third + scales[:, 1:] * (second - third), second)
     return jnp.where((count == 0)[:, None], full, base + scales[:, :1] * (full - second))
-
-
-def guide_copies(logits: Float[Array, "C B V"], text_guidance: float, image_guidance: float) -> Float[Array, "B V"]:
-    """nothing + image_guidance (pictures - nothing) + text_guidance (full - pictures), on raw logits."""
-    if logits.shape[0] == 1:
-        return logits[0]
-    full, pictures = logits[0], logits[1]
-    nothing = logits[2] if logits.shape[0] == 3 else pictures
-    return nothing + image_guidance * (pictures - nothing) + text_guidance * (full - pictures)
-
-
-def visible_in_prompt(kind: str, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """bool `[T]`: the tokens of a prompt (begin of sequence first) that a copy sees.
-
-    'pictures' sees whole pictures with their marks; 'nothing' sees a picture only while it is being written.
-    """
-    if kind == FULL:
-        return np.ones(len(ids), bool)
-    marks = (ids == vocabulary.begin_image) | (ids == vocabulary.end_image)
-    visible = marks | (vocabulary.modality[ids] == IMAGE)
-    if kind == NOTHING:
-        ends = np.flatnonzero(ids == vocabulary.end_image)
-        visible[: ends[-1] + 1 if len(ends) else 0] = False
-    visible[0] = True
-    return visible
-
-
-def visible_when_written(kind: str, before: Int[Array, "B"], after: Int[Array, "B"], in_text: int) -> Bool[Array, "B"]:
-    """Whether a copy sees a token that moved its row from place `before` to place `after`."""
-    if kind == FULL:
-        return jnp.ones(before.shape, bool)
-    if kind == PICTURES:
-        return (before != in_text) | (after != in_text)
-    return after != in_text
-
-
-def forget_before_picture(
-    segment_ids: Int[Array, "B S"], positions: Int[Array, "B"], begins: Bool[Array, "B"], first_slot: Int[Array, "B"]
-) -> tuple[Int[Array, "B S"], Int[Array, "B"]]:
-    """What the copy 'nothing' sees from now on: rows that begin a picture keep only their begin of sequence.
-
-    Args:
-      segment_ids: of the cache; 0 hides a slot.
-      positions: of the row's next token.
-      begins: rows that begin a picture now.
-      first_slot: where each row's begin of sequence stands.
-    """
-    start = jnp.arange(segment_ids.shape[1]) == first_slot[:, None]
-    kept = jnp.where(begins[:, None], start.astype(segment_ids.dtype), segment_ids)
-    return kept, jnp.where(begins, 1, positions)

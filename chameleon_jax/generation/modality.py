@@ -1,7 +1,7 @@
 """Which tokens may come next: text, or exactly begin of image, N codes, end of image.
 
 Each row carries one number, its place: `IN_TEXT` outside pictures, otherwise how many codes of the current picture are
-written; at N the picture must be closed. Legend: B batch, V vocabulary, N codes per picture.
+written; when all are, the picture must be closed. Legend: R rows, C text columns, N image codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.array_types import Array, Bool, Int
-from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
+from chameleon_jax.tokens.vocabulary import Vocabulary
 
 IN_TEXT = -1
 
@@ -45,60 +45,18 @@ def allowed_text(columns: Columns, may_begin: Bool[Array, "R"], may_end_turn: Bo
     return ~(turn & ~may_end_turn[:, None]) & ~(begin & ~may_begin[:, None])
 
 
-def next_tokens(
-    columns: Columns, place: Int[Array, "R"], text: Int[Array, "R"], image: Int[Array, "R"]
-) -> Int[Array, "R"]:
-    """The ids to write: of the `text` column in text, of the `image` column in a picture, end of image after its last
-    code, whatever was drawn."""
-    code = jnp.where(place == columns.codes_per_image, columns.end_image, columns.image_ids[image])
-    return jnp.where(place == IN_TEXT, columns.text_ids[text], code)
-
-
-class ModalityRules(NamedTuple):
-    """The vocabulary as tables on the device, as long as the model's logits."""
-
-    text: Array  # bool [V]; text pieces and end of sequence
-    image: Array  # bool [V]; image codes
-    begin_image: Array  # []
-    end_image: Array  # []
-    codes_per_image: Array  # []
-
-    @classmethod
-    def build(cls, vocabulary: Vocabulary, codes_per_image: int, vocab_size: int) -> ModalityRules:
-        """Args:
-        vocab_size: columns of the logits; those past the vocabulary are never allowed.
-        """
-        text, image = np.zeros((2, vocab_size), bool)
-        text[: vocabulary.size] = vocabulary.modality == TEXT
-        text[vocabulary.eos] = True
-        image[: vocabulary.size] = vocabulary.modality == IMAGE
-        return cls(
-            jnp.asarray(text),
-            jnp.asarray(image),
-            *(jnp.int32(value) for value in (vocabulary.begin_image, vocabulary.end_image, codes_per_image)),
-        )
-
-
-def picture_fits(rules: Columns | ModalityRules, remaining: Int[Array, "..."]) -> Bool[Array, "..."]:
+def picture_fits(columns: Columns, remaining: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Whether a picture may be begun with `remaining` tokens still to write.
 
     As in the released code, one token more than its codes and two marks must be left.
     """
-    return remaining > rules.codes_per_image + 2
+    return remaining > columns.codes_per_image + 2
 
 
-def allowed(rules: ModalityRules, place: Int[Array, "B"], may_begin: Bool[Array, "B"]) -> Bool[Array, "B V"]:
-    """Tokens that may follow. A row in text may begin a picture only where `may_begin` says so."""
-    ids = jnp.arange(rules.text.shape[0])
-    in_text = rules.text | ((ids == rules.begin_image) & may_begin[:, None])
-    in_picture = jnp.where((place == rules.codes_per_image)[:, None], ids == rules.end_image, rules.image)
-    return jnp.where((place == IN_TEXT)[:, None], in_text, in_picture)
-
-
-def advance(rules: Columns | ModalityRules, place: Int[Array, "B"], tokens: Int[Array, "B"]) -> Int[Array, "B"]:
+def advance(columns: Columns, place: Int[Array, "R"], tokens: Int[Array, "R"]) -> Int[Array, "R"]:
     """The place after writing `tokens`."""
-    in_picture = jnp.where(place == rules.codes_per_image, IN_TEXT, place + 1)
-    in_text = jnp.where(tokens == rules.begin_image, 0, IN_TEXT)
+    in_picture = jnp.where(place == columns.codes_per_image, IN_TEXT, place + 1)
+    in_text = jnp.where(tokens == columns.begin_image, 0, IN_TEXT)
     return jnp.where(place == IN_TEXT, in_text, in_picture)
 
 

@@ -9,7 +9,7 @@ if the winner of a race is not kept, neither is anything after it in that order;
 before it, with the same times. This ends at the winner of the race among the kept columns, in one or two rounds mostly.
 
 A row is drawn in a batch, bit for bit, as it is alone: probabilities are summed as whole numbers, whose sums do not
-depend on the order in which a device adds them up. Legend: R rows, C columns of the vocabulary, B batch, V vocabulary.
+depend on the order in which a device adds them up. Legend: R rows, C columns of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 from jax import lax
 
 from chameleon_jax.array_types import Array, Bool, Float, Int
-from chameleon_jax.config import SamplingConfig
 
 
 class Sampling(NamedTuple):
@@ -183,37 +182,12 @@ def _bits(keys: Array, C: int) -> Array:
 
 
 def penalise_repetition(
-    logits: Float[Array, "R C"], seen: Bool[Array, "R C"], penalty: Float[Array, "R"] | float
+    logits: Float[Array, "R C"], seen: Bool[Array, "R C"], penalty: Float[Array, "R"]
 ) -> Float[Array, "R C"]:
     """Makes the tokens that were `seen` less likely: positive logits are divided by `penalty`, negative multiplied.
 
     From Keskar et al. 2019 (CTRL), in the form of the released code, which applies it before the temperature. A penalty
     of 1 leaves a row as it is.
     """
-    penalty = jnp.asarray(penalty)[..., None]
+    penalty = penalty[:, None]
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def top_p_filter(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-    """Keeps the smallest set of most likely tokens whose mass reaches `top_p` (Holtzman et al. 2020).
-
-    As in the released code: in ascending order of probability, tokens whose cumulative mass is at most 1 - top_p are
-    dropped; the most likely one always stays. Probabilities .5 .3 .15 .05 with top_p 0.8 keep two.
-    """
-    order = jnp.argsort(logits, axis=-1)
-    mass = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
-    drop_sorted = (mass <= 1 - top_p).at[..., -1].set(False)
-    rows = jnp.arange(logits.shape[0])[:, None]
-    drop = jnp.zeros_like(drop_sorted).at[rows, order].set(drop_sorted)
-    return jnp.where(drop, -jnp.inf, logits)
-
-
-def sample(keys: Array, logits: Float[Array, "B V"], config: SamplingConfig) -> Int[Array, "B"]:
-    """One token a row, each from its own key; temperature 0 takes the most likely. Forbidden tokens are at -inf."""
-    logits = logits.astype(jnp.float32)
-    if config.temperature == 0:
-        return jnp.argmax(logits, axis=-1)
-    logits = logits / config.temperature
-    if config.top_p < 1:
-        logits = top_p_filter(logits, config.top_p)
-    return jax.vmap(jax.random.categorical)(keys, logits)
