@@ -291,3 +291,18 @@ def test_the_train_step_is_measured_without_the_optional_packages(tmp_path):
     figures = json.loads(run_with_little_installed(body))
     assert figures["tokens_per_second"]["median"] > 0
     assert figures["memory"]["device_peak_gib"] is None
+
+
+@pytest.mark.slow
+def test_generation_is_measured_without_the_optional_packages():
+    body = (
+        "import json; from chameleon_jax.bench.generate import bench_generate; "
+        "from chameleon_jax.config import BenchGenerateConfig, TransformerConfig; "
+        "model = TransformerConfig(vocab_size=64, d_model=8, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4, "
+        "mlp_dim=8); "
+        "config = BenchGenerateConfig(model, rows=(1,), prompt=4, new_tokens=12, codes_per_image=0, repeats=1); "
+        "print(json.dumps(bench_generate(config)))"
+    )
+    figures = json.loads(run_with_little_installed(body))
+    assert figures["text"][0]["tokens_per_second"]["median"] > 0
+    assert figures["pictures"] == []

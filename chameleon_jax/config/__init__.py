@@ -1,6 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
-from chameleon_jax.config.bench import BenchTrainConfig
+from chameleon_jax.config.bench import BenchGenerateConfig, BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.generation import EngineConfig, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
@@ -40,6 +40,7 @@ from chameleon_jax.errors import ConfigError
 __all__ = [
     "BadStepsConfig",
     "BenchCommand",
+    "BenchGenerateConfig",
     "BenchTrainConfig",
     "CheckpointConfig",
     "CompileOptions",

@@ -1,9 +1,10 @@
-"""Measuring the train step."""
+"""Measuring the train step, and generation."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from chameleon_jax.config.generation import EngineConfig
 from chameleon_jax.config.models import MOVED_KEYS, ExecutionConfig, LoRAConfig, TransformerConfig
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.training import MeshConfig, OptimizerConfig
@@ -60,3 +61,35 @@ class BenchTrainConfig:
             self.accumulation,
             f"must divide batch_size = {self.batch_size}",
         )
+
+
+@config
+class BenchGenerateConfig:
+    """`chameleon bench generate`: prefill, text and pictures with random weights."""
+
+    model: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
+    engine: EngineConfig = EngineConfig()
+    """How the engine decodes. `rows` is taken from the sweep below; with a `window` above 1, pictures are drawn without
+    and with it."""
+    rows: tuple[int, ...] = (1, 8)
+    """Numbers of requests that run at once, each measured."""
+    prompt: int = 128
+    """Tokens of each prompt."""
+    new_tokens: int = 128
+    """Tokens of text that each request writes."""
+    codes_per_image: int = 1024
+    """Codes of each picture; 0 draws none."""
+    text_guidance: float = 3.0
+    """Guidance scale of pictures; 1 is off."""
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        require_seed(self.seed)
+        require(self.model.vocab_size is not None, "model.vocab_size", None, "must be a number here")
+        require(len(self.rows) > 0 and min(self.rows) > 0, "rows", self.rows, "must be numbers of at least 1")
+        require(self.prompt > 2, "prompt", self.prompt, "must be at least 3")
+        require(self.new_tokens > 1, "new_tokens", self.new_tokens, "must be at least 2")
+        require(self.repeats > 0, "repeats", self.repeats, "must be at least 1")
+        require(self.codes_per_image >= 0, "codes_per_image", self.codes_per_image, "must be 0 or more")

@@ -137,6 +137,11 @@ COMMANDS = {
             example="chameleon bench train cpu_25m --steps 5",
         ),
         Command(
+            "bench generate", "measure prefill, text and pictures; prints JSON", configs.BenchGenerateConfig,
+            "bench.generate:bench_generate", ConfigFile, configs=("bench/generate/*.yaml",), json=True,
+            example="chameleon bench generate cpu_25m --rows 1 4",
+        ),
+        Command(
             "inspect", "say what a model folder holds, and what it lacks", configs.InspectCommand,
             "console.inspect:inspect", _Inspect, example="chameleon inspect out/demo --verify",
         ),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import chameleon_jax.config as config_module
 from chameleon_jax.config import (
+    BenchGenerateConfig,
     BenchTrainConfig,
     ConfigError,
     EngineConfig,
@@ -51,6 +52,7 @@ CLASSES = {
     "sft": TrainConfig,
     "train": TrainConfig,
     "bench/": BenchTrainConfig,
+    "generate/": BenchGenerateConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }
@@ -72,6 +74,7 @@ REQUIRED = {
     StageConfig: STAGES[0],
     TrainConfig: TRAIN,
     ConversationsSource: {"path": "chat.jsonl"},
+    BenchGenerateConfig: {"model": {}},
     BenchTrainConfig: {"model": {}, "batch_size": 1, "length": 64},
     ImageTokenizerTrainConfig: {"model": {}, "steps": 100, "batch_size": 4},
     TextTokenizerConfig: {"vocab_size": 512},

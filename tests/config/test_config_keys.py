@@ -652,6 +652,14 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
     configs.InspectCommand: {"json": "test_inspect_gives_json", "verify": "test_what_is_damaged_is_named"},
     BenchCommand: dict.fromkeys(("model", "repeats", "folder"), _bench_weights),
+    configs.BenchGenerateConfig: {
+        **dict.fromkeys(("model", "execution", "engine", "prompt"), "test_bytes_of_a_step_by_hand"),
+        **dict.fromkeys(
+            ("rows", "new_tokens", "codes_per_image", "text_guidance", "repeats"),
+            "test_prints_figures_of_everything_that_was_asked_for",
+        ),
+        "seed": "test_weights_depend_on_the_seed",
+    },
     BenchTrainConfig: {
         **{
             key: differs(bench_rows, BENCH, **{key: value})

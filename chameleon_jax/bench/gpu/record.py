@@ -63,6 +63,10 @@ class Record:
     def seconds_left(self) -> float:
         return self._deadline - time.monotonic()
 
+    def chosen(self, name: str) -> bool:
+        """Whether a check is to be run."""
+        return not self.only or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.only)
+
     def check(self, name: str, work: Callable[[], dict[str, Any]], about: float = 0) -> dict[str, Any] | None:
         """Adds the figures that `work` returns. What it raises, or says under 'problem', fails the stage, which goes
         on with the next check.
@@ -74,7 +78,7 @@ class Record:
           the figures; None if it was not chosen, was left out, or raised.
         """
         self._names.append(name)
-        if self.only and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.only):
+        if not self.chosen(name):
             return None
         if self.seconds_left() < about:
             return self._add(check=name, left_out=f"takes about {about:.0f} s, {self.seconds_left():.0f} s are left")
