@@ -116,7 +116,7 @@ def measure_prefill(model: Model) -> dict[str, Any]:
     for _ in range(1 + config.repeats):
         prompt = _prompts(model, 1, rng)[0]
         began = time.perf_counter()
-        lanes.read_prompt(0, prompt)
+        lanes.read(0, 0, prompt)
         jax.block_until_ready(lanes.caches)
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds[1:])

@@ -9,11 +9,12 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.config import DType, EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError
@@ -190,6 +191,7 @@ class Engine:
         self._rows = Rows.empty(self.rows, len(self._columns.text_ids), settings.window)
         slots = (context_length, context_length, codes_per_image + 3)  # the third lane has read the begin of sequence
         self._lanes = Lanes(config, weights.layers, self.rows, slots, dtype)
+        self._replicate = _replicate_on(weights.layers.norm.sharding)
         self._place = np.full(self.rows, IN_TEXT)
         self._guided = [0] * self.rows
         self._handles: list[Handle | None] = [None] * self.rows
@@ -250,7 +252,7 @@ class Engine:
     # Who drives
     # ------------------------------------------------------------------------------------------------------------------
 
-    def run_until(self, ready) -> None:
+    def run_until(self, ready: Callable[[], bool]) -> None:
         """Returns once `ready()`; works meanwhile, unless another thread does."""
         while True:
             with self._changed:
@@ -349,7 +351,7 @@ class Engine:
                 handle.start(row)
                 starting.append((row, handle))
         for row, handle in starting:
-            reused = self._lanes.read_prompt(row, handle.prompt[:-1])
+            reused = self._lanes.read(0, row, handle.prompt[:-1])
             self.statistics.prompt_tokens += len(handle.prompt) - 1
             self.statistics.prompt_tokens_reused += reused
             self._rows = _put(self._rows, np.int32(row), handle.request, np.int32(handle.sample))
@@ -365,7 +367,7 @@ class Engine:
         _, prompts, scales = contexts(ids, options.text_guidance, options.image_guidance, self.vocabulary)
         lengths = np.zeros(2, np.int32)
         for lane, prompt in enumerate(prompts):
-            self._lanes.read_context(1 + lane, row, prompt[:-1])
+            self._lanes.read(1 + lane, row, prompt[:-1])
             lengths[lane] = len(prompt) - 1
         self._guided[row] = len(prompts)
         self._rows = _give_lanes(
@@ -391,7 +393,7 @@ class Engine:
             window=settings.window if drawing else 1,
         )
         self._lanes.caches[:lanes] = caches
-        written, state = jax.device_get(outputs)
+        written, state = jax.device_get(self._replicate(outputs))
         self._count(written, state, waiting)
         self._place = np.array(state.place)
         with self._changed:
@@ -423,3 +425,10 @@ class Engine:
 _put = jax.jit(on_device.put, donate_argnums=0)
 _give_lanes = jax.jit(on_device.give_lanes, donate_argnums=0)
 _stop = jax.jit(on_device.stop, donate_argnums=0)
+
+
+def _replicate_on(sharding: jax.sharding.Sharding) -> Callable[[Any], Any]:
+    """Makes arrays whole on every device of a mesh, so that every process can read them."""
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return lambda arrays: arrays
+    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))

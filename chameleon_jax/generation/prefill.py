@@ -16,10 +16,11 @@ from chameleon_jax.config import DType, TransformerConfig
 from chameleon_jax.models.decoding import Cache, DecodeWeights, copy_lane, extend_lane
 
 CHUNK = 256
-BUCKETS = (16, 64, 128, CHUNK)
+BUCKETS = (32, 128, CHUNK)
 """Lengths of chunks, each of which is compiled once."""
 
-_extend_lane = jax.jit(extend_lane, static_argnames="config", donate_argnames="cache")
+_empty = jax.jit(Cache.empty, static_argnums=(0, 1, 2, 3))
+extend_chunk = jax.jit(extend_lane, static_argnames="config", donate_argnames="cache")
 _copy_lane = jax.jit(copy_lane, donate_argnames="cache")
 
 
@@ -45,29 +46,31 @@ class Lanes:
         """The free row whose own lane spares most of reading `prompt`."""
         return max(free, key=lambda row: _shared(self._read[0][row], prompt[:-1]))
 
-    def read_prompt(self, row: int, prompt: np.ndarray) -> int:
-        """Reads a prompt into the own lane of a row. Returns how many of its tokens another request had read."""
-        read = self._read[0]
-        source = max(range(self._rows), key=lambda other: (_shared(read[other], prompt), other == row))
-        shared = _shared(read[source], prompt)
-        if shared and source != row:
-            self.caches[0] = _copy_lane(self.caches[0], np.int32(source), np.int32(row))
-        self._extend(0, row, prompt, shared)
-        return shared
+    def read(self, kind: int, row: int, ids: np.ndarray) -> int:
+        """Reads ids into the row's own lane (`kind` = 0), its second or its third one, from their first slot on.
 
-    def read_context(self, kind: int, row: int, context: np.ndarray) -> None:
-        """Reads a context of guidance into the row's second (`kind` = 1) or third lane (2)."""
-        self._extend(kind, row, context, 0)
+        Returns:
+          how many of them were there already, or were copied from another row.
+        """
+        read = self._read[kind]
+        source = max(range(self._rows), key=lambda other: (_shared(read[other], ids), other == row))
+        shared = _shared(read[source], ids)
+        if source != row and shared >= BUCKETS[0]:
+            self.caches[kind] = _copy_lane(self.caches[kind], np.int32(source), np.int32(row))
+        elif source != row:
+            shared = 0  # reading them costs no more than copying a lane
+        self._extend(kind, row, ids, shared)
+        return shared
 
     def _extend(self, kind: int, row: int, ids: np.ndarray, start: int) -> None:
         while len(self.caches) <= kind:
             slots = self._slots[len(self.caches)]
-            self.caches.append(Cache.empty(self._config, self._rows, slots, self._dtype))
+            self.caches.append(_empty(self._config, self._rows, slots, self._dtype))
         for begin in range(start, len(ids), CHUNK):
             part = ids[begin : begin + CHUNK]
             chunk = np.zeros(next(size for size in BUCKETS if size >= len(part)), np.int32)
             chunk[: len(part)] = part  # what stands behind it is overwritten by the next tokens
-            self.caches[kind] = _extend_lane(
+            self.caches[kind] = extend_chunk(
                 self._weights, self._config, chunk, np.int32(begin), np.int32(row), self.caches[kind]
             )
         self._read[kind][row] = ids
@@ -78,5 +81,7 @@ def _shared(read: np.ndarray, prompt: np.ndarray) -> int:
     if len(read) == len(prompt) and np.array_equal(read, prompt):
         return len(prompt)
     short = min(len(read), len(prompt))
+    if short < CHUNK:
+        return 0
     different = np.flatnonzero(read[:short] != prompt[:short])
     return int(different[0] if len(different) else short) // CHUNK * CHUNK

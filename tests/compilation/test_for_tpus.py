@@ -27,8 +27,8 @@ from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.programs import decode, make_weights
 from chameleon_jax.generation.rows import Rows
 from chameleon_jax.models.decoding import Cache
-from chameleon_jax.models.transformer import abstract_params
 from chameleon_jax.tokens.image import _apply
+from chameleon_jax.weights.checkpoint import abstract_params
 
 pytestmark = [
     pytest.mark.slow,
