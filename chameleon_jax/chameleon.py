@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import warnings
@@ -21,13 +20,11 @@ from chameleon_jax.config import (
     DType,
     EngineConfig,
     ExecutionConfig,
-    GenerationConfig,
     PreprocessingConfig,
     TransformerConfig,
 )
-from chameleon_jax.document import DocumentError, as_documents
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.generation.engine import Engine
+from chameleon_jax.document import DocumentError
+from chameleon_jax.generating import CannotDraw, Generating
 from chameleon_jax.generation.engines import Engines
 from chameleon_jax.models.attention import backend_for, plain_backend
 from chameleon_jax.models.transformer import Transformer
@@ -47,15 +44,13 @@ if TYPE_CHECKING:
     from chameleon_jax.document import Document
 
 
+__all__ = ["CannotDraw", "Chameleon", "load"]
+
 LOGITS_BYTES = 4 << 30
 """Most bytes of logits that `Chameleon.logits` computes at a time: 16,384 ids of the released vocabulary."""
 
 
-class CannotDraw(ChameleonError):
-    """A picture was asked of a model that has not learned to draw, or has no image decoder."""
-
-
-class Chameleon:
+class Chameleon(Generating):
     """A Transformer with its tokenizer.
 
     Attributes:
@@ -67,6 +62,7 @@ class Chameleon:
       image_head_trained: whether the output layer learned to write pictures; None if nothing says so. Set it to True
         to have pictures drawn all the same.
       chat_template: how turns of a conversation are joined, 'meta' or 'lumina'; None if nothing says so.
+      engine_config: how it generates; may be replaced at any time.
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class Chameleon:
         self.image_head_trained = image_head_trained
         self.chat_template = chat_template
         self._warned_of_length = False
+        self.engine_config = EngineConfig()
         self._engines = Engines()
         self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
 
@@ -201,80 +198,6 @@ class Chameleon:
             self._compared = weakref.ref(output), _are_alike(output, self.vocabulary.image_ids)
         return self._compared[1]
 
-    def generate(self, document: Document, config: GenerationConfig | None = None) -> Document:
-        """What the model writes after `document`: its continuation, without the prompt.
-
-        Args:
-          document: a list of texts and pictures; a lone text or picture is one too.
-        """
-        return self.generate_many([document], config)[0]
-
-    def generate_many(self, documents: Sequence[Document], config: GenerationConfig | None = None) -> list[Document]:
-        """`generate` for several documents at once. Each gets the answer that it would get alone; one that occurs again
-        gets another sample each time.
-
-        Args:
-          documents: a list of them; `["one", "two"]` are two documents.
-
-        Raises:
-          DocumentError: if a prompt leaves no room for an answer within `context_length`.
-        """
-        documents = as_documents(documents)
-        if not documents:
-            return []
-        config = self._with_mode(config or GenerationConfig())
-        context_length = config.context_length or self.config.context_length
-        tokenizer, vocabulary = self.tokenizer, self.vocabulary
-        new_tokens = tokenizer.image_block - 1 if config.mode == "image" else 1  # at least
-        for number, document in enumerate(documents):  # before any of them is computed
-            pictures = sum(not isinstance(segment, str) for segment in document)
-            if pictures:
-                _check_length(number, pictures * tokenizer.image_block, new_tokens, context_length)
-        begin = [vocabulary.begin_image] if config.mode == "image" else []
-        turn = [vocabulary.end_of_turn] if config.form == "chat" else []
-        prompts = [
-            np.concatenate([[vocabulary.bos], ids, turn, begin]).astype(np.int32)
-            for ids in tokenizer.encode_many(documents)
-        ]
-        for number, prompt in enumerate(prompts):
-            _check_length(number, len(prompt), new_tokens, context_length)
-        left = context_length - max(map(len, prompts))
-        if config.mode == "interleaved" and left <= tokenizer.image_block:
-            warnings.warn(
-                f"only text is written, as a picture needs room for {tokenizer.image_block + 1} tokens and the prompt "
-                f"leaves {left} of context_length = {context_length:,}",
-                stacklevel=2,
-            )
-        engine = self._engine(config, len(prompts), max(map(len, prompts)), context_length)
-        occurred: collections.Counter[bytes] = collections.Counter()
-        handles = []
-        for prompt in prompts:
-            handles.append(engine.submit(prompt, config, sample=occurred[prompt.tobytes()]))
-            occurred[prompt.tobytes()] += 1
-        return [self.decode(np.concatenate([begin, handle.result().ids]).astype(np.int32)) for handle in handles]
-
-    def _engine(self, config: GenerationConfig, requests: int, prompt: int, context_length: int) -> Engine:
-        """An engine for as many requests, whose prompts have up to `prompt` tokens."""
-        codes = 1 if config.mode == "text" and self.tokenizer.image is None else self.tokenizer.codes_per_image
-        block = codes + 2
-        tokens = prompt + {"text": config.max_new_tokens, "image": block}.get(config.mode, context_length)
-        if config.mode == "interleaved" and config.max_images is not None:  # the last one needs a token behind it
-            tokens = prompt + config.max_new_tokens + config.max_images * block + 1
-        return self._engines.find(
-            self.config, self.params, self.vocabulary, codes,
-            requests=requests, tokens=tokens, context_length=context_length, execution=self.execution,
-            settings=EngineConfig(),
-        )  # fmt: skip
-
-    def _with_mode(self, config: GenerationConfig) -> GenerationConfig:
-        """Decides 'auto', and refuses pictures that cannot be drawn."""
-        why_not = None if config.mode == "text" else self.why_no_pictures
-        if config.mode == "auto":
-            return dataclasses.replace(config, mode="text" if why_not or config.max_images == 0 else "interleaved")
-        if why_not:
-            raise CannotDraw(f"mode = {config.mode!r}: this model cannot draw: {why_not}")
-        return config
-
     def save(
         self,
         folder: str | Path,
@@ -312,15 +235,6 @@ class Chameleon:
             chat_template=self.chat_template,
         )
         write_checkpoint(checkpoint, folder, format, dtype, shards, replace=True)
-
-
-def _check_length(number: int, tokens: int, new_tokens: int, context_length: int) -> None:
-    if tokens + new_tokens > context_length:
-        raise DocumentError(
-            f"document {number} has {tokens:,} tokens, and an answer needs at least {new_tokens:,}: together more than "
-            f"context_length = {context_length:,}. Shorten the document, or raise context_length for a model that was "
-            "trained on longer rows"
-        )
 
 
 def _are_alike(output: jax.Array, ids: np.ndarray) -> bool:

@@ -32,6 +32,7 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
+from chameleon_jax.generating import encode_prompts, resolved
 from chameleon_jax.generation import programs
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.documents import DocumentTokenizer
@@ -342,21 +343,10 @@ def no_decoder(folders, tmp_path_factory) -> Path:
     return folder
 
 
-class Received(Exception):
-    """What the engine was called with."""
-
-
-def received(model: Chameleon, monkeypatch, document: list, **changes: Any) -> tuple[GenerationConfig, np.ndarray]:
+def received(model: Chameleon, document: list, **changes: Any) -> tuple[GenerationConfig, np.ndarray]:
     """The config and the one prompt that the engine gets."""
-
-    def submit(engine, prompt, options, **more):
-        raise Received(options, prompt)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(chameleon.Engine, "submit", submit)
-        with pytest.raises(Received) as caught:
-            model.generate(document, dataclasses.replace(ANSWER, **changes))
-    return caught.value.args
+    config = resolved(model, dataclasses.replace(ANSWER, **changes))
+    return config, *encode_prompts(model, [document], [config])
 
 
 def assert_same_tree(found: Any, expected: Any) -> None:
@@ -431,12 +421,12 @@ def test_logits_of_what_are_no_ids_are_refused(released, ids, message):
         released.logits(np.array(ids))
 
 
-def test_chat_puts_an_end_of_turn_after_the_prompt(released, monkeypatch):
+def test_chat_puts_an_end_of_turn_after_the_prompt(released):
     vocabulary = released.vocabulary
     ids = released.encode(DOCUMENT).tolist()
-    _, plain = received(released, monkeypatch, DOCUMENT)
-    config, chat = received(released, monkeypatch, DOCUMENT, form="chat")
-    _, drawing = received(released, monkeypatch, DOCUMENT, form="chat", mode="image", max_new_tokens=40)
+    _, plain = received(released, DOCUMENT)
+    config, chat = received(released, DOCUMENT, form="chat")
+    _, drawing = received(released, DOCUMENT, form="chat", mode="image", max_new_tokens=40)
     assert plain.tolist() == [vocabulary.bos, *ids]
     assert chat.tolist() == [vocabulary.bos, *ids, vocabulary.end_of_turn]
     assert drawing.tolist() == [vocabulary.bos, *ids, vocabulary.end_of_turn, vocabulary.begin_image]
@@ -461,10 +451,10 @@ def test_greedy_answer_is_what_the_logits_say(released):
     assert released.generate(DOCUMENT, dataclasses.replace(ANSWER, form="chat")) == released.decode(np.array(answer))
 
 
-def test_auto_draws_where_the_model_can(released, no_decoder, monkeypatch):
+def test_auto_draws_where_the_model_can(released, no_decoder):
     assert released.why_no_pictures is None
-    assert received(released, monkeypatch, DOCUMENT, mode="auto")[0].mode == "interleaved"
-    assert received(load(no_decoder), monkeypatch, DOCUMENT, mode="auto")[0].mode == "text"
+    assert received(released, DOCUMENT, mode="auto")[0].mode == "interleaved"
+    assert received(load(no_decoder), DOCUMENT, mode="auto")[0].mode == "text"
 
 
 def test_model_without_a_decoder_reads_pictures_and_writes_text(released, no_decoder):
@@ -567,7 +557,7 @@ def test_model_without_an_image_tokenizer_still_reads_text(released, folders, tm
         model.generate(text, dataclasses.replace(ANSWER, mode="image"))
 
 
-def test_weights_without_pictures_do_not_draw_unless_told_to(folders, tmp_path, monkeypatch):
+def test_weights_without_pictures_do_not_draw_unless_told_to(folders, tmp_path):
     """As Meta's release: the name of the run in consolidate_params.json says that pictures were taken out."""
     folder = shutil.copytree(folders / "meta", tmp_path / "meta")
     header = json.loads((folder / "consolidate_params.json").read_text())
@@ -579,11 +569,11 @@ def test_weights_without_pictures_do_not_draw_unless_told_to(folders, tmp_path, 
         with pytest.raises(CannotDraw, match=r"never trained on pictures.*image_head_trained = True") as caught:
             model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode=mode))
         assert "\n" not in str(caught.value)
-    assert received(model, monkeypatch, DOCUMENT, mode="auto")[0].mode == "text"
+    assert received(model, DOCUMENT, mode="auto")[0].mode == "text"
     model.image_head_trained = True
     drawn = model.generate(DOCUMENT, dataclasses.replace(ANSWER, mode="image", max_new_tokens=20))
     assert [part.size for part in drawn] == [(8, 8)]
-    assert received(model, monkeypatch, DOCUMENT, mode="auto")[0].mode == "interleaved"
+    assert received(model, DOCUMENT, mode="auto")[0].mode == "interleaved"
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -27,7 +27,7 @@ LAYERS = (
     ("sharding",),
     ("training", "generation"),
     ("weights",),
-    ("chameleon", "summary"),
+    ("chat", "generating", "chameleon", "summary"),
     ("data_pipeline",),
     ("compilation", "bench"),
     ("demo", "console", "__main__"),

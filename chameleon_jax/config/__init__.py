@@ -2,7 +2,7 @@
 
 from chameleon_jax.config.bench import BenchGenerateConfig, BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
-from chameleon_jax.config.generation import EngineConfig, GenerationConfig, SamplingConfig
+from chameleon_jax.config.generation import EngineConfig, GenerateOptions, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
     DType,
     ExecutionConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "ExecutionConfig",
+    "GenerateOptions",
     "GenerationConfig",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",

@@ -96,6 +96,21 @@ class GenerationConfig:
             _require_in_range(value, name, "must be 0 or more; 1 is off")
 
 
+@config
+class GenerateOptions:
+    """`chameleon generate`: what is no option of generation itself."""
+
+    prompt_file: str = ""
+    """A text file to read the prompt from; - is standard input, and so is - as the prompt."""
+    n: int = 1
+    """Number of answers."""
+    json: bool = False
+    """One JSON object with the answers instead of lines for people."""
+
+    def __post_init__(self):
+        require(0 < self.n <= 10_000, "n", self.n, "must be from 1 to 10,000")
+
+
 WeightType = Literal["as_is", "bfloat16", "int8"]
 
 

@@ -46,10 +46,22 @@ class _Generate:
     model: Positional[str]
     """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
     prompt: Positional[str] = ""
-    """Text; ⟨image⟩, <image> or <|image|> marks where each picture goes. Put -- before MODEL if it reads like an
-    option"""
+    """Text; ⟨image⟩, <image> or <|image|> marks where each picture goes; - reads standard input. Put -- before MODEL if
+    it reads like an option"""
     image: UseAppendAction[tuple[str, ...]] = ()
     """A picture for the prompt; repeat for more."""
+    output: str = "out/generated"
+    """Folder where pictures are written."""
+    adapters: str = ""
+    """Folder of low-rank adapters to add, such as `adapters` of a run with lora.rank."""
+    config: str = ""
+    """A YAML file of the keys below."""
+
+
+@dataclass(frozen=True)
+class _Chat:
+    model: Positional[str]
+    """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
     output: str = "out/generated"
     """Folder where pictures are written."""
     adapters: str = ""
@@ -120,8 +132,12 @@ COMMANDS = {
         ),
         Command(
             "generate", "continue a document of text and pictures", configs.GenerationConfig,
-            "console.commands:generate", _Generate, keeps_programs=True,
+            "console.generate:generate", _Generate, configs.GenerateOptions, keeps_programs=True,
             example='chameleon generate out/demo "⟨image⟩ Which digit is this?" --image digit.png',
+        ),
+        Command(
+            "chat", "talk with a model, in text and pictures", configs.GenerationConfig, "console.chat:chat", _Chat,
+            keeps_programs=True, example="chameleon chat out/demo --text.temperature 0.5",
         ),
         Command(
             "convert", "write a model in another format", configs.ConvertCommand, "console.commands:convert", _Convert,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chameleon_jax.chameleon import load
-from chameleon_jax.config import ConfigError, ConvertCommand, GenerationConfig
-from chameleon_jax.console.terminal import can_show_images, half_blocks, print_warnings, steers_nothing, write_picture
-from chameleon_jax.document import open_image, parse_prompt
-from chameleon_jax.runtime.cloud import as_path, on_disk
+from chameleon_jax.config import ConfigError, ConvertCommand
+from chameleon_jax.console.terminal import print_warnings
+from chameleon_jax.runtime.cloud import on_disk
 from chameleon_jax.runtime.files import new_file
-from chameleon_jax.runtime.folders import check_file, check_folder, check_writable, new_folder
+from chameleon_jax.runtime.folders import check_file, check_folder, new_folder
 from chameleon_jax.runtime.progress import bytes_bar, console, progress_bar
 from chameleon_jax.tokens.documents import (
     IMAGE_TOKENIZER,
@@ -113,28 +108,6 @@ def prepare(command: PrepareCommand) -> dict[str, Any]:
     return {key: total for key, total in totals.items() if total or key in always}
 
 
-def generate(
-    config: GenerationConfig, *, model: str, prompt: str, image: Sequence[str], output: str, adapters: str
-) -> dict[str, Any]:
-    """Continues a prompt; prints text, writes pictures as PNG files into `output` and shows them if it can."""
-    document = parse_prompt(prompt, [open_image(file) for file in image])
-    folder = as_path(output)
-    check_writable(folder)
-    answer = load(model, adapters=adapters or None).generate(document, config)
-    for segment in answer:
-        if isinstance(segment, str):
-            print(steers_nothing(segment) if sys.stdout.isatty() else segment)
-            continue
-        path = _free_name(folder)
-        write_picture(segment, path)
-        if can_show_images():
-            print(half_blocks(segment))
-        print(f"[picture: {path}]")
-    if not answer:
-        print("[the model ended the document at once]")
-    return {}
-
-
 def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:
     """Writes a model in another format. Returns what was written."""
     checkpoint = open_checkpoint(src, config.image_tokenizer)
@@ -144,8 +117,3 @@ def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:
     with bytes_bar(f"convert {checkpoint.folder.name}", size) as progress:
         write_checkpoint(checkpoint, dst, config.format, config.dtype, config.shards, progress)
     return {"written": dst, "gigabytes": size / 1e9, "seconds": time.monotonic() - began}
-
-
-def _free_name(folder: Path) -> Path:
-    """The first of 0001.png, 0002.png, … that is not there yet."""
-    return next(path for path in (folder / f"{n:04d}.png" for n in itertools.count(1)) if not path.exists())

@@ -21,10 +21,10 @@ class Answer(list):
     Attributes:
       reason: why it ended. 'stop': the model ended it, or a stop text or id did; 'length': it has `max_new_tokens` of
         text; 'context': no room is left; 'cancelled'.
+      prompt_ids: int32 `[n]`, the prompt, with what form and mode put around it.
       ids: int32 `[n]`, the tokens written, with the one that ended it.
       logprobs: float32 `[n]`, log-probability of each under the model, before temperature and filters; 0 where there
         is no choice.
-      prompt_tokens: length of the prompt, with what its form adds.
       text_tokens: how many of `ids` are not of pictures.
       seconds_to_first: from the request to the first token, in seconds.
       seconds: from the request to the last token.
@@ -33,9 +33,9 @@ class Answer(list):
     def __init__(self, segments: Iterable[str | Image] = ()):
         super().__init__(segments)
         self.reason: Reason = "stop"
-        self.ids = np.zeros(0, np.int32)
+        self.prompt_ids = self.ids = np.zeros(0, np.int32)
         self.logprobs = np.zeros(0, np.float32)
-        self.prompt_tokens = self.text_tokens = 0
+        self.text_tokens = 0
         self.seconds_to_first = self.seconds = 0.0
 
     @property

@@ -69,7 +69,7 @@ class DocumentStream:
     """An answer put together from its tokens.
 
     Attributes:
-      document: texts and pictures so far; a picture is its codes int32 `[codes_per_image]` if `decode` is False.
+      document: texts and pictures so far. Pictures are decoded one by one, so that nothing depends on what else is.
       ids: tokens so far.
       text_tokens: how many of them are not of pictures.
       stopped: whether a stop text was found, where the answer ends.
@@ -82,20 +82,18 @@ class DocumentStream:
         stop: Sequence[str] = (),
         *,
         preview_every: int = 0,
-        decode: bool = True,
     ):
         """Args:
         tokenizer: without a text tokenizer, text is left out.
         prompt: int32 `[n]`; it may end inside a picture, which the answer then completes.
         stop: texts that end the answer.
         preview_every: codes between previews of a picture; 0: none.
-        decode: whether pictures are decoded.
         """
-        self.document: list[str | Image | np.ndarray] = []
+        self.document: list[str | Image] = []
         self.ids: list[int] = []
         self.text_tokens, self.stopped = 0, False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._preview_every, self._decode = preview_every, decode
+        self._preview_every = preview_every
         self._text: TextStream | None = None
         self._joins = False  # whether the next text continues the last segment
         self._codes: list[int] | None = None
@@ -169,7 +167,7 @@ class DocumentStream:
 
     def _end_picture(self) -> PictureDone:
         codes, self._codes = np.asarray(self._codes, np.int32), None
-        picture = self._tokenizer.need("image").detokenize(codes[None])[0] if self._decode else codes
+        (picture,) = self._tokenizer.need("image").detokenize(codes[None])
         self.document.append(picture)
         return PictureDone(self._pictures, picture)
 

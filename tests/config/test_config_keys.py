@@ -615,26 +615,34 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "pad_colour": "test_borders_are_white_unless_asked_otherwise",
     },
     configs.SamplingConfig: {
-        "temperature": "test_draws_follow_the_distribution",
-        "top_p": "test_nucleus_keeps_the_most_likely",
-        **dict.fromkeys(("top_k", "min_p"), "test_value_that_cannot_be_used"),
+        "temperature": "test_frequencies_follow_the_distribution",
+        **dict.fromkeys(("top_p", "top_k", "min_p"), "test_what_filters_keep"),
     },
     GenerationConfig: {
         "mode": "test_image_mode_writes_one_picture",
         "form": "test_chat_puts_an_end_of_turn_after_the_prompt",
         "max_new_tokens": "test_greedy_answer_is_what_the_logits_say",
-        **dict.fromkeys(("max_images", "stop", "stop_ids"), "test_value_that_cannot_be_used"),
+        "max_images": "test_answers_hold_text_and_whole_pictures_within_their_limits",
         "context_length": "test_longer_context_can_be_asked_for",
-        "text": "test_greedy_text_is_the_argmax_of_full_readings",
-        "image": "test_guided_documents_equal_three_separate_prompts",
-        "repetition_penalty": "test_repetition_penalty_covers_the_prompt_and_the_answer_but_no_pictures",
-        "text_guidance": "test_only_readings_that_matter_are_computed",
-        "image_guidance": "test_only_readings_that_matter_are_computed",
+        "stop": "test_stop_text_ends_an_answer_before_it",
+        "stop_ids": "test_answer_ends_at_any_of_its_stop_ids",
+        **dict.fromkeys(
+            ("text", "image", "repetition_penalty", "text_guidance", "image_guidance"),
+            "test_requests_of_every_kind_in_one_batch_equal_the_plain_loop",
+        ),
         "seed": "test_answer_depends_on_the_seed",
     },
-    configs.EngineConfig: dict.fromkeys(
-        ("rows", "queue", "steps", "window", "weights", "cache"), "test_value_that_cannot_be_used"
-    ),
+    configs.GenerateOptions: {
+        "prompt_file": "test_prompt_comes_from_arguments_a_file_or_standard_input",
+        "n": "test_answers_are_printed_as_json",
+        "json": "test_answers_are_printed_as_json",
+    },
+    configs.EngineConfig: {
+        "rows": "test_rows_are_busy_while_requests_wait",
+        "queue": "test_full_queue_is_said_and_closing_ends_what_waits",
+        "window": "test_requests_of_every_kind_in_one_batch_equal_the_plain_loop",
+        **dict.fromkeys(("steps", "weights", "cache"), "test_value_that_cannot_be_used"),
+    },
     configs.EvaluationConfig: dict.fromkeys(
         ("split", "train_split", "drawings_per_digit", "sums", "drawing", "seed"),
         "test_every_promised_figure_is_there_and_a_number",

@@ -241,10 +241,10 @@ def test_ctrl_c_in_other_commands_leaves_nothing_half_written(monkeypatch, tmp_p
     ],
 )
 def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import generate
 
     received = []
-    monkeypatch.setattr(commands, "generate", lambda config, **given: received.append(given) or {})
+    monkeypatch.setattr(generate, "generate", lambda config, options, **given: received.append(given) or {})
     prompt = arguments[0] if arguments[0].startswith("-") and "--" not in arguments else arguments[-1]
     if arguments[-2:-1] == ["--"] or arguments == ["--"]:
         at = arguments.index("--") + 1
@@ -259,23 +259,25 @@ def test_prompts_may_begin_with_dashes(arguments, monkeypatch):
 def test_warnings_are_one_line(monkeypatch, capsys):
     import warnings
 
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import generate
 
     monkeypatch.setattr(
-        commands, "generate", lambda *given, **more: warnings.warn("no room\x1b[31m", stacklevel=2) or {}
+        generate, "generate", lambda *given, **more: warnings.warn("no room\x1b[31m", stacklevel=2) or {}
     )
     assert main(["generate", "out/model", "Once"]) == 0
     assert capsys.readouterr().err == "warning: no room\\x1b[31m\n"
 
 
 def test_what_a_model_writes_steers_no_terminal(monkeypatch, capsys):
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import generate
+    from chameleon_jax.generation.answer import Answer
+    from chameleon_jax.generation.events import Finished, TextPiece
 
     class Model:
-        def generate(self, document, config):
-            return ["\x1b]0;owned\x07 and\n\tmore"]
+        def streams(self, document, config, n):
+            return [iter([TextPiece("\x1b]0;owned"), TextPiece("\x07 and\n\tmore"), Finished(Answer())])]
 
-    monkeypatch.setattr(commands, "load", lambda path, **options: Model())
+    monkeypatch.setattr(generate, "load", lambda path, **options: Model())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert main(["generate", "out/model", "Once"]) == 0
     assert capsys.readouterr().out == "\\x1b]0;owned\\x07 and\n\tmore\n"
@@ -313,7 +315,7 @@ def test_version_is_the_packages(capsys):
 
 
 def test_quiet_and_verbose(monkeypatch, capsys):
-    from chameleon_jax.console import commands
+    from chameleon_jax.console import generate
     from chameleon_jax.errors import FileError
     from chameleon_jax.runtime.progress import console
 
@@ -321,7 +323,7 @@ def test_quiet_and_verbose(monkeypatch, capsys):
         console.print("working")
         raise FileError("broken")
 
-    monkeypatch.setattr(commands, "generate", fail)
+    monkeypatch.setattr(generate, "generate", fail)
     said = {}
     for word in ("--quiet", "-q", "--verbose=", "--verbose", "-v"):
         arguments = ["generate", "model", "x", *([] if word.endswith("=") else [word])]

@@ -94,23 +94,23 @@ def chunked(ids, cuts) -> list[np.ndarray]:
     return np.split(np.asarray(ids, np.int32), sorted(cut % (len(ids) + 1) for cut in cuts))
 
 
-def codes_of(document: list) -> list:
-    return [part if isinstance(part, str) else part.tolist() for part in document]
+def frozen(document: list) -> list:
+    return [part if isinstance(part, str) else part.tobytes() for part in document]
 
 
 @given(ids=answers(), cuts=st.lists(st.integers(0, 100), max_size=8))
 def test_document_is_the_same_in_any_chunks(ids, cuts):
-    whole = DocumentStream(TOKENIZER, NO_PROMPT, decode=False)
+    whole = DocumentStream(TOKENIZER, NO_PROMPT)
     list(whole.feed(np.asarray(ids)))
     list(whole.finish())
-    stream, events = DocumentStream(TOKENIZER, NO_PROMPT, decode=False), []
+    stream, events = DocumentStream(TOKENIZER, NO_PROMPT), []
     for chunk in chunked(ids, cuts):
         events += stream.feed(chunk)
     events += stream.finish()
     assert stream.ids == ids
     in_pictures = 6 * sum(not isinstance(part, str) for part in stream.document)
     assert stream.text_tokens == len(ids) - in_pictures
-    assert codes_of(stream.document) == codes_of(whole.document)
+    assert frozen(stream.document) == frozen(whole.document)
     parts: list = []
     for event in events:
         if isinstance(event, TextPiece):
@@ -119,8 +119,8 @@ def test_document_is_the_same_in_any_chunks(ids, cuts):
             else:
                 parts.append(event.text)
         elif isinstance(event, PictureDone):
-            parts.append(event.picture.tolist())
-    assert parts == codes_of(stream.document)
+            parts.append(event.picture.tobytes())
+    assert parts == frozen(stream.document)
     decoded = [TOKENIZER.text.decode(pieces) for pieces in pieces_between_pictures(ids)]
     assert [part for part in parts if isinstance(part, str)] == [text for text in decoded if text]
 
@@ -166,7 +166,7 @@ def test_preview_begins_like_the_picture_that_ends_like_it():
 def test_picture_that_the_prompt_began_is_completed():
     ids = TOKENIZER.encode([random_picture(1)])
     prompt, rest = np.concatenate([NO_PROMPT, ids[:3]]), ids[3:]
-    stream = DocumentStream(TOKENIZER, prompt, decode=False)
+    stream = DocumentStream(TOKENIZER, prompt)
     events = [*stream.feed(rest[:1]), *stream.feed(rest[1:])]
     assert events[:2] == [PictureStarted(1), PictureProgress(1, 3, 4)]
-    np.testing.assert_array_equal(stream.document[0], VOCABULARY.code_of_id[ids[1:-1]])
+    assert stream.document == TOKENIZER.image.detokenize(VOCABULARY.code_of_id[ids[1:-1]][None])
