@@ -1,5 +1,6 @@
 from chameleon_jax.batch import Batch
 from chameleon_jax.chameleon import CannotDraw, Chameleon, load
+from chameleon_jax.chat import Chat
 from chameleon_jax.config import (
     BadStepsConfig,
     CheckpointConfig,
@@ -20,9 +21,16 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.document import Document, DocumentError, open_image, parse_prompt
 from chameleon_jax.errors import ChameleonError, ConfigError, FileError, TrainingError
+from chameleon_jax.generation.answer import Answer
+from chameleon_jax.generation.engine import Engine, EngineError
+from chameleon_jax.generation.events import Finished, PictureDone, PictureProgress, PictureStarted, TextPiece
+from chameleon_jax.generation.memory import OutOfMemory
+from chameleon_jax.generation.options import PromptError
+from chameleon_jax.generation.stream import Stream
 from chameleon_jax.models.transformer import KVCache, Transformer
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.sharding import make_mesh
+from chameleon_jax.tokens.chat import Turn
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import NoImageDecoder
 from chameleon_jax.tokens.vocabulary import Vocabulary
@@ -33,20 +41,25 @@ from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 __version__: str
 
 __all__ = [
+    "Answer",
     "BadStepsConfig",
     "Batch",
     "CannotDraw",
     "Chameleon",
     "ChameleonError",
+    "Chat",
     "CheckpointConfig",
     "ConfigError",
     "ConversionError",
     "Document",
     "DocumentError",
     "DocumentTokenizer",
+    "Engine",
     "EngineConfig",
+    "EngineError",
     "ExecutionConfig",
     "FileError",
+    "Finished",
     "GenerationConfig",
     "ImageTokenizerConfig",
     "KVCache",
@@ -54,14 +67,22 @@ __all__ = [
     "MeshConfig",
     "NoImageDecoder",
     "OptimizerConfig",
+    "OutOfMemory",
+    "PictureDone",
+    "PictureProgress",
+    "PictureStarted",
     "PreprocessingConfig",
+    "PromptError",
     "SamplesConfig",
     "SamplingConfig",
     "StageConfig",
+    "Stream",
+    "TextPiece",
     "TrainConfig",
     "TrainingError",
     "Transformer",
     "TransformerConfig",
+    "Turn",
     "VQModel",
     "Vocabulary",
     "load",

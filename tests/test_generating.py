@@ -13,6 +13,7 @@ from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.events import Finished, PictureDone, PictureStarted, TextPiece
+from chameleon_jax.generation.memory import OutOfMemory
 from chameleon_jax.tokens.chat import Turn, encode_turns
 from chameleon_jax.tokens.documents import DocumentTokenizer
 
@@ -121,6 +122,15 @@ def test_what_cannot_be_continued_is_refused_in_one_line(model, given, error, me
         model.generate(**given)
     assert isinstance(caught.value, ChameleonError)
     assert "\n" not in str(caught.value)
+
+
+def test_answer_that_the_memory_cannot_hold_says_what_fits_and_the_model_goes_on(model):
+    endless = dataclasses.replace(CONFIG, context_length=2**31 - 2, max_images=None)
+    with pytest.raises(OutOfMemory, match=r"with 1 answers of up to 2,147,483,646 tokens.*: one of [\d,]+ fits; set"):
+        model.generate(PROMPT, endless)
+    with pytest.raises(OutOfMemory):  # a new engine tried
+        model.generate_many([PROMPT] * 2, endless)
+    assert model.generate(PROMPT, TEXT)
 
 
 def test_prompt_must_begin_a_sequence_and_configs_go_with_documents(model):

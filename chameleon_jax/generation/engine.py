@@ -20,6 +20,7 @@ from chameleon_jax.config import DType, EngineConfig, GenerationConfig, Transfor
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation import rows as on_device
 from chameleon_jax.generation.guidance import contexts
+from chameleon_jax.generation.memory import OutOfMemory, explained
 from chameleon_jax.generation.modality import IN_TEXT, Columns
 from chameleon_jax.generation.options import make_request
 from chameleon_jax.generation.prefill import Lanes
@@ -92,6 +93,8 @@ class Handle:
             while given < len(self._chunks):
                 yield self._chunks[given]
                 given += 1
+            if isinstance(self.error, OutOfMemory):
+                raise self.error
             if self.error is not None:
                 raise EngineError(f"the engine stopped before the answer was whole: {self.error}") from self.error
             if self.done and given == len(self._chunks):
@@ -200,6 +203,7 @@ class Engine:
         self._driving = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._dtype = dtype
 
     # ------------------------------------------------------------------------------------------------------------------
     # Requests
@@ -270,6 +274,11 @@ class Engine:
                     if not (ready() or self._closed):
                         self._changed.wait(0.05)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no requests any more: it was closed, or an error or Ctrl-C ended its work."""
+        return self._closed
+
     def start(self) -> Engine:
         """Gives the engine a thread of its own, which works as long as there are requests."""
         with self._changed:
@@ -326,13 +335,18 @@ class Engine:
                 self._decode()
         except BaseException as error:
             # The buffers were donated: nothing that runs can go on.
+            held = sum(leaf.nbytes for leaf in jax.tree.leaves(self._lanes.caches))
+            reason = explained(error, self.config, self.rows, self.context_length, self._dtype, held)
+            self._lanes.caches.clear()
             with self._changed:
                 for handle in [*self._queue, *filter(None, self._handles)]:
                     if not handle.done:
-                        handle.end(None, error)
+                        handle.end(None, reason)
                 self._queue.clear()
                 self._closed = True
                 self._changed.notify_all()
+            if reason is not error:
+                raise reason from error
             raise
 
     def _admit(self) -> None:

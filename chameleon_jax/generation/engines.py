@@ -53,7 +53,8 @@ class Engines:
             weights = self._weights_of(config, params, vocabulary, codes_per_image, execution, settings)
             rows = min(1 << max(requests - 1, 0).bit_length(), most_rows(config, weights, slots, execution))
             key = rows, slots, settings
-            if key not in self._engines:
+            if key not in self._engines or self._engines[key].closed:
+                self._engines.pop(key, None)  # its memory is free before the new one takes its own
                 self._engines[key] = Engine(
                     config, weights, vocabulary, codes_per_image, context_length=slots, rows=rows, settings=settings,
                     dtype=execution.compute_dtype,
