@@ -23,10 +23,11 @@ HOMES = {
     "chameleon_jax.document": ("Document", "DocumentError", "open_image", "parse_prompt"),
     "chameleon_jax.errors": ("ChameleonError", "ConfigError", "FileError", "TrainingError"),
     "chameleon_jax.generation.answer": ("Answer",),
-    "chameleon_jax.generation.engine": ("Engine", "EngineError"),
+    "chameleon_jax.generation.engine": ("Engine",),
     "chameleon_jax.generation.events": (
         "Finished", "PictureDone", "PictureProgress", "PictureStarted", "TextPiece",
     ),
+    "chameleon_jax.generation.handle": ("EngineError",),
     "chameleon_jax.generation.memory": ("OutOfMemory",),
     "chameleon_jax.generation.options": ("PromptError",),
     "chameleon_jax.generation.stream": ("Stream",),

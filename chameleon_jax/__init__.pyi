@@ -22,8 +22,9 @@ from chameleon_jax.config import (
 from chameleon_jax.document import Document, DocumentError, open_image, parse_prompt
 from chameleon_jax.errors import ChameleonError, ConfigError, FileError, TrainingError
 from chameleon_jax.generation.answer import Answer
-from chameleon_jax.generation.engine import Engine, EngineError
+from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.events import Finished, PictureDone, PictureProgress, PictureStarted, TextPiece
+from chameleon_jax.generation.handle import EngineError
 from chameleon_jax.generation.memory import OutOfMemory
 from chameleon_jax.generation.options import PromptError
 from chameleon_jax.generation.stream import Stream

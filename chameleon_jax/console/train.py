@@ -16,7 +16,6 @@ from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import TrainConfig, require, to_dict
 from chameleon_jax.document import Document, open_image, parse_prompt
 from chameleon_jax.errors import FileError
-from chameleon_jax.generating import encode_prompts, resolved
 from chameleon_jax.models.lora import merge
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.distributed import is_first
@@ -124,15 +123,18 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
     if "image" in modes or "interleaved" in modes:
         require(tokenizer.image is not None and tokenizer.image.can_decode, "samples.prompts", modes,
                 f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
-    options = [dataclasses.replace(generation, mode=prompt.mode) for prompt in prompts]
-    unread = Chameleon(config.model, {}, tokenizer, image_head_trained=True)
-    encode_prompts(unread, documents, [resolved(unread, each) for each in options])
+    options = {mode: dataclasses.replace(generation, mode=mode) for mode in modes}
 
     def sample(params: Any) -> list[Document]:
         if config.lora.rank:
             params = jax.jit(functools.partial(merge, config=config.lora))(params)
         model = Chameleon(config.model, params, tokenizer, execution=config.execution, image_head_trained=True)
-        return model.generate_many(documents, options)
+        answers: dict[int, Document] = {}
+        for mode in modes:
+            places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]
+            written = model.generate_many([documents[place] for place in places], options[mode])
+            answers |= zip(places, written, strict=True)
+        return [answers[place] for place in range(len(prompts))]
 
     return sample
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from chameleon_jax.generation.answer import Answer
-from chameleon_jax.generation.engine import EngineError, Handle
 from chameleon_jax.generation.events import Event, Finished
+from chameleon_jax.generation.handle import EngineError, Handle
 from chameleon_jax.generation.streaming import DocumentStream
 
 

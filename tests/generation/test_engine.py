@@ -13,7 +13,8 @@ import pytest
 from tiny_models import scrambled_vocabulary, transformer_for, transformer_params
 
 from chameleon_jax.config import ConfigError, EngineConfig, GenerationConfig, SamplingConfig
-from chameleon_jax.generation.engine import Engine, EngineError, Result
+from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.handle import EngineError, Result
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.options import PromptError
 from chameleon_jax.generation.prefill import CHUNK

@@ -134,8 +134,6 @@ def test_samples_that_could_not_be_drawn_are_refused_before_the_run(tiny, tmp_pa
         _sampler(*sampling(tiny, tmp_path, [SamplePrompt(images=("gone.png",))]), None)
     with pytest.raises(ConfigError, match="max_images = 2: mode 'image' writes exactly one picture"):
         _sampler(*sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")], max_images=2), None)
-    with pytest.raises(DocumentError, match=r"document 0 has .* together more than context_length = 8"):
-        _sampler(*sampling(tiny, tmp_path, [SamplePrompt("The quick brown fox")], context_length=8), None)
     config, _ = sampling(tiny, tmp_path, [SamplePrompt("Draw", mode="image")])
     with pytest.raises(ConfigError, match="has no image decoder"):
         _sampler(config, types.SimpleNamespace(image=None, image_block=6), None)
