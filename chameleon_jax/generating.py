@@ -20,7 +20,7 @@ from chameleon_jax.generation.engines import Engines
 from chameleon_jax.generation.modality import IN_TEXT, place_after
 from chameleon_jax.generation.stream import Stream, collect
 from chameleon_jax.generation.streaming import DocumentStream
-from chameleon_jax.tokens.chat import ChatTemplate, Turn
+from chameleon_jax.tokens.chat import TEMPLATES, ChatTemplate, Turn
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
@@ -132,7 +132,7 @@ class Generating:
         self,
         config: GenerationConfig | None = None,
         *,
-        template: ChatTemplate | None = None,
+        template: str | None = None,
         turns: Sequence[Turn] = (),
     ) -> Chat:
         """Begins a conversation: `chat = model.chat(); chat.say(["What is this?", picture])`.
@@ -142,8 +142,14 @@ class Generating:
           template: how turns are joined; by default as the model remembers from its training, or else 'meta'. See
             `chameleon_jax/tokens/chat.py`.
           turns: what was said before.
+
+        Raises:
+          ConfigError: for a template that there is not.
+          DocumentError: if the turns are not the user's and the assistant's by turns.
         """
-        return Chat(self, config or GenerationConfig(), template or self.chat_template or "meta", turns)
+        template = template or self.chat_template or "meta"
+        require(template in TEMPLATES, "template", template, f"must be one of {', '.join(TEMPLATES)}")
+        return Chat(self, config or GenerationConfig(), template, turns)
 
     def engine(self, prompts: Sequence[int], configs: Sequence[GenerationConfig]) -> Engine:
         """The engine that serves requests with prompts of these lengths and these configs. It stays, with its memory,

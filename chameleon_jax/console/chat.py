@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import signal
 import sys
@@ -29,11 +30,12 @@ _PICTURE = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 """How the names of files of `document.FORMATS` end."""
 
 
-def chat(config: GenerationConfig, *, model: str, output: str, adapters: str) -> dict[str, Any]:
+def chat(config: GenerationConfig, *, model: str, output: str, adapters: str, template: str) -> dict[str, Any]:
     """Answers line by line until the end of standard input."""
     printer = Printer(output)
     opened = load(model, adapters=adapters or None)
-    conversation, pictures = opened.chat(config), []
+    begin = functools.partial(opened.chat, config, template=template or None)
+    conversation, pictures = begin(), []
     if sys.stdin.isatty():
         console.print(HELP)
     for line in _lines():
@@ -43,7 +45,7 @@ def chat(config: GenerationConfig, *, model: str, output: str, adapters: str) ->
                 case "/image":
                     pictures.append(open_image(_unquoted(argument.strip())))
                 case "/new":
-                    conversation, pictures = opened.chat(config), []
+                    conversation, pictures = begin(), []
                 case "/help":
                     console.print(HELP)
                 case "" if not pictures:

@@ -66,6 +66,8 @@ class _Chat:
     """Folder where pictures are written."""
     adapters: str = ""
     """Folder of low-rank adapters to add, such as `adapters` of a run with lora.rank."""
+    template: str = ""
+    """How turns are joined, meta or lumina. Default: as the model remembers from its training, or else meta."""
     config: str = ""
     """A YAML file of the keys below."""
 

@@ -86,9 +86,6 @@ def test_answers_are_printed_as_json(folder, model, tmp_path, capsys):
         (segment,) = answer["segments"]
         assert Image.open(segment["picture"]).tobytes() == wanted[0].tobytes()
         assert (answer["reason"], answer["prompt_tokens"]) == (wanted.reason, len(wanted.prompt_ids))
-    assert main([*words[:3], "--n", "2", "--output", str(tmp_path), *TEXT]) == 0
-    text = model.generate("Draw", ASKED).text
-    assert capsys.readouterr().out == f"[1 of 2]\n{text}\n[2 of 2]\n{text}\n"
 
 
 def test_chat_answers_line_by_line_and_goes_on_after_a_mistake(folder, model, tmp_path, monkeypatch, capsys):
