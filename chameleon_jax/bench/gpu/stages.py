@@ -43,15 +43,6 @@ DEMO_NEEDS = (
 STAGES = (
     Stage("attention", "attention.attention", "attention backends, and a step as on the CPU", 150, 300),
     Stage("generate", "generate.generate", "7B, bfloat16: text, and guided pictures", 150, 420),
-    Stage(
-        "transformers",
-        "theirs.transformers",
-        "text of the 7B by transformers",
-        40,
-        120,
-        ("torch", "transformers"),
-        preallocate=False,
-    ),
     Stage("1b", "train.train_1b", "train step of 1B", 60, 180),
     Stage("7b", "train.train_7b", "train step of 7B", 90, 240),
     Stage("demo", "demo.demo", "the demo from start to end", 300, 1200, DEMO_NEEDS),
