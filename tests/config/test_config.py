@@ -392,6 +392,12 @@ def test_keys_that_once_belonged_to_the_model_are_read_as_before(cls, rest):
     assert from_dict(cls, to_dict(config)) == config
 
 
+def test_null_of_older_files_means_the_default():
+    older = {"every": 10, "prompts": [{"text": "Once"}], "generation": {"max_new_tokens": None, "context_length": 4096}}
+    config = from_dict(TrainConfig, {**TRAIN, "samples": older})
+    assert config.samples.generation == GenerationConfig(context_length=4096)
+
+
 def test_a_key_in_its_old_place_and_its_new_one_is_refused():
     values = {**TRAIN, "model": {"remat": "full"}, "execution": {"remat": "none"}}
     assert message_of(TrainConfig, values) == (
