@@ -10,18 +10,22 @@ G = H / K, D head dimension, F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ConfigError, DType, TransformerConfig
 from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm, rope_sin_cos
+from chameleon_jax.models.decode_kernels import attend, multiply, write
 from chameleon_jax.models.lora import is_adapter
 
 Quantization = Literal["int8"]
+CacheDType = Literal["float32", "bfloat16", "int8"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -32,8 +36,8 @@ Quantization = Literal["int8"]
 class Matrix(NamedTuple):
     """A matrix stored with its inputs last, as a product with few rows reads it fastest."""
 
-    values: Array  # [*outputs, inputs]
-    scale: Array | None  # float32 [*outputs], by which int8 values are multiplied
+    values: Array  # [outputs, inputs]
+    scale: Array | None  # float32 [outputs], by which int8 values are multiplied
 
 
 class Norm(NamedTuple):
@@ -50,7 +54,7 @@ class Layer(NamedTuple):
     k_norm: Norm | None
     o: Matrix  # [d, H * D]
     mlp_norm: Array  # [d]
-    gate_up: Matrix  # [2, F, d]
+    gate_up: Matrix  # [F * 2, d]: of each channel its gate, then what it gates
     down: Matrix  # [d, F]
 
 
@@ -68,13 +72,26 @@ class Head(NamedTuple):
     matrix: Matrix  # [n, d]
 
 
+def _quantize(x: Array) -> tuple[Array, Array]:
+    """int8 values and the float32 scale of each vector along the last axis, whose largest value becomes 127."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), jnp.finfo(jnp.float32).tiny) / 127
+    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
+
+
 def _matrix(values: Array, dtype: DType, quantization: Quantization | None) -> Matrix:
-    """int8 has a scale per output channel, so that the largest of its values becomes 127."""
-    if quantization is None:
-        return Matrix(values.astype(dtype), None)
-    values = values.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(values), axis=-1), jnp.finfo(jnp.float32).tiny) / 127
-    return Matrix(jnp.round(values / scale[..., None]).astype(jnp.int8), scale)
+    return Matrix(values.astype(dtype), None) if quantization is None else Matrix(*_quantize(values))
+
+
+def _named_sharding(x: Any) -> NamedSharding | None:
+    """The sharding of an array on a mesh of several devices."""
+    sharding = getattr(x, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+def _partition(x: Any) -> tuple:
+    """The mesh axes of each axis of an array on a mesh."""
+    return (*x.sharding.spec, *(None,) * (x.ndim - len(x.sharding.spec)))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "quantization"))
@@ -95,7 +112,7 @@ def _layer(
         k_norm=Norm(**attention["k_norm"]) if config.qk_norm else None,
         o=matrix(attention["o"].reshape(-1, d).T),
         mlp_norm=layer["mlp_norm"]["scale"],
-        gate_up=matrix(jnp.stack([mlp["gate"].T, mlp["up"].T])),
+        gate_up=matrix(jnp.stack([mlp["gate"], mlp["up"]], axis=-1).reshape(d, -1).T),
         down=matrix(mlp["down"].T),
     )
 
@@ -136,23 +153,39 @@ def head(
 class Cache(NamedTuple):
     """Keys and values of lanes: per layer an array, as a stacked one would be copied with every token."""
 
-    k: tuple[Array, ...]  # [lanes, S, K, D] each
-    v: tuple[Array, ...]  # [lanes, S, K, D] each
+    k: tuple[tuple[Array, ...], ...]  # per layer [lanes, K, S, D]; if that is int8, also float32 scales [lanes, K, S]
+    v: tuple[tuple[Array, ...], ...]  # like k
 
     @classmethod
-    def empty(cls, config: TransformerConfig, lanes: int, slots: int, dtype: DType) -> Cache:
-        """Lanes of up to `slots` tokens each."""
-        shape = (lanes, slots, config.num_kv_heads, config.head_dim)
-        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
+    def empty(
+        cls, config: TransformerConfig, lanes: int, slots: int, dtype: CacheDType, weights: DecodeWeights | None = None
+    ) -> Cache:
+        """Lanes of up to `slots` tokens each.
+
+        Args:
+          dtype: 'int8' has a scale per slot and head.
+          weights: which will read into it; the cache is partitioned over devices by heads, as they are.
+        """
+        shape = (lanes, config.num_kv_heads, slots, config.head_dim)
+        device = None
+        sharding = None if weights is None else _named_sharding(weights.layers[0].qkv.values)
+        if sharding is not None:
+            device = NamedSharding(sharding.mesh, PartitionSpec(None, _partition(weights.layers[0].qkv.values)[0]))
+
+        def layer() -> tuple[Array, ...]:
+            values = jnp.zeros(shape, dtype, device=device)
+            return (values, jnp.zeros(shape[:3], jnp.float32, device=device)) if dtype == "int8" else (values,)
+
+        k, v = (tuple(layer() for _ in range(config.num_layers)) for _ in "kv")
         return cls(k, v)
 
     @property
     def lanes(self) -> int:
-        return self.k[0].shape[0]
+        return self.k[0][0].shape[0]
 
     @property
     def slots(self) -> int:
-        return self.k[0].shape[1]
+        return self.k[0][0].shape[2]
 
 
 def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
@@ -171,11 +204,8 @@ def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> C
 
 
 def _multiply(x: Array, matrix: Matrix) -> Array:
-    """x `[..., inputs]` to `[..., *outputs]`, summed in float32 and rounded once to the dtype of x."""
-    contracted = ((x.ndim - 1,), (matrix.values.ndim - 1,))
-    y = jax.lax.dot_general(
-        x, matrix.values.astype(x.dtype), (contracted, ((), ())), preferred_element_type=jnp.float32
-    )
+    """x `[..., inputs]` to `[..., outputs]`, rounded once to the dtype of x."""
+    y = multiply(x, matrix.values)
     return (y if matrix.scale is None else y * matrix.scale).astype(x.dtype)
 
 
@@ -184,13 +214,10 @@ def readout(head: Head, hidden: Float[Array, "... d"]) -> Float[Array, "... n"]:
     return _multiply(hidden, head.matrix).astype(jnp.float32)
 
 
-def _attend(q: Array, k: Array, v: Array, slots: Int[Array, "B T"]) -> Array:
-    """Attention of queries `[B, T, K, G, D]`, in `slots`, to the keys and values of their lanes, `[B, S, K, D]`."""
-    scores = jnp.einsum("BTKGD,BSKD->BKGTS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    visible = jnp.arange(k.shape[1]) <= slots[:, None, None, :, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
-    out = jnp.einsum("BKGTS,BSKD->BTKGD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype)
+def _stored(x: Array, cache: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Keys or values `[B, T, K, D]` as the cache stores them, heads first."""
+    x = jnp.swapaxes(x, 1, 2)
+    return tuple(_quantize(x)) if len(cache) == 2 else (x.astype(cache[0].dtype),)
 
 
 def _qkv(layer: Layer, config: TransformerConfig, x: Array, sin_cos: Any) -> tuple[Array, Array, Array]:
@@ -208,8 +235,8 @@ def _qkv(layer: Layer, config: TransformerConfig, x: Array, sin_cos: Any) -> tup
 
 
 def _mlp(layer: Layer, x: Array) -> Array:
-    gate_up = _multiply(x, layer.gate_up)
-    return _multiply(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], layer.down)
+    gate_up = _multiply(x, layer.gate_up).reshape(*x.shape[:-1], -1, 2)
+    return _multiply(jax.nn.silu(gate_up[..., 0]) * gate_up[..., 1], layer.down)
 
 
 def _run_layer(layer: Layer, config: TransformerConfig, x: Array, sin_cos: Any, attend: Any) -> Array:
@@ -242,30 +269,9 @@ def extend(
     Returns:
       the hidden states after the final norm, for `readout`, and the next caches.
     """
-    slots = start[:, None] + jnp.arange(ids.shape[1])
-    sin_cos = rope_sin_cos(slots, config.head_dim, config.rope_theta)
-    bounds = [0]
-    for cache in caches:
-        bounds.append(bounds[-1] + cache.lanes)
-
-    x = jnp.take(weights.embed, ids, axis=0)
-    written: list[list[tuple[Array, Array]]] = [[] for _ in caches]
-    for number, layer in enumerate(weights.layers):
-
-        def attend(q: Array, k: Array, v: Array, number: int = number) -> Array:
-            outs = []
-            for index, cache in enumerate(caches):
-                rows = slice(bounds[index], bounds[index + 1])
-                place = (jnp.arange(cache.lanes)[:, None], slots[rows])
-                new_k = cache.k[number].at[place].set(k[rows], mode="drop")
-                new_v = cache.v[number].at[place].set(v[rows], mode="drop")
-                written[index].append((new_k, new_v))
-                outs.append(_attend(q[rows], new_k, new_v, slots[rows]))
-            return jnp.concatenate(outs)
-
-        x = _run_layer(layer, config, x, sin_cos, attend)
-    hidden = rms_norm(x, weights.norm, config.norm_eps)
-    return hidden, tuple(Cache(*map(tuple, zip(*each, strict=True))) for each in written)
+    ends = itertools.accumulate(cache.lanes for cache in caches)
+    parts = [_Part(cache, jnp.int32(0), slice(end - cache.lanes, end)) for cache, end in zip(caches, ends, strict=True)]
+    return _extend(weights, config, ids, start, parts)
 
 
 def extend_lane(
@@ -277,6 +283,38 @@ def extend_lane(
     cache: Cache,
 ) -> Cache:
     """Reads T tokens into one lane, from slot `start` on: a chunk of a prompt. Nothing is computed but the cache."""
-    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, lane, keepdims=True), cache)
-    _, (one,) = extend(weights, config, ids[None], start[None], [one])
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y[0], lane, 0), cache, one)
+    _, (cache,) = _extend(weights, config, ids[None], start[None], [_Part(cache, lane, slice(0, 1))])
+    return cache
+
+
+class _Part(NamedTuple):
+    """A cache, the first of its lanes that are read into, and which rows of the call those lanes are."""
+
+    cache: Cache
+    first_lane: Array
+    rows: slice
+
+
+def _extend(
+    weights: DecodeWeights, config: TransformerConfig, ids: Array, start: Array, parts: Sequence[_Part]
+) -> tuple[Array, tuple[Cache, ...]]:
+    slots = start[:, None] + jnp.arange(ids.shape[1])
+    sin_cos = rope_sin_cos(slots, config.head_dim, config.rope_theta)
+    x = jnp.take(weights.embed, ids, axis=0)
+    next_k, next_v = ([[] for _ in parts] for _ in "kv")
+    for number, layer in enumerate(weights.layers):
+
+        def attention(q: Array, k: Array, v: Array, number: int = number) -> Array:
+            outs = []
+            for (cache, first_lane, rows), ks, vs in zip(parts, next_k, next_v, strict=True):
+                old = cache.k[number] + cache.v[number]
+                new = _stored(k[rows], cache.k[number]) + _stored(v[rows], cache.v[number])
+                written = write(old, new, first_lane, start[rows])
+                ks.append(written[: len(old) // 2])
+                vs.append(written[len(old) // 2 :])
+                outs.append(attend(q[rows], ks[-1], vs[-1], first_lane, slots[rows]))
+            return jnp.concatenate(outs)
+
+        x = _run_layer(layer, config, x, sin_cos, attention)
+    caches = tuple(Cache(tuple(ks), tuple(vs)) for ks, vs in zip(next_k, next_v, strict=True))
+    return rms_norm(x, weights.norm, config.norm_eps), caches
