@@ -40,7 +40,9 @@ def _dot(x: Array, matrix: Array) -> Array:
 
 
 def _multiply_and_sum(x: Array, matrix: Array) -> Array:
-    """XLA:CPU would write a float32 copy of a narrow matrix before a dot. It fuses the conversion into a sum."""
+    """XLA:CPU would write a float32 copy of a narrow matrix before a dot. It fuses the conversion into a sum, and the
+    barrier keeps it from converting once before a loop over steps, which then would read float32."""
+    matrix, x = jax.lax.optimization_barrier((matrix, x))
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     if len(rows) == 1 and matrix.dtype == jnp.bfloat16:
         y = jnp.sum(matrix.astype(jnp.float32)[None] * rows[:, None], axis=-1)

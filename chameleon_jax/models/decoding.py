@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ConfigError, DType, TransformerConfig
@@ -94,7 +95,10 @@ def _partition(x: Any) -> tuple:
     return (*x.sharding.spec, *(None,) * (x.ndim - len(x.sharding.spec)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "quantization"))
+def _axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else part or ()
+
+
 def _layer(
     layers: Any, index: Int[Array, ""], config: TransformerConfig, dtype: DType, quantization: Quantization | None
 ) -> Layer:
@@ -117,6 +121,29 @@ def _layer(
     )
 
 
+def _matrix_sharding(mesh: Mesh, outputs: Any, inputs: Any, quantization: Quantization | None) -> Matrix:
+    values = NamedSharding(mesh, PartitionSpec(outputs, inputs))
+    return Matrix(values, None if quantization is None else NamedSharding(mesh, PartitionSpec(outputs)))
+
+
+def _layer_shardings(layers: Any, config: TransformerConfig, quantization: Quantization | None) -> Layer | None:
+    """Each matrix lies as its parameters do, those of queries as the keys and values of their heads."""
+    attention, mlp = layers["attention"], layers["mlp"]
+    sharding = _named_sharding(attention["q"])
+    if sharding is None:
+        return None
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    matrix = functools.partial(_matrix_sharding, sharding.mesh, quantization=quantization)
+    norm = Norm(whole, whole) if config.qk_norm else None
+    _, width, kv_heads, _ = _partition(attention["k"])
+    _, heads, _, _ = _partition(attention["o"])
+    _, _, channels = _partition(mlp["gate"])
+    return Layer(
+        whole, matrix(kv_heads, width), norm, norm, matrix(width, heads), whole, matrix(channels, width),
+        matrix(width, channels),
+    )  # fmt: skip
+
+
 def decode_weights(
     params: Any, config: TransformerConfig, *, dtype: DType, quantization: Quantization | None = None
 ) -> DecodeWeights:
@@ -127,22 +154,37 @@ def decode_weights(
       dtype: of computation, and of the matrices unless they are quantized.
       quantization: 'int8' keeps the matrices as 8-bit integers with one scale per output channel.
 
+    Parameters that are partitioned over a mesh stay so, in the same way.
+
     Raises:
       ConfigError: if `params` has adapters.
     """
     adapters = [name for part in ("attention", "mlp") for name in params["layers"][part] if is_adapter(name)]
     if adapters:
         raise ConfigError(f"decode_weights: params has adapters ({adapters[0]} …); merge them with models.lora.merge")
-    layers = tuple(_layer(params["layers"], index, config, dtype, quantization) for index in range(config.num_layers))
+    layer = jax.jit(
+        functools.partial(_layer, config=config, dtype=dtype, quantization=quantization),
+        out_shardings=_layer_shardings(params["layers"], config, quantization),
+    )
+    layers = tuple(layer(params["layers"], index) for index in range(config.num_layers))
     return DecodeWeights(params["embed"].astype(dtype), layers, params["norm"]["scale"])
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "quantization"))
 def head(
     output: Float[Array, "d V"], ids: Int[Array, "n"], *, dtype: DType, quantization: Quantization | None = None
 ) -> Head:
     """The columns `ids` of the output layer."""
-    return Head(_matrix(jnp.take(output, ids, axis=1).T, dtype, quantization))
+
+    def columns(output: Array, ids: Array) -> Head:
+        return Head(_matrix(jnp.take(output, ids, axis=1).T, dtype, quantization))
+
+    sharding, shardings = _named_sharding(output), None
+    if sharding is not None:
+        width, vocab = _partition(output)
+        if len(ids) % math.prod(sharding.mesh.shape[axis] for axis in _axes(vocab)):
+            vocab = None
+        shardings = Head(_matrix_sharding(sharding.mesh, vocab, width, quantization))
+    return jax.jit(columns, out_shardings=shardings)(output, ids)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -300,7 +342,9 @@ def _extend(
 ) -> tuple[Array, tuple[Cache, ...]]:
     slots = start[:, None] + jnp.arange(ids.shape[1])
     sin_cos = rope_sin_cos(slots, config.head_dim, config.rope_theta)
-    x = jnp.take(weights.embed, ids, axis=0)
+    # The barrier keeps XLA:CPU from making a float32 copy of the table before a loop over steps.
+    embed, ids = jax.lax.optimization_barrier((weights.embed, ids))
+    x = jnp.take(embed, ids, axis=0)
     next_k, next_v = ([[] for _ in parts] for _ in "kv")
     for number, layer in enumerate(weights.layers):
 

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from tiny_models import TRANSFORMER, transformer_params
 
-from chameleon_jax.config import ConfigError, LoRAConfig
+from chameleon_jax.config import ConfigError, LoRAConfig, MeshConfig
+from chameleon_jax.models.decode_kernels import BLOCK
 from chameleon_jax.models.decoding import Cache, copy_lane, decode_weights, extend, extend_lane, head, readout
 from chameleon_jax.models.lora import merge
-from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.models.transformer import Transformer, abstract_params
+from chameleon_jax.sharding import make_mesh, params_shardings
 
 CONFIGS = {
     "grouped queries": TRANSFORMER,
@@ -122,6 +125,119 @@ def test_a_head_holds_the_columns_asked_for(model):
     hidden = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, model.config.d_model)), jnp.float32)
     some = readout(head(model.params["output"], ids, dtype="float32"), hidden)
     np.testing.assert_allclose(some, (hidden @ model.params["output"])[..., ids], **CLOSE)
+
+
+def relative_error(got, exact) -> float:
+    return float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "cache", "least", "most"),
+    [
+        ("bfloat16", None, "bfloat16", 1e-3, 2e-2),
+        ("float32", "int8", "float32", 1e-3, 3e-2),
+        ("float32", None, "int8", 1e-3, 2e-2),
+        ("bfloat16", "int8", "int8", 1e-3, 3e-2),
+    ],
+)
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_narrow_weights_and_caches_stay_near_float32(dtype, quantization, cache, least, most, lanes):
+    config, ids = TRANSFORMER, jnp.arange(TRANSFORMER.vocab_size)
+    params = transformer_params(config)
+    weights = decode_weights(params, config, dtype=dtype, quantization=quantization)
+    columns = head(params["output"], ids, dtype=dtype, quantization=quantization)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (lanes, LENGTH)).astype(np.int32)
+
+    @jax.jit
+    def logits(weights, columns, cache):
+        """Token by token, in a loop as decoding runs in."""
+
+        def step(cache, token):
+            place, ids = token
+            hidden, (cache,) = extend(weights, config, ids[:, None], jnp.full(lanes, place), [cache])
+            return cache, readout(columns, hidden[:, 0])
+
+        return jax.lax.scan(step, cache, (jnp.arange(LENGTH), tokens.T))[1]
+
+    got = logits(weights, columns, Cache.empty(config, lanes, SLOTS, cache))
+    exact = jax.jit(Transformer(config).apply)({"params": params}, tokens)
+    assert got.dtype == jnp.float32
+    assert least < relative_error(np.swapaxes(got, 0, 1), exact) < most
+
+
+def test_lanes_longer_than_a_block_of_attention():
+    """Lanes of very different lengths in slots that are no multiple of the block."""
+    length = 2 * BLOCK + 40
+    config = dataclasses.replace(TRANSFORMER, num_layers=1)
+    params = transformer_params(config)
+    weights = decode_weights(params, config, dtype="float32")
+    columns = head(params["output"], jnp.arange(config.vocab_size), dtype="float32")
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, length)).astype(np.int32)
+    exact = np.asarray(jax.jit(Transformer(config).apply)({"params": params}, ids))[0]
+
+    cache = Cache.empty(config, 3, length + 3, "float32")
+    read = jax.jit(extend_lane, static_argnums=1)
+    for lane in range(3):
+        cache = read(weights, config, ids[0], 0, lane, cache)
+    places = np.array([3, BLOCK, length - 1], np.int32)
+    hidden, _ = jax.jit(extend, static_argnums=1)(weights, config, ids[0, places][:, None], places, [cache])
+    np.testing.assert_allclose(readout(columns, hidden)[:, 0], exact[places], **CLOSE)
+
+
+def test_decoding_on_a_mesh_equals_one_device():
+    config = TRANSFORMER
+    params = transformer_params(config)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(params, params_shardings(abstract_params(config), mesh))
+    ids, start = np.array([[5], [9]], np.int32), np.array([0, 3], np.int32)
+
+    def run(params, quantization):
+        weights = decode_weights(params, config, dtype="float32", quantization=quantization)
+        columns = head(params["output"], jnp.arange(31), dtype="float32", quantization=quantization)
+        cache = Cache.empty(config, 2, SLOTS, "float32", weights)
+        cache = jax.jit(extend_lane, static_argnums=1)(weights, config, np.arange(3), 0, 1, cache)
+        hidden, _ = jax.jit(extend, static_argnums=1)(weights, config, ids, start, [cache])
+        return weights, cache, np.asarray(jax.jit(readout)(columns, hidden))
+
+    for quantization in (None, "int8"):
+        *_, one = run(params, quantization)
+        weights, cache, several = run(placed, quantization)
+        np.testing.assert_allclose(several, one, **CLOSE)
+        specs = {
+            name: getattr(weights.layers[0], name).values.sharding.spec for name in ("qkv", "o", "gate_up", "down")
+        }
+        assert specs == {
+            "qkv": P("tensor", "fsdp"),
+            "o": P("fsdp", "tensor"),
+            "gate_up": P("tensor", "fsdp"),
+            "down": P("fsdp", "tensor"),
+        }
+        assert cache.k[0][0].addressable_shards[0].data.shape[1] == config.num_kv_heads // 2
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_step_copies_no_cache_and_widens_no_matrix(lanes):
+    """Temporaries of a loop over steps, taken from XLA, with caches and weights that are large beside activations."""
+    config = dataclasses.replace(TRANSFORMER, d_model=256, head_dim=64, mlp_dim=256)
+    weights = jax.eval_shape(
+        lambda: decode_weights(transformer_params(config), config, dtype="float32", quantization="int8")
+    )
+    cache = jax.eval_shape(lambda: Cache.empty(config, lanes, BLOCK, "float32"))
+
+    def steps(weights, ids, start, cache):
+        def step(_, state):
+            ids, start, cache = state
+            hidden, (cache,) = extend(weights, config, ids, start, [cache])
+            return jnp.argmax(hidden, axis=-1).astype(jnp.int32), start + 1, cache
+
+        return jax.lax.fori_loop(0, 8, step, (ids, start, cache))
+
+    ids, start = jax.ShapeDtypeStruct((lanes, 1), jnp.int32), jax.ShapeDtypeStruct((lanes,), jnp.int32)
+    memory = jax.jit(steps, donate_argnums=3).lower(weights, ids, start, cache).compile().memory_analysis()
+    of_cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= of_cache
+    assert memory.temp_size_in_bytes < of_cache / 4  # one layer's keys
+    assert memory.temp_size_in_bytes < 4 * 256 * 256  # the smallest matrix in float32
 
 
 def test_adapters_are_refused_until_merged():
