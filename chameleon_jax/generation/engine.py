@@ -66,7 +66,7 @@ class Engine:
       context_length: most tokens of prompt and answer together. All lanes have so many slots.
       rows: requests that run at once; `settings.rows` by default.
       settings: queue, and how it decodes.
-      dtype: of the cache.
+      dtype: of the computation, and of the cache unless `settings` say otherwise.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Engine:
         self._text_ids = np.asarray(self._columns.text_ids)
         self._rows = Rows.empty(self.rows, len(self._columns.text_ids), settings.window)
         slots = (context_length, context_length, codes_per_image + 3)  # the third lane has read the begin of sequence
-        self._lanes = Lanes(config, weights.layers, self.rows, slots, dtype)
+        cache = "int8" if settings.cache == "int8" else dtype
+        self._lanes = Lanes(config, weights.layers, self.rows, slots, cache)
         self._replicate = _replicate_on(weights.layers.norm.sharding)
         self._place = np.full(self.rows, IN_TEXT)
         self._guided = [0] * self.rows

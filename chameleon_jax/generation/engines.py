@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.config import EngineConfig, ExecutionConfig, TransformerConfig
+from chameleon_jax.config import DType, EngineConfig, ExecutionConfig, TransformerConfig
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.programs import Weights, make_weights
@@ -57,7 +57,7 @@ class Engines:
                 self._engines.pop(key, None)  # its memory is free before the new one takes its own
                 self._engines[key] = Engine(
                     config, weights, vocabulary, codes_per_image, context_length=slots, rows=rows, settings=settings,
-                    dtype=execution.compute_dtype,
+                    dtype=computation_dtype(execution, settings),
                 )  # fmt: skip
             self._engines.move_to_end(key)
             while len(self._engines) > KEPT:
@@ -73,12 +73,17 @@ class Engines:
         if not same or made_as != self._made_as:
             self._engines.clear()
             self._weights = None  # before the new ones take their place
-            dtype = "bfloat16" if settings.weights == "bfloat16" else execution.compute_dtype
+            dtype = computation_dtype(execution, settings)
             quantization = "int8" if settings.weights == "int8" else None
             columns = Columns.build(vocabulary, codes_per_image)
             self._weights = make_weights(params, config, columns, dtype=dtype, quantization=quantization)
             self._made_of, self._made_as = [weakref.ref(leaf) for leaf in leaves], made_as
         return self._weights
+
+
+def computation_dtype(execution: ExecutionConfig, settings: EngineConfig) -> DType:
+    """The type of the products of an engine."""
+    return "bfloat16" if settings.weights == "bfloat16" else execution.compute_dtype
 
 
 def most_rows(config: TransformerConfig, weights: Weights, slots: int, execution: ExecutionConfig) -> int:

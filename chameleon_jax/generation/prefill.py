@@ -7,19 +7,19 @@ chunks of a prompt are always the same, so are its keys and values, whether they
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from chameleon_jax.config import DType, TransformerConfig
-from chameleon_jax.models.decoding import Cache, DecodeWeights, copy_lane, extend_lane
+from chameleon_jax.config import TransformerConfig
+from chameleon_jax.models.decoding import Cache, CacheDType, DecodeWeights, copy_lane, extend_lane
 
 CHUNK = 256
 BUCKETS = (32, 128, CHUNK)
 """Lengths of chunks, each of which is compiled once."""
 
-_empty = jax.jit(Cache.empty, static_argnums=(0, 1, 2, 3))
 extend_chunk = jax.jit(extend_lane, static_argnames="config", donate_argnames="cache")
 _copy_lane = jax.jit(copy_lane, donate_argnames="cache")
 
@@ -32,7 +32,7 @@ class Lanes:
     """
 
     def __init__(
-        self, config: TransformerConfig, weights: DecodeWeights, rows: int, slots: Sequence[int], dtype: DType
+        self, config: TransformerConfig, weights: DecodeWeights, rows: int, slots: Sequence[int], dtype: CacheDType
     ):
         """
         Args:
@@ -65,7 +65,8 @@ class Lanes:
     def _extend(self, kind: int, row: int, ids: np.ndarray, start: int) -> None:
         while len(self.caches) <= kind:
             slots = self._slots[len(self.caches)]
-            self.caches.append(_empty(self._config, self._rows, slots, self._dtype))
+            empty = functools.partial(Cache.empty, self._config, self._rows, slots, self._dtype, self._weights)
+            self.caches.append(jax.jit(empty)())
         for begin in range(start, len(ids), CHUNK):
             part = ids[begin : begin + CHUNK]
             chunk = np.zeros(next(size for size in BUCKETS if size >= len(part)), np.int32)

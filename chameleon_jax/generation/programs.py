@@ -192,7 +192,8 @@ def _advance(columns: Columns, rows: Rows, drawn: Drawn, seen: Array) -> tuple[R
         reason = jnp.where(active & ended, why, reason)
     running = rows.running & (reason == RUNNING)
 
-    reads = jnp.stack([active, active & in_picture, active & in_picture], axis=1)
+    drawing = active & in_picture
+    reads = jnp.stack([active, drawing & (rows.guided >= 1), drawing & (rows.guided >= 2)], axis=1)
     request = request._replace(
         length=request.length + jnp.where(reads, count[:, None], 0),
         pending=jnp.where(active, last, request.pending),

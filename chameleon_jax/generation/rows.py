@@ -90,7 +90,12 @@ def put(rows: Rows, row: Array, request: Request, sample: Array) -> Rows:
     Args:
       request: its `key` is the seed's, which is folded with `sample`: one prompt has as many samples as one likes.
     """
-    request = request._replace(key=jax.random.key_data(jax.random.fold_in(as_key(request.key), sample)))
+    request = request._replace(
+        key=jax.random.key_data(jax.random.fold_in(as_key(request.key), sample)),
+        # Lanes of guidance stay as long as they are: while the row has none, what `decode` writes into them lands
+        # behind what they have read, which another row may still copy.
+        length=rows.request.length[row].at[0].set(request.length[0]),
+    )
     return Rows(
         request=jax.tree.map(lambda all, one: all.at[row].set(one), rows.request, request),
         written=rows.written.at[row].set(0),
@@ -105,8 +110,10 @@ def put(rows: Rows, row: Array, request: Request, sample: Array) -> Rows:
 
 def give_lanes(rows: Rows, row: Array, lanes: Array, length: Array, scales: Array) -> Rows:
     """Lets a waiting row go on: it has `lanes` lanes of guidance, which have read `length` [2] tokens; see `guide`."""
+    lengths = rows.request.length
+    length = jnp.where(jnp.arange(2) < lanes, length, lengths[row, 1:])  # as in `put`
     return rows._replace(
-        request=rows.request._replace(length=rows.request.length.at[row, 1:].set(length)),
+        request=rows.request._replace(length=lengths.at[row, 1:].set(length)),
         waiting=rows.waiting.at[row].set(False),
         guided=rows.guided.at[row].set(lanes),
         scales=rows.scales.at[row].set(scales),

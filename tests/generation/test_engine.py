@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from tiny_models import scrambled_vocabulary, transformer_for, transformer_params
 
-from chameleon_jax.config import ConfigError, EngineConfig, GenerationConfig, SamplingConfig
+from chameleon_jax.config import ConfigError, EngineConfig, GenerationConfig, MeshConfig, SamplingConfig
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.handle import EngineError, Result
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.options import PromptError
 from chameleon_jax.generation.prefill import CHUNK
 from chameleon_jax.generation.programs import make_weights
-from chameleon_jax.models.transformer import Transformer
+from chameleon_jax.models.transformer import Transformer, abstract_params
+from chameleon_jax.sharding import make_mesh, params_shardings
 
 CODES = 4
 VOCABULARY = scrambled_vocabulary(num_pieces=25, num_codes=12, seed=3)
@@ -275,6 +276,26 @@ def test_sampled_documents_hold_only_what_may_be_written():
     options = GenerationConfig(mode="interleaved", text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
     found = generate(params, [PROMPTS[0]] * 24, options, samples=list(range(24)))
     assert sum(map(whole_pictures, found)) > 10
+
+
+@pytest.mark.parametrize("cache", ["as_is", "int8"])
+def test_narrow_weights_and_caches_keep_to_the_grammar(cache):
+    params, (prompts, options, _) = params_that_draw(seed=4, eagerness=4.0), mixed_requests()
+    weights = make_weights(params, MODEL, Columns.build(VOCABULARY, CODES), dtype="bfloat16", quantization="int8")
+    settings = EngineConfig(rows=4, weights="int8", cache=cache)
+    shared = Engine(MODEL, weights, VOCABULARY, CODES, context_length=CONTEXT, settings=settings, dtype="bfloat16")
+    handles = [shared.submit(np.array(prompt), each) for prompt, each in zip(prompts[:9], options[:9], strict=True)]
+    for handle in handles:
+        ids = handle.result().ids
+        whole_pictures([BEGIN, *ids] if handle.options.mode == "image" else ids)
+
+
+def test_an_engine_on_several_devices_gives_the_answers_of_one():
+    params, (prompts, options, samples) = params_that_draw(seed=4, eagerness=4.0), mixed_requests()
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    placed = jax.device_put(params, params_shardings(abstract_params(MODEL), mesh))
+    found = generate(placed, prompts[:9], options[:9], samples=samples[:9])
+    assert found == mixed_answers()[:9]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
