@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint install install-all gpu gpu-needs clean
+.PHONY: help demo test test-all lint install install-all notebooks shapes gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and judge a small Chameleon; opens with out/demo/report.html (some minutes)"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-all install torch, PEFT and libtpu too (3 GB) and run all tests"
 	@echo "make lint     check format and style"
 	@echo "make install  create $(VENV) with what the demo and the tests need"
+	@echo "make notebooks  run the notebooks anew and store them with what they show (some minutes)"
+	@echo "make shapes   train the notebooks' model anew (some 15 minutes)"
 	@echo "make gpu      check and measure one NVIDIA GPU with what is installed there (see docs/benchmarks)"
 	@echo "make clean    remove $(VENV) and out/"
 	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another place."
@@ -44,6 +46,19 @@ test-all: install-all test
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+notebooks: install
+	$(BIN)/python notebooks/make_notebooks.py $(ARGS)
+
+# The model that the notebooks come with: one million parameters that know coloured shapes.
+shapes: install
+	$(BIN)/python notebooks/models/shapes.py out/shapes/data
+	$(BIN)/chameleon train-text-tokenizer shapes
+	$(BIN)/chameleon train-image-tokenizer shapes
+	$(BIN)/chameleon prepare shapes
+	$(BIN)/chameleon train shapes
+	rm -rf notebooks/models/shapes
+	$(BIN)/chameleon convert out/shapes/run notebooks/models/shapes --format chameleon --dtype bfloat16
 
 # On a machine with CUDA: nothing is installed. ARGS="attention 1b --budget 300" selects and limits stages.
 gpu:
