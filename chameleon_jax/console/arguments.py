@@ -29,6 +29,14 @@ _FLAGS = ("-q", "-v")
 _VERBATIM = "\0"
 """Put before words that tyro would take for options. No word of a command line can hold it."""
 
+RECIPES = ("demo", "shapes")
+"""Folders of configs/ with one YAML file for each command."""
+
+
+def recipes(file: str) -> tuple[str, ...]:
+    """The YAML files of this name in the folders of recipes."""
+    return tuple(f"{folder}/{file}.yaml" for folder in RECIPES)
+
 
 @dataclass(frozen=True)
 class NoArguments:
@@ -97,7 +105,7 @@ class Command:
         """The shipped YAML files by name; those in a folder of recipes go by the name of the folder."""
         root = find_configs()
         files = sorted(path for pattern in self.configs for path in root.glob(pattern))
-        return {"demo" if path.parent.name == "demo" else path.stem: path for path in files}
+        return {path.parent.name if path.parent.name in RECIPES else path.stem: path for path in files}
 
     def find_file(self, given: str) -> str | Path:
         """The YAML file that was meant: a path, or the name of a shipped one.

@@ -21,7 +21,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from chameleon_jax import config as configs
 from chameleon_jax.config import ConfigError
-from chameleon_jax.console.arguments import Command, CommonOptions, ConfigFile, OptionalConfigFile, parse
+from chameleon_jax.console.arguments import Command, CommonOptions, ConfigFile, OptionalConfigFile, parse, recipes
 from chameleon_jax.errors import LONGEST_MESSAGE, ChameleonError, Stopped, printable
 from data_pipeline import config as data_configs
 
@@ -92,7 +92,7 @@ class _BenchTrain(ConfigFile):
     """Folder for a trace of one more repeat, for TensorBoard or Perfetto."""
 
 
-_TRAINING = ("demo/train.yaml", "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
+_TRAINING = (*recipes("train"), "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
 COMMANDS = {
     command.name: command
     for command in (
@@ -102,19 +102,19 @@ COMMANDS = {
         ),
         Command(
             "train-text-tokenizer", "learn text pieces (SentencePiece BPE)", data_configs.TextTokenizerCommand,
-            "console.commands:train_text_tokenizer", ConfigFile, configs=("demo/text_tokenizer.yaml",),
+            "console.commands:train_text_tokenizer", ConfigFile, configs=recipes("text_tokenizer"),
             example="chameleon train-text-tokenizer demo --tokenizer.vocab-size 4096",
             then=("prepare CONFIG --text-tokenizer {output}",),
         ),
         Command(
             "train-image-tokenizer", "learn image codes (VQGAN)", data_configs.ImageTokenizerCommand,
-            "console.commands:train_image_tokenizer", ConfigFile, configs=("demo/image_tokenizer.yaml",),
+            "console.commands:train_image_tokenizer", ConfigFile, configs=recipes("image_tokenizer"),
             example="chameleon train-image-tokenizer demo --tokenizer.steps 1000", keeps_programs=True,
             then=("prepare CONFIG --image-tokenizer {output}",),
         ),
         Command(
             "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
-            "console.commands:prepare", ConfigFile, configs=("demo/prepare.yaml", "prepare_*.yaml"),
+            "console.commands:prepare", ConfigFile, configs=(*recipes("prepare"), "prepare_*.yaml"),
             example="chameleon prepare demo --sequence-length 512", keeps_programs=True,
             then=("show {output}", "train CONFIG --data {output}"),
         ),
