@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from chameleon_jax.array_types import Array, Float, Int
 
-FEW_ROWS = 32
-"""Up to so many rows, a CPU multiplies narrow weights without a float32 copy of them."""
+FEW_ROWS, ROWS = 32, 8
+"""Up to so many rows a CPU multiplies by a sum, so many at a time: what a row becomes does not depend on how many
+others there are, as it would in sums of other sizes."""
 BLOCK = 256
 """Slots that a CPU attends to at a time, so that short lanes do not pay for empty slots."""
 LEAST = jnp.finfo(jnp.float32).min
@@ -30,7 +31,7 @@ def multiply(x: Float[Array, "... inputs"], matrix: Array) -> Float[Array, "... 
     """x times a matrix `[outputs, inputs]` of any dtype, summed in float32, which is the dtype of the result."""
     rows = x.size // x.shape[-1]
     forms = {}
-    if matrix.dtype != jnp.float32 and rows <= FEW_ROWS:
+    if rows <= FEW_ROWS and (rows > 1 or matrix.dtype != jnp.float32):
         forms["cpu"] = _multiply_and_sum
     if rows == 1:
         forms["cuda"] = _dot_of_two_rows
@@ -49,16 +50,25 @@ def _dot_of_two_rows(x: Array, matrix: Array) -> Array:
 
 
 def _multiply_and_sum(x: Array, matrix: Array) -> Array:
-    """XLA:CPU would write a float32 copy of a narrow matrix before a dot. It fuses the conversion into a sum, and the
-    barrier keeps it from converting once before a loop over steps, which then would read float32."""
-    matrix, x = jax.lax.optimization_barrier((matrix, x))
+    """A product as a sum, which XLA:CPU computes faster than a dot of few rows: that would pack a float32 matrix anew,
+    and write a float32 copy of a narrow one.
+
+    The barrier keeps XLA from converting the matrix once before a loop over steps, which then would read float32.
+    """
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     if len(rows) == 1 and matrix.dtype == jnp.bfloat16:
+        matrix, rows = jax.lax.optimization_barrier((matrix, rows))
         y = jnp.sum(matrix.astype(jnp.float32)[None] * rows[:, None], axis=-1)
-    else:
-        # Several rows become a product of XLA's library for CPUs; a single row would become a slow loop.
-        several = jnp.concatenate([rows, rows]) if len(rows) == 1 else rows
-        y = jnp.sum(matrix.astype(jnp.float32)[:, None] * several[None], axis=-1).T[: len(rows)]
+        return y.reshape(*x.shape[:-1], -1)
+    # Several rows become a product of XLA's library for CPUs; a single row would become a slow loop.
+    padded = 2 if len(rows) == 1 else len(rows) if len(rows) <= ROWS else -(-len(rows) // ROWS) * ROWS
+    parts = jnp.pad(rows, ((0, padded - len(rows)), (0, 0)))
+    parts = [parts[first : first + ROWS] for first in range(0, padded, ROWS)]
+    sums = []
+    for part in parts:
+        part_matrix, part = jax.lax.optimization_barrier((matrix, part))
+        sums.append(jnp.sum(part_matrix.astype(jnp.float32)[:, None] * part[None], axis=-1))
+    y = jnp.concatenate(sums, axis=1).T[: len(rows)]
     return y.reshape(*x.shape[:-1], -1)
 
 

@@ -2,7 +2,9 @@
 
 Same sizes (configs/bench/generate/cpu_25m.yaml or another), random weights, greedy: 128 tokens after prompts of 128.
 Each side runs in a process of its own with as many threads as there are cores; they take their turns one at a time, so
-that what else the machine does meets all of them. Prints JSON. Not a test: pytest does not collect it.
+that what else the machine does meets all of them. PyTorch's threads wait for one another, so other work on the machine
+slows it far more than us, unless each side has one core (`taskset -c 0`). Prints JSON. Not a test: pytest does not
+collect it.
 
 `prefill` is the reading of all prompts, with the first token on the side of transformers; `decode` the other tokens.
 """
@@ -111,7 +113,9 @@ def serve(side: str, config: BenchGenerateConfig) -> None:
     """One side: a line of standard input is the number of rows of a turn."""
     turn = our_turn(config, side) if side in OURS else their_turn(config, side.removeprefix("transformers "))
     for line in sys.stdin:
-        print("turn", json.dumps(turn(int(line))), flush=True)
+        processor = time.process_time()
+        found = turn(int(line))
+        print("turn", json.dumps({**found, "processor": time.process_time() - processor}), flush=True)
 
 
 class Side:
@@ -157,6 +161,9 @@ def compare(sides: dict[str, Side], config: BenchGenerateConfig, rows: int, turn
                 for name in medians if name in OURS
             }  # fmt: skip
         report[what]["turns"] = {name: [round(rate, 1) for rate in each] for name, each in of_sides.items()}
+    report["processor_seconds_per_turn"] = {
+        name: round(statistics.median(turn["processor"] for turn in each), 3) for name, each in found.items()
+    }
     report["of_bandwidth"] = {
         name: round(statistics.median(turn["of_bandwidth"] for turn in each), 3)
         for name, each in found.items() if name in OURS

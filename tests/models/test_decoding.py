@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_models import TRANSFORMER, transformer_params
 
 from chameleon_jax.config import ConfigError, LoRAConfig, MeshConfig
-from chameleon_jax.models.decode_kernels import BLOCK
+from chameleon_jax.models.decode_kernels import BLOCK, multiply
 from chameleon_jax.models.decoding import Cache, copy_lane, decode_weights, extend, extend_lane, head, readout
 from chameleon_jax.models.lora import merge
 from chameleon_jax.models.transformer import Transformer, abstract_params
@@ -163,6 +163,21 @@ def test_narrow_weights_and_caches_stay_near_float32(dtype, quantization, cache,
     exact = jax.jit(Transformer(config).apply)({"params": params}, tokens)
     assert got.dtype == jnp.float32
     assert least < relative_error(np.swapaxes(got, 0, 1), exact) < most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_row_of_a_product_does_not_depend_on_the_others(dtype):
+    """To the bit, from two rows on, so that a lane goes on alike whatever is read beside it."""
+    rng = np.random.default_rng(0)
+    rows = jnp.asarray(rng.normal(size=(24, 96)), "bfloat16" if dtype == "bfloat16" else "float32")
+    matrix = jnp.asarray(rng.normal(size=(80, 96)) * 30, dtype)
+    product = jax.jit(multiply)
+    whole = np.asarray(product(rows, matrix))
+    exact = np.asarray(rows, np.float64) @ np.asarray(matrix, np.float64).T
+    np.testing.assert_allclose(whole, exact, rtol=1e-5, atol=1e-3)
+    for count in (2, 5, 8, 9, 16, 17):
+        np.testing.assert_array_equal(product(rows[-count:], matrix), whole[-count:])
+    np.testing.assert_allclose(product(rows[:1], matrix), exact[:1], rtol=1e-5, atol=1e-3)
 
 
 def test_lanes_longer_than_a_block_of_attention():
