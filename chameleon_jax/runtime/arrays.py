@@ -76,6 +76,8 @@ def save_arrays(path: str | Path, tree: Any) -> dict[str, str]:
     checksums = array_checksums(tree)
     with _orbax(), without_glob_characters(absolute(path)) as target:
         ocp.save(target, tree)
+        if jax.process_index() == 0:  # Orbax writes the path there, which would travel with the model
+            (target / "commit_success.txt").write_text("Checkpoint commit was successful\n", encoding="utf-8")
     return checksums
 
 

@@ -36,6 +36,13 @@ def saved(tmp_path) -> Path:
     return tmp_path / "params"
 
 
+def test_saved_arrays_do_not_say_where_they_were_saved(tmp_path):
+    save_arrays(tmp_path / "params", tree())
+    files = [path for path in (tmp_path / "params").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
+
+
 def test_arrays_come_back_bit_for_bit(saved):
     loaded = load_arrays(saved, abstract(tree()))
     assert jax.tree.structure(loaded) == jax.tree.structure(tree())
