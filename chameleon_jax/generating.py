@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from chameleon_jax.generation.streaming import DocumentStream
 from chameleon_jax.tokens.chat import TEMPLATES, ChatTemplate, Turn
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    pass
 
 
 class CannotDraw(ChameleonError):

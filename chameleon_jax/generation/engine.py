@@ -193,7 +193,10 @@ class Engine:
                     self._changed.wait_for(lambda: self._closed or self._busy)
                     if self._closed:
                         return
-                self._step()
+                try:
+                    self._step()
+                except Exception:
+                    return  # whoever waits for an answer is told
                 with self._changed:
                     self._changed.notify_all()
 
@@ -272,10 +275,8 @@ class Engine:
 
     def _guide(self, row: int, handle: Handle) -> None:
         """Gives a row that begins a picture, or stands in one, its lanes of guidance."""
-        written = [chunk.ids for chunk in handle._chunks]
-        ids = np.concatenate([handle.prompt, *written])
         options = handle.options
-        _, prompts, scales = contexts(ids, options.text_guidance, options.image_guidance, self.vocabulary)
+        _, prompts, scales = contexts(handle.ids, options.text_guidance, options.image_guidance, self.vocabulary)
         lengths = np.zeros(2, np.int32)
         for lane, prompt in enumerate(prompts):
             self._lanes.read(1 + lane, row, prompt[:-1])

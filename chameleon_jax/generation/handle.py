@@ -70,6 +70,11 @@ class Handle:
     def done(self) -> bool:
         return self.reason is not None or self.error is not None
 
+    @property
+    def ids(self) -> np.ndarray:
+        """int32 [n]: the prompt and what is written so far."""
+        return np.concatenate([self.prompt, *(chunk.ids for chunk in self._chunks)])
+
     def __iter__(self) -> Iterator[Chunk]:
         given = 0
         while True:

@@ -220,6 +220,22 @@ def test_an_answer_does_not_depend_on_the_batch(change):
     assert [found[place] for place in np.argsort(order)] == mixed_answers()
 
 
+def test_in_bfloat16_an_answer_does_not_depend_on_its_neighbours():
+    """On a CPU; elsewhere the rounding of products may depend on how many lanes share a step."""
+    params, (prompts, options, samples) = params_that_draw(seed=4, eagerness=4.0), mixed_requests()
+    weights = make_weights(params, MODEL, Columns.build(VOCABULARY, CODES), dtype="bfloat16")
+
+    def answers(numbers) -> dict[int, list[int]]:
+        settings = EngineConfig(rows=4)
+        shared = Engine(MODEL, weights, VOCABULARY, CODES, context_length=CONTEXT, settings=settings, dtype="bfloat16")
+        handles = {n: shared.submit(np.array(prompts[n]), options[n], sample=samples[n]) for n in numbers}
+        return {number: handle.result().ids.tolist() for number, handle in handles.items()}
+
+    alone = {number: answer for each in range(6) for number, answer in answers([each]).items()}
+    together = answers(np.random.default_rng(2).permutation(24))
+    assert alone == {number: together[number] for number in alone}
+
+
 def test_answers_hold_text_and_whole_pictures_within_their_limits():
     prompts, options, _ = mixed_requests()
     pictures = []
