@@ -113,6 +113,52 @@ def open_image(path: str | Path, *, exif: bool = True) -> Image:
       DocumentError: if it is missing, not a regular file, above the limits of this module, not in one of `FORMATS`, or
         damaged.
     """
+    size = _size_of_file(path)
+    with _explained(path), _CountedReads(io.FileIO(path)) as file:
+        return _decode(file, size, str(path), exif)
+
+
+def read_picture(path: str | Path) -> bytes:
+    """The contents of a picture file, not decoded.
+
+    Raises:
+      DocumentError: if it is missing, not a regular file, empty, or above the limits of this module.
+    """
+    _size_of_file(path)
+    with _explained(path):
+        return Path(path).read_bytes()
+
+
+def decode_image(data: bytes, name: str = "", *, exif: bool = True) -> Image:
+    """Decodes the contents of a picture file; of an animation, the first frame.
+
+    Args:
+      name: of the picture, for messages.
+      exif: as for `open_image`.
+
+    Raises:
+      DocumentError: as `open_image` does.
+    """
+    _check_bytes(len(data), name or "the picture")
+    with _explained(name), _CountedReads(io.BytesIO(data)) as file:
+        return _decode(file, len(data), name, exif)
+
+
+def _decode(file: io.BufferedReader, size: int, name: str, exif: bool) -> Image:
+    image = _open(file)
+    _check_size(image)
+    _check_work(image, file, size)
+    image.load()
+    if exif:
+        image = _upright(image)
+    if image.format in ("WEBP", "AVIF"):  # a copy frees what their decoders keep: the file, all canvases
+        image = image.copy()
+    image.filename = name  # for later errors
+    return image
+
+
+def _size_of_file(path: str | Path) -> int:
+    """Bytes of a picture file. Raises `DocumentError` unless it is a regular file within the limits."""
     try:
         path = Path(path)
         status = path.stat()
@@ -122,21 +168,15 @@ def open_image(path: str | Path, *, exif: bool = True) -> Image:
         raise DocumentError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DocumentError(f"{path}: is a {_kind_of_file(status.st_mode)}, not a picture file")
-    if status.st_size == 0:
-        raise DocumentError(f"{path}: the file is empty (0 bytes)")
-    if status.st_size > MOST_BYTES:
-        raise DocumentError(f"{path}: {status.st_size:,} bytes; picture files of up to {MOST_BYTES:,} bytes are read")
-    with _explained(path), _CountedReads(io.FileIO(path)) as file:
-        image = _open(file)
-        _check_size(image)
-        _check_work(image, file, status.st_size)
-        image.load()
-        if exif:
-            image = _upright(image)
-        if image.format in ("WEBP", "AVIF"):  # a copy frees what their decoders keep: the file, all canvases
-            image = image.copy()
-        image.filename = str(path)  # for later errors
-        return image
+    _check_bytes(status.st_size, path)
+    return status.st_size
+
+
+def _check_bytes(size: int, name: str | Path) -> None:
+    if size == 0:
+        raise DocumentError(f"{name}: the file is empty (0 bytes)")
+    if size > MOST_BYTES:
+        raise DocumentError(f"{name}: {size:,} bytes; picture files of up to {MOST_BYTES:,} bytes are read")
 
 
 def _kind_of_file(mode: int) -> str:

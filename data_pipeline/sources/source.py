@@ -1,4 +1,4 @@
-"""What all sources of Documents have in common, and how a kind of source becomes known."""
+"""What all sources of records have in common, and how a kind of source becomes known."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import dataclasses
 import difflib
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
 
 from chameleon_jax.config.reading import config, require, shortened
+from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from chameleon_jax.document import Document
+from data_pipeline.records import Record, Rejected, Shard
 
 S = TypeVar("S", bound="type[SourceConfig]")
-
-Resize = Callable[["Image", str], "Image"]
-"""Resizes a picture to the size at which it is tokenized. The second argument says whether it is in a 'prompt' or an
-'answer' of a conversation; pictures of other documents count as 'prompt'."""
 
 ENTRY_POINTS = "chameleon_jax.sources"
 """Group of entry points under which installed packages name the modules that register their kinds."""
@@ -65,7 +59,7 @@ def _keys(cls: type[SourceConfig]) -> set[str]:
 
 @config
 class SourceConfig:
-    """One source of Documents.
+    """One source of records.
 
     Each kind is a subclass with keys of its own, decorated with `register_source`. Where a config has a SourceConfig, a
     mapping is read as the class that its key `kind` names.
@@ -76,20 +70,42 @@ class SourceConfig:
     name: str = ""
     """What the mixture calls the source. Default: the kind."""
     count: int = 0
-    """Stop after this many documents; 0: all."""
+    """Use the first this many records; 0: all."""
     loss: Literal["all", "image", "text"] = "all"
     """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
     an output layer to draw; 'text' are all others."""
 
-    def documents(self, datasets: str, resize: Resize | None = None) -> Iterator[Document]:
-        """The documents of this source, the same ones in the same order every time.
+    def shards(self, datasets: str) -> list[Shard]:
+        """The parts of this source that can be read apart, in order. Opens no more than it must to name them.
 
         Args:
           datasets: folder in which data sets may be kept once they are built.
-          resize: if given, apply it to each picture as soon as it is opened, so that large pictures do not stay in
-            memory.
+
+        Raises:
+          FileError: if there is nothing to read.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no method `documents`")
+        raise NotImplementedError(f"{type(self).__name__} has no method `shards`")
+
+    def read(self, shard: Shard, datasets: str) -> Iterator[Record | Rejected]:
+        """The records of a shard, the same ones in the same order every time; `Rejected` in place of those that cannot
+        be read. A file that cannot be read any further ends with a `Rejected` for its rest."""
+        raise NotImplementedError(f"{type(self).__name__} has no method `read`")
+
+    def records(self, datasets: str) -> Iterator[Record]:
+        """The first `count` records of all shards, before forms and filters.
+
+        Raises:
+          DocumentError: naming the first record that cannot be read.
+        """
+
+        def read() -> Iterator[Record]:
+            for shard in self.shards(datasets):
+                for record in self.read(shard, datasets):
+                    if isinstance(record, Rejected):
+                        raise DocumentError(f"{record.place}: {record.reason}")
+                    yield record
+
+        return itertools.islice(read(), self.count or None)
 
     def __post_init__(self):
         if not self.name:
