@@ -13,7 +13,8 @@ HOMES = {
     "data_pipeline.loader": ("PreparedData",),
     "data_pipeline.mixture": ("mix",),
     "data_pipeline.packing": ("Piece", "pack"),
-    "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "Resize", "register_source"),
+    "data_pipeline.records": ("Picture", "Record", "Rejected", "Shard", "Turn"),
+    "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "register_source"),
     "data_pipeline.tokenize": ("tokenized_pieces",),
     "data_pipeline.unpacking": ("unpack",),
 }  # fmt: skip

@@ -3,7 +3,8 @@ from data_pipeline.datasets import open_dataset
 from data_pipeline.loader import PreparedData
 from data_pipeline.mixture import mix
 from data_pipeline.packing import Piece, pack
-from data_pipeline.sources import ConversationsSource, DocumentsSource, Resize, register_source
+from data_pipeline.records import Picture, Record, Rejected, Shard, Turn
+from data_pipeline.sources import ConversationsSource, DocumentsSource, register_source
 from data_pipeline.tokenize import tokenized_pieces
 from data_pipeline.unpacking import unpack
 
@@ -11,13 +12,17 @@ __all__ = [
     "ConversationsSource",
     "DocumentsSource",
     "ImageTokenizerCommand",
+    "Picture",
     "Piece",
     "PrepareCommand",
     "PreparedData",
-    "Resize",
+    "Record",
+    "Rejected",
+    "Shard",
     "ShowCommand",
     "SourceConfig",
     "TextTokenizerCommand",
+    "Turn",
     "mix",
     "open_dataset",
     "pack",

@@ -61,6 +61,11 @@ class Record:
     fields: Mapping[str, Segment] = dataclasses.field(default_factory=dict)
     """Its parts by name where the source has names (columns, features, sidecar keys), for templates."""
 
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """Those of the document, or of all turns."""
+        return self.segments or tuple(segment for turn in self.turns for part in turn for segment in part)
+
 
 class Rejected(NamedTuple):
     """A record that cannot be used."""

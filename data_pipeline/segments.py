@@ -2,42 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import heapq
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from chameleon_jax.config import ConfigError
-from chameleon_jax.runtime.progress import progress_bar
+from chameleon_jax.document import DocumentError
+from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.tokens.image import resize_and_crop
+from data_pipeline.records import Picture, Rejected
 from data_pipeline.sources import SourceConfig
 
+MOST_TEXT = 256 << 20
+"""Bytes of text that are kept. SentencePiece learns no better from more."""
+MOST_PIXELS = 4 << 30
+"""Bytes of pictures that are kept, 3 for each pixel."""
 
-def read_texts(sources: Iterable[SourceConfig], datasets: str) -> list[str]:
-    """All texts of the documents of `sources`.
+
+class Sample:
+    """As many items as fit into `limit` bytes, chosen by a hash of their ids: the same ones in whatever order they
+    come, and each as likely as any other."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._size = 0
+        self._heap: list[tuple[int, int, int, Any]] = []  # -hash, number, size, item: the largest hash comes first
+        self._bound = 1 << 64
+        self._seen = 0
+
+    @property
+    def kept(self) -> int:
+        return len(self._heap)
+
+    def wants(self, id: str) -> bool:
+        """Whether an item of this id may still be in the sample."""
+        return _hash(id) < self._bound
+
+    def add(self, id: str, item: Any, size: int) -> None:
+        self._seen += 1
+        if not self.wants(id):
+            return
+        heapq.heappush(self._heap, (-_hash(id), self._seen, size, item))
+        self._size += size
+        while self._size > self._limit and len(self._heap) > 1:
+            rank, _, size, _ = heapq.heappop(self._heap)
+            self._size -= size
+            self._bound = -rank
+
+    def items(self, of: str) -> list[Any]:
+        """The sample in the order in which it came. Says so if it is not everything."""
+        if self._bound < 1 << 64:
+            share = self._bound / (1 << 64)
+            console.print(f"learning from the {of} of {self.kept:,} records, {share:.1%} of all, chosen by a hash")
+        return [item for _, _, _, item in sorted(self._heap, key=lambda entry: entry[1])]
+
+
+def _hash(id: str) -> int:
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8])
+
+
+class Unread:
+    """Records that tokenizers do not learn from because they cannot be read."""
+
+    def __init__(self):
+        self._count = 0
+        self._first = ""
+
+    def add(self, place: str, reason: object) -> None:
+        self._count += 1
+        self._first = self._first or f"{place}: {reason}"
+
+    def report(self) -> None:
+        if self._count:
+            console.print(f"warning: records that cannot be read: {self._count:,}; the first is {self._first}")
+
+
+def read_texts(sources: Sequence[SourceConfig], datasets: str) -> list[str]:
+    """The texts of the records of `sources`, or of a sample of them that has `MOST_TEXT` bytes. Says which records
+    cannot be read.
 
     Raises:
       ConfigError: if there are none.
     """
-    documents = (document for source in sources for document in source.documents(datasets))
-    texts = [segment for document in documents for segment in document if isinstance(segment, str) and segment]
+    sample, unread = Sample(MOST_TEXT), Unread()
+    for source in sources:
+        for record in source.read_all(datasets):
+            if isinstance(record, Rejected):
+                unread.add(record.place, record.reason)
+                continue
+            texts = [segment for segment in record.all_segments if isinstance(segment, str) and segment]
+            if texts:
+                sample.add(f"{source.name} {record.id}", texts, sum(len(text.encode()) for text in texts))
+    unread.report()
+    texts = list(itertools.chain.from_iterable(sample.items("text")))
     if not texts:
         raise ConfigError("sources: their documents hold no text")
     return texts
 
 
-def read_pictures(sources: Iterable[SourceConfig], datasets: str, resolution: int) -> np.ndarray:
-    """All pictures of the documents of `sources`, cropped to squares, uint8 `[n, resolution, resolution, 3]`.
+def read_pictures(sources: Sequence[SourceConfig], datasets: str, resolution: int) -> np.ndarray:
+    """The pictures of the records of `sources`, or of a sample of them that takes `MOST_PIXELS` bytes, cropped to
+    squares: uint8 `[n, resolution, resolution, 3]`. Says which records cannot be read.
 
     Raises:
       ConfigError: if there are none.
     """
-    pixels = []
+    sample, unread = Sample(MOST_PIXELS), Unread()
     with progress_bar("read pictures", None) as bar:
         for source in sources:
-            for document in source.documents(datasets):
-                images = [segment for segment in document if not isinstance(segment, str)]
-                pixels += [np.asarray(resize_and_crop(image, resolution)) for image in images]
-                bar.update(len(pixels))
+            exif = getattr(source, "exif", True)
+            for record in source.read_all(datasets):
+                if isinstance(record, Rejected):
+                    unread.add(record.place, record.reason)
+                    continue
+                pictures = [segment for segment in record.all_segments if isinstance(segment, Picture)]
+                id = f"{source.name} {record.id}"
+                if not pictures or not sample.wants(id):
+                    continue
+                try:
+                    pixels = [np.asarray(resize_and_crop(picture.open(exif=exif), resolution)) for picture in pictures]
+                except DocumentError as error:
+                    unread.add(record.place, error)
+                    continue
+                sample.add(id, pixels, sum(each.nbytes for each in pixels))
+                bar.update(sample.kept)
+    unread.report()
+    pixels = list(itertools.chain.from_iterable(sample.items("pictures")))
     if not pixels:
         raise ConfigError("sources: their documents hold no pictures")
     return np.stack(pixels)

@@ -15,13 +15,14 @@ from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer, to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 from data_pipeline.packing import Piece, pieces_of, places_to_cut
-from data_pipeline.sources import ConversationsSource, SourceConfig
-from data_pipeline.sources.conversations import Conversation, as_document
+from data_pipeline.records import Picture, Record, Segment
+from data_pipeline.sources import SourceConfig, TurnKeys
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from data_pipeline.sources import Resize
+Conversation = list[tuple[Document, Document]]  # prompts and answers
+Resize = Callable[["Image", str], "Image"]
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def _loss_mask(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) ->
 
 
 def join_turns(
-    turns: Sequence[tuple[np.ndarray, np.ndarray]], length: int, source: ConversationsSource, vocabulary: Vocabulary
+    turns: Sequence[tuple[np.ndarray, np.ndarray]], length: int, source: TurnKeys, vocabulary: Vocabulary
 ) -> tuple[Piece, int]:
     """A conversation as one document: prompt, end of turn, answer, end of turn, prompt, …, answer, end of sequence.
 
@@ -118,11 +119,33 @@ def _resize(source: SourceConfig, tokenizer: DocumentTokenizer) -> Resize | None
 
     def resize(image: Image, part: str) -> Image:
         preprocessing = tokenizer.image.preprocessing
-        if isinstance(source, ConversationsSource):
+        if isinstance(source, TurnKeys):
             preprocessing = dataclasses.replace(preprocessing, fit=getattr(source, f"{part}_fit"))
         return to_square(image, tokenizer.image.config.resolution, preprocessing)
 
     return resize
+
+
+def _opened(record: Record, source: SourceConfig, resize: Resize | None) -> Document | Conversation:
+    """The record with its pictures opened, each brought to size at once."""
+
+    def document(segments: Sequence[Segment], part: str) -> Document:
+        return [segment if isinstance(segment, str) else opened(segment, part) for segment in segments]
+
+    def opened(picture: Picture, part: str) -> Image:
+        image = picture.open(exif=getattr(source, "exif", True))
+        return image if resize is None else resize(image, part)
+
+    try:
+        if record.turns:
+            return [(document(turn.prompt, "prompt"), document(turn.answer, "answer")) for turn in record.turns]
+        return document(record.segments, "prompt")
+    except DocumentError as error:
+        raise DocumentError(f"{record.place}: {error}") from None
+
+
+def _as_document(conversation: Conversation) -> Document:
+    return [segment for turn in conversation for part in turn for segment in part]
 
 
 def _chunks(items: Iterator[T], document_of: Callable[[T], Document]) -> Iterator[list[T]]:
@@ -148,19 +171,19 @@ def _encode_documents(
 
 
 def _encode_conversations(
-    chunk: list[Conversation], source: ConversationsSource, tokenizer: DocumentTokenizer, length: int, counts: Counts
+    chunk: list[Conversation], source: TurnKeys, tokenizer: DocumentTokenizer, length: int, counts: Counts
 ) -> Iterator[tuple[Document, Piece]]:
     """The conversations that fit, each as one Document of the turns that fit."""
     turns = list(itertools.chain.from_iterable(chunk))
-    prompts = _with_fit(tokenizer, source.prompt_fit).encode_many([turn.prompt for turn in turns])
-    answers = _with_fit(tokenizer, source.answer_fit).encode_many([turn.answer for turn in turns])
+    prompts = _with_fit(tokenizer, source.prompt_fit).encode_many([prompt for prompt, _ in turns])
+    answers = _with_fit(tokenizer, source.answer_fit).encode_many([answer for _, answer in turns])
     encoded = zip(prompts, answers, strict=True)
     for conversation in chunk:
         own = list(itertools.islice(encoded, len(conversation)))
         piece, kept = join_turns(own, length, source, tokenizer.vocabulary)
         if kept:
             counts.turns_dropped += len(conversation) - kept
-            yield as_document(conversation[:kept]), piece
+            yield _as_document(conversation[:kept]), piece
         else:
             counts.conversations_skipped += 1
 
@@ -178,10 +201,10 @@ def tokenized_pieces(
       DocumentError: naming the source, if something in it cannot be tokenized.
     """
     counts = Counts() if counts is None else counts
-    chat, resize = isinstance(source, ConversationsSource), _resize(source, tokenizer)
-    items = source.conversations(resize) if chat else source.documents(datasets, resize)
+    chat, resize = isinstance(source, TurnKeys), _resize(source, tokenizer)
+    items = (_opened(record, source, resize) for record in source.records(datasets))
     with progress_bar(f"prepare {source.name}", source.count or None) as bar:
-        for chunk in _chunks(items, as_document if chat else lambda document: document):
+        for chunk in _chunks(items, _as_document if chat else lambda document: document):
             try:
                 encoded = list(
                     _encode_conversations(chunk, source, tokenizer, length, counts)

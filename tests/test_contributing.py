@@ -23,6 +23,6 @@ def test_example_of_a_source(tmp_path, monkeypatch):
     names: dict = {}
     exec(test, names)
     names["test_pictures_follow_their_captions"](tmp_path)
-    assert re.search(r"\{.*\}", entry)[0] == '{"folder": "test_pictures_follow_their_captions"}'
-    with pytest.raises(ConfigError, match="folder = '': must name a folder of pictures"):
+    assert re.search(r"\{.*\}", entry)[0] == '{"path": "test_pictures_follow_their_captions"}'
+    with pytest.raises(ConfigError, match="path = '': must name a file"):
         from_dict(SourceConfig, {"kind": "captioned_pictures"})

@@ -143,7 +143,7 @@ def bits_per_byte(model: Chameleon, data: PreparedData, name: str) -> float:
 def xz_bits_per_byte(data: PreparedData, name: str, datasets: str) -> float:
     """Bits per byte of `xz -9` on the same text."""
     source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
-    text = b"".join(segment.encode() for document in source.documents(datasets) for segment in document)
+    text = b"".join(segment.encode() for record in source.records(datasets) for segment in record.segments)
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
@@ -161,7 +161,7 @@ def continue_documents(
     texts = []
     for name in ("python_reference", "python_stdlib"):
         source = from_dict(SourceConfig, data.header["held_out"][name]["source"])
-        text = next(iter(source.documents(datasets)))[0]
+        text = next(source.records(datasets)).segments[0]
         texts.append([text[: text.find("\n", 250) + 1]])
     interleaved = GenerationConfig(max_new_tokens=120)
     prose = GenerationConfig(mode="text", max_new_tokens=100)

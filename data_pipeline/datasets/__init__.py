@@ -6,6 +6,7 @@ The builders are tensorflow-datasets' own, with ArrayRecord files, which it writ
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from typing import Any
 from chameleon_jax.config import ConfigError
 from chameleon_jax.runtime.cloud import is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
+from data_pipeline.records import Shard
+from data_pipeline.sources.files import identity
 
 NAMES = ("handwritten_digits", "python_reference", "python_stdlib")
+EXAMPLES_PER_SHARD = 1000
 
 
 def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str, Any]]:
@@ -47,3 +51,15 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
     except (ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(f"split = {split!r}: {name} has {', '.join(builder.info.splits)}: {reason}") from None
+
+
+def shards_of(name: str, split: str, folder: str | Path, count: int = 0) -> list[Shard]:
+    """Shards of `EXAMPLES_PER_SHARD` documents each, one for each example of a split or `count`."""
+    examples = open_dataset(name, split, folder)
+    files = sorted(Path(examples.dataset_info.data_dir).glob("*.array_record*"))
+    contents = hashlib.sha256(" ".join(identity(str(file)) for file in files).encode()).hexdigest()
+    total = count or len(examples)
+    return [
+        Shard(f"{begin}", contents, begin, min(begin + EXAMPLES_PER_SHARD, total))
+        for begin in range(0, total, EXAMPLES_PER_SHARD)
+    ]

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from chameleon_jax.config.reading import config, require_seed
-from data_pipeline.datasets import open_dataset
+from data_pipeline.datasets import open_dataset, shards_of
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
-from data_pipeline.sources.source import Resize, SourceConfig, register_source
+from data_pipeline.records import Picture, Record, Segment, Shard
+from data_pipeline.sources.source import SourceConfig, register_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from chameleon_jax.document import Document
 
 CAPTION = "A handwritten {}."
 QUESTION = " Which digit is this? It is"
@@ -41,23 +40,28 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 
 
 class _Pictures:
-    """Draws pictures of a wanted or a random digit."""
+    """The pictures of a split, and those of a wanted digit."""
 
-    def __init__(self, source: DigitsSource, datasets: str, rng: np.random.Generator):
-        from PIL import Image
-
-        self.rng = rng
-        self.augment = source.augment
+    def __init__(self, source: DigitsSource, datasets: str):
+        self._augment = source.augment
         examples = open_dataset("handwritten_digits", source.split, datasets)
-        self.images = [Image.open(io.BytesIO(example["png"])) for example in examples]
+        self._files = [example["png"] for example in examples]
+        self._names = f"handwritten_digits {source.split}, example {{}}"
         self.labels = np.array([example["label"] for example in examples])
-        self.of_digit = [np.flatnonzero(self.labels == digit) for digit in range(10)]
+        self._of_digit = [np.flatnonzero(self.labels == digit) for digit in range(10)]
 
-    def picture(self, index: int) -> Image:
-        return augment(self.images[index], self.rng) if self.augment else self.images[index]
+    def picture(self, index: int, rng: np.random.Generator) -> Picture:
+        picture = Picture(self._names.format(index), self._files[index])
+        return _augmented(picture, rng) if self._augment else picture
 
-    def draw(self, digit: int) -> Image:
-        return self.picture(self.rng.choice(self.of_digit[digit]))
+    def draw(self, digit: int, rng: np.random.Generator) -> Picture:
+        return self.picture(rng.choice(self._of_digit[digit]), rng)
+
+
+def _augmented(picture: Picture, rng: np.random.Generator) -> Picture:
+    file = io.BytesIO()
+    augment(picture.open(), rng).save(file, "PNG")
+    return Picture(picture.name, file.getvalue())
 
 
 @config
@@ -77,16 +81,24 @@ class DigitsSource(SourceConfig):
         super().__post_init__()
         require_seed(self.seed)
 
-    def documents(self, datasets: str, resize: Resize | None = None) -> Iterator[Document]:
-        """Goes through all pictures of the split in a new random order each time, until `count` documents are made."""
-        rng = np.random.default_rng([self.seed, self.stream])
-        pictures = _Pictures(self, datasets, rng)
-        order: list[int] = []
-        for _ in range(self.count or len(pictures.images)):
-            order = order or list(rng.permutation(len(pictures.images)))
-            yield self.document(pictures, order.pop())
+    def shards(self, datasets: str = "") -> list[Shard]:
+        return shards_of("handwritten_digits", self.split, datasets, self.count)
 
-    def document(self, pictures: _Pictures, index: int) -> Document:
+    def read(self, shard: Shard, datasets: str = "") -> Iterator[Record]:
+        """Goes through all pictures of the split in a new random order each time. Random numbers depend on the seed and
+        the number of the document, so that each can be made apart."""
+        pictures = _Pictures(self, datasets)
+        total = len(pictures.labels)
+        order: dict[int, np.ndarray] = {}
+        for number in range(shard.begin, shard.end):
+            turn, place = divmod(number, total)
+            if turn not in order:
+                order = {turn: np.random.default_rng([self.seed, self.stream, turn, 1]).permutation(total)}
+            rng = np.random.default_rng([self.seed, self.stream, number])
+            segments = self.document(pictures, int(order[turn][place]), rng)
+            yield Record(str(number), f"{self.kind} {self.split}, document {number}", tuple(segments))
+
+    def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
         """A document that begins with picture `index`."""
         raise NotImplementedError
 
@@ -99,10 +111,10 @@ class DigitCaptionsSource(DigitsSource):
     kind: Literal["digit_captions"] = "digit_captions"
     stream = 0
 
-    def document(self, pictures: _Pictures, index: int) -> Document:
+    def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
         caption = CAPTION.format(DIGITS[pictures.labels[index]])
-        pair = [pictures.picture(index), caption]
-        return pair if pictures.rng.random() < 0.5 else pair[::-1]
+        pair = [pictures.picture(index, rng), caption]
+        return pair if rng.random() < 0.5 else pair[::-1]
 
 
 @register_source
@@ -113,17 +125,17 @@ class DigitQuestionsSource(DigitsSource):
     kind: Literal["digit_questions"] = "digit_questions"
     stream = 2
 
-    def document(self, pictures: _Pictures, index: int) -> Document:
+    def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
         label = pictures.labels[index]
-        chance = pictures.rng.random()
+        chance = rng.random()
         if chance < 0.6:
             text = f"{QUESTION} {DIGITS[label]}."
         elif chance < 0.8:
             text = f" Is this digit odd or even? It is {DIGITS[label]}, which is {'odd' if label % 2 else 'even'}."
         else:
-            asked = label if pictures.rng.random() < 0.5 else pictures.rng.integers(10)
+            asked = label if rng.random() < 0.5 else rng.integers(10)
             text = f" Is this a {DIGITS[asked]}? {'Yes' if asked == label else 'No'}, it is {DIGITS[label]}."
-        return [pictures.picture(index), text]
+        return [pictures.picture(index, rng), text]
 
 
 @register_source
@@ -134,10 +146,10 @@ class DigitSumsSource(DigitsSource):
     kind: Literal["digit_sums"] = "digit_sums"
     stream = 3
 
-    def document(self, pictures: _Pictures, index: int) -> Document:
-        first, other = pictures.labels[index], pictures.rng.integers(10)
+    def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
+        first, other = pictures.labels[index], rng.integers(10)
         text = f"{SUM} {NUMBERS[first]} plus {NUMBERS[other]}, that is {NUMBERS[first + other]}."
-        return [pictures.picture(index), " plus ", pictures.draw(other), text]
+        return [pictures.picture(index, rng), " plus ", pictures.draw(other, rng), text]
 
 
 @register_source
@@ -148,12 +160,12 @@ class DigitCountingSource(DigitsSource):
     kind: Literal["digit_counting"] = "digit_counting"
     stream = 1
 
-    def document(self, pictures: _Pictures, index: int) -> Document:
-        start, length = pictures.labels[index], int(pictures.rng.integers(3, 6))
-        step = 1 if pictures.rng.random() < 0.5 else -1
+    def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
+        start, length = pictures.labels[index], int(rng.integers(3, 6))
+        step = 1 if rng.random() < 0.5 else -1
         run = [digit for digit in range(start, start + step * length, step) if 0 <= digit <= 9]
-        document: Document = [f"Counting {'up' if step > 0 else 'down'} from {DIGITS[start]}:"]
+        document: list[Segment] = [f"Counting {'up' if step > 0 else 'down'} from {DIGITS[start]}:"]
         for place, digit in enumerate(run):
-            picture = pictures.picture(index) if place == 0 else pictures.draw(digit)
+            picture = pictures.picture(index, rng) if place == 0 else pictures.draw(digit, rng)
             document += [f" {DIGITS[digit]} ", picture]
         return document

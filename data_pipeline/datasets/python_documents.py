@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Literal
 
 from chameleon_jax.config.reading import config
-from chameleon_jax.document import Document
-from data_pipeline.datasets import open_dataset
-from data_pipeline.sources.source import Resize, SourceConfig, register_source
+from data_pipeline.datasets import open_dataset, shards_of
+from data_pipeline.records import Record, Shard
+from data_pipeline.sources.source import SourceConfig, register_source
 
 
 @config
@@ -19,10 +18,14 @@ class PythonSource(SourceConfig):
     split: str = "train"
     """Split of the data set, or a slice of one: train, test, train[:90%]."""
 
-    def documents(self, datasets: str, resize: Resize | None = None) -> Iterator[Document]:
+    def shards(self, datasets: str = "") -> list[Shard]:
+        return shards_of(self.kind, self.split, datasets)
+
+    def read(self, shard: Shard, datasets: str = "") -> Iterator[Record]:
         examples = open_dataset(self.kind, self.split, datasets)
-        for example in itertools.islice(examples, self.count or None):
-            yield [example["text"].decode()]
+        for index in range(shard.begin, shard.end):
+            place = f"{self.kind} {self.split}, example {index}"
+            yield Record(str(index), place, (examples[index]["text"].decode(),))
 
 
 @register_source

@@ -16,52 +16,32 @@ before the first prompt. Other keys are ignored. Paths are relative to the file.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-from chameleon_jax.config.reading import config, require
-from chameleon_jax.document import IMAGE_MARKS, Document, DocumentError
-from data_pipeline.sources.json_array import array_items, begins_with_array
-from data_pipeline.sources.jsonl import (
-    JsonLinesSource,
-    OpenPicture,
-    check_text,
-    open_records,
-    parse_document,
-    shown,
-)
-from data_pipeline.sources.source import Resize, register_source
+from chameleon_jax.config.reading import config
+from chameleon_jax.document import IMAGE_MARKS, DocumentError
+from data_pipeline.records import Record, Segment, Turn
+from data_pipeline.sources.documents import parse_segments
+from data_pipeline.sources.files import Pictures
+from data_pipeline.sources.json_text import check_text, shown
+from data_pipeline.sources.jsonl import JsonLinesSource
+from data_pipeline.sources.source import TurnKeys, register_source
 
 _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
 
 
-class Turn(NamedTuple):
-    prompt: Document
-    answer: Document
-
-
-Conversation = list[Turn]
-
-
-def as_document(conversation: Conversation) -> Document:
-    """All turns of a conversation as one document."""
-    return [segment for turn in conversation for part in turn for segment in part]
-
-
-def _turn(value: Any, number: int, open_picture: OpenPicture) -> Turn:
+def _turn(value: Any, number: int, picture: Pictures) -> Turn:
     if not isinstance(value, dict) or value.keys() != {"prompt", "answer"}:
         raise DocumentError(f'turn {number}, {shown(value)}: must be {{"prompt": …, "answer": …}}')
 
-    def part(name: str) -> Document:
+    def part(name: str) -> tuple[Segment, ...]:
         segments = value[name]
         if not isinstance(segments, (str, list)):
             raise DocumentError(f"turn {number}: {name} must be text or a list of segments")
         try:
-            return parse_document([segments] if isinstance(segments, str) else segments, open_picture, name)
+            return parse_segments([segments] if isinstance(segments, str) else segments, picture)
         except DocumentError as error:
             raise DocumentError(f"turn {number}: {name}: {error}") from None
 
@@ -117,26 +97,26 @@ def _llava_files(values: dict[str, Any]) -> list[str]:
     return files
 
 
-def _llava_conversation(values: dict[str, Any], messages: Any, open_picture: OpenPicture) -> Conversation:
+def _llava_conversation(values: dict[str, Any], messages: Any, picture: Pictures) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
     turns, files = _llava_turns(messages), _llava_files(values)
     texts = [text for turn in turns for text in turn]
     marks = sum(len(_MARK.findall(text)) for text in texts)
     if not files and not any(_stands_alone(text) for text in texts):
-        return [Turn([prompt], [answer]) for prompt, answer in turns]
+        return [Turn((prompt,), (answer,)) for prompt, answer in turns]
     if marks and marks != len(files):
         raise DocumentError(f"the messages have {marks} image marks (such as <|image|>), but image lists {len(files)}")
-    names = iter(files)
+    pictures = map(picture, files)
 
-    def document(text: str, part: str) -> Document:
+    def segments(text: str) -> tuple[Segment, ...]:
         first, *rest = _MARK.split(text)
-        segments = [first, *(segment for piece in rest for segment in (open_picture(next(names), part), piece))]
-        return [segment for segment in segments if segment != ""]
+        parts = [first, *(part for piece in rest for part in (next(pictures), piece))]
+        return tuple(part for part in parts if part != "")
 
-    before = [] if marks else [open_picture(name, "prompt") for name in names]
-    conversation = [Turn(document(prompt, "prompt"), document(answer, "answer")) for prompt, answer in turns]
-    conversation[0] = Turn([*before, *conversation[0].prompt], conversation[0].answer)
+    before = [] if marks else list(pictures)
+    conversation = [Turn(segments(prompt), segments(answer)) for prompt, answer in turns]
+    conversation[0] = Turn((*before, *conversation[0].prompt), conversation[0].answer)
     return conversation
 
 
@@ -146,59 +126,27 @@ def _stands_alone(text: str) -> bool:
     return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
 
-def _conversation(values: Any, open_picture: OpenPicture) -> Conversation:
+def _conversation(values: Any, picture: Pictures) -> list[Turn]:
     for key in ("conversations", "messages"):
         if isinstance(values, dict) and key in values:
-            return _llava_conversation(values, values[key], open_picture)
+            return _llava_conversation(values, values[key], picture)
     if not isinstance(values, dict) or values.keys() != {"turns"}:
         raise DocumentError(f"a line must be {_EXPECTED}")
     turns = values["turns"]
     if not isinstance(turns, list) or not turns:
         raise DocumentError("turns must be a list of at least one prompt and answer")
-    return [_turn(turn, number, open_picture) for number, turn in enumerate(turns, start=1)]
+    return [_turn(turn, number, picture) for number, turn in enumerate(turns, start=1)]
 
 
 @register_source
 @config
-class ConversationsSource(JsonLinesSource):
+class ConversationsSource(TurnKeys, JsonLinesSource):
     """Prompts and answers, of which only the answers are trained on: JSON lines in our own format or in LLaVA's."""
 
     kind: Literal["conversations"] = "conversations"
-    prompt_loss: float = 0.0
-    """Weight of the prompts in the loss, 0 to 1; answers have 1."""
-    answer_end: Literal["separator", "eos"] = "eos"
-    """Token after each answer of a conversation except the last, which always ends with end of sequence: the separator
-    (end of turn) that also follows each prompt, or end of sequence, where generation stops."""
-    prompt_fit: Literal["pad", "crop"] = "pad"
-    """How pictures in prompts are made square; see `fit` of the preprocessing. The defaults are the paper's (section
-    3): prompts keep the whole picture, answers its centre."""
-    answer_fit: Literal["pad", "crop"] = "crop"
-    """The same for pictures in answers."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")
+    patterns: ClassVar[tuple[str, ...]] = (*JsonLinesSource.patterns, "*.json", "*.json.gz", "*.json.zst")
+    arrays: ClassVar[bool] = True
 
-    def conversations(self, resize: Resize | None = None) -> Iterator[Conversation]:
-        """The conversations of the file in order. Raises as `read_lines` does."""
-        if begins_with_array(Path(self.path)):
-            return self._read_array(resize)
-        return self.read_lines(_conversation, resize)
-
-    def documents(self, datasets: str = "", resize: Resize | None = None) -> Iterator[Document]:
-        """Each conversation as one document."""
-        return map(as_document, self.conversations(resize))
-
-    def _read_array(self, resize: Resize | None) -> Iterator[Conversation]:
-        parse_values = self.with_pictures(_conversation, resize)
-        with open_records(self.path) as file:
-            items = itertools.islice(array_items(file), self.count or None)
-            for number in itertools.count(1):
-                try:
-                    values = next(items, None)
-                    conversation = None if values is None else parse_values(values)
-                except DocumentError as error:
-                    raise DocumentError(f"{self.path}, item {number}: {error}") from None
-                if conversation is None:
-                    return
-                yield conversation
+    def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
+        return Record(id, place, turns=tuple(_conversation(values, picture)))

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from chameleon_jax.document import DocumentError
-from data_pipeline.sources.jsonl import JSON, LONGEST_LINE, open_records
+from data_pipeline.sources.json_text import JSON, LONGEST_LINE
 
 _CHUNK = 1 << 20
-
-
-def begins_with_array(path: Path) -> bool:
-    """Whether the first character of a file is an opening bracket."""
-    with open_records(path) as file:
-        return file.read(4096).lstrip().startswith((b"[", b"\xef\xbb\xbf["))
 
 
 def array_items(file: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -1,191 +1,161 @@
-"""Kind 'documents': a file of JSON lines, each a list of texts and pictures.
+"""Reading JSON lines: what the kinds 'documents' and 'conversations' share.
 
-    ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
-
-Paths of pictures are relative to the file; absolute paths and `..` are allowed. A line is one document, of up to
-`LONGEST_LINE` bytes and `MOST_PICTURES` pictures.
+Plain files are read in shards of `SHARD_BYTES`; compressed ones, and those in UTF-16, whole. A line is one record, of
+up to `LONGEST_LINE` bytes. A file may also be one JSON array of records, where a kind says so.
 """
 
 from __future__ import annotations
 
+import codecs
+import io
 import itertools
-import json
-import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
 
-from chameleon_jax.config.reading import config, require
-from chameleon_jax.document import Document, DocumentError, open_image
-from chameleon_jax.errors import FileError
-from data_pipeline.sources.source import Resize, SourceConfig, register_source
+from chameleon_jax.config.reading import config
+from chameleon_jax.document import DocumentError
+from data_pipeline.records import Record, Rejected, Shard
+from data_pipeline.sources.files import (
+    SHARD_BYTES,
+    BrokenStreamError,
+    Chunks,
+    DataFile,
+    FilesSource,
+    Pictures,
+    compression,
+    identity,
+    open_plain,
+    open_stream,
+)
+from data_pipeline.sources.json_array import array_items
+from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-T = TypeVar("T")
-
-OpenPicture = Callable[[str, str], "Image"]
-"""Opens the picture file that a line names. The second argument is 'prompt' or 'answer', as for `Resize`."""
-
-LONGEST_LINE = 16 << 20
-"""Bytes. Tokenizing text takes fifty times its size."""
-MOST_PICTURES = 512
-"""Pictures of one line, which are in memory together."""
-
-
-def check_text(value: str) -> str:
-    """Returns the text. Raises `DocumentError` if it is not valid Unicode."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text") from None
-    return value
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def shown(value: Any) -> str:
-    """The beginning of a value, for error messages."""
-    try:
-        return json.dumps(value)[:80]
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__} that is nested too deeply"
+def _utf_16_as_utf_8(file: BinaryIO) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-16")()
+    with file:
+        try:
+            while data := file.read(1 << 16):
+                yield decoder.decode(data).encode()
+            decoder.decode(b"", final=True)
+        except UnicodeError as error:
+            raise BrokenStreamError(f"not valid UTF-16: {error}") from None
 
 
-def _segment(value: Any, open_picture: OpenPicture, part: str) -> str | Image:
-    if isinstance(value, str):
-        return check_text(value)
-    if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
-        return open_picture(value["image"], part)
-    raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
+def _open_text(path: str) -> io.BufferedReader:
+    """The lines of a file in UTF-8."""
+    file = open_stream(path)
+    return io.BufferedReader(Chunks(_utf_16_as_utf_8(file))) if file.peek(2).startswith(_UTF_16) else file
 
 
-def parse_document(values: Any, open_picture: OpenPicture, part: str = "prompt") -> Document:
-    """A Document from a list of segments.
+def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """The lines that begin in the given bytes of a file (0, 0: all of it), each with the place of its first byte.
 
-    Raises:
-      DocumentError: if it is not a list of segments, or empty.
+    Lines of more than `LONGEST_LINE` bytes are None; no more than that of a file is in memory.
     """
-    if not isinstance(values, list):
-        raise DocumentError("a line must be a list of segments")
-    document = [_segment(value, open_picture, part) for value in values]
-    if all(segment == "" for segment in document):
-        raise DocumentError("the document is empty")
-    return document
 
+    def skip_line() -> int:
+        size = 0
+        while part := file.readline(1 << 20):
+            size += len(part)
+            if part.endswith(b"\n"):
+                break
+        return size
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DocumentError(f"not usable JSON: the key {twice[:40]!r} is written twice")
-    return values
-
-
-def _no_number(name: str) -> None:
-    raise DocumentError(f"not valid JSON: {name} is no number")
-
-
-JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
-"""Reads JSON as strictly as its standard."""
-
-
-def _parse_json(line: bytes) -> Any:
-    try:
-        return JSON.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"not valid UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise DocumentError(f"not valid JSON: {error.msg} at character {error.pos}") from None
-    except DocumentError:
-        raise
-    except ValueError:  # of whole numbers of thousands of digits
-        raise DocumentError("not usable JSON: a number has too many digits") from None
-    except RecursionError:
-        raise DocumentError("not usable JSON: nested too deeply") from None
-
-
-def open_records(path: str | Path) -> BinaryIO:
-    """Opens a file of records. Raises `FileError` if it is not a regular file or cannot be read."""
-    path = Path(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FileError(f"{path}: is no ordinary file")
-        return path.open("rb")
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Non-blank lines with their numbers. At most `LONGEST_LINE` + 1 bytes of a line are read."""
-    for number in itertools.count(1):
+    place = begin
+    if begin:  # a line that began before is that of another shard
+        file.seek(begin - 1)
+        place += skip_line() - 1
+    while not end or place < end:
         line = file.readline(LONGEST_LINE + 1)
         if not line:
             return
-        if line.strip():
-            yield number, line
+        if len(line) <= LONGEST_LINE:
+            yield place, line
+            place += len(line)
+        else:
+            yield place, None
+            place += len(line) + (0 if line.endswith(b"\n") else skip_line())
 
 
 @config
-class JsonLinesSource(SourceConfig):
-    """A file of JSON lines in which pictures are named by their paths, relative to the file."""
+class JsonLinesSource(FilesSource):
+    """Files of JSON lines, plain or compressed with gzip or Zstandard."""
 
-    path: str = ""
-    """The file. Must be given."""
-    exif: bool = True
-    """Rotate pictures as their EXIF data says, so that they stand as people see them. The released code does not; with
-    false, the codes are those that it would give."""
+    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
+    arrays: ClassVar[bool] = False
+    """Whether a file may be one JSON array of records."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(bool(self.path), "path", self.path, f"must name the file of JSON lines; kind {self.kind!r} reads one")
-
-    def with_pictures(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None) -> Callable[[Any], T]:
-        """`parse` as a function of the values of one line, which may name up to `MOST_PICTURES` pictures."""
-        folder = Path(self.path).parent
-
-        def parse_values(values: Any) -> T:
-            numbers = itertools.count(1)
-
-            def open_picture(name: str, part: str) -> Image:
-                if next(numbers) > MOST_PICTURES:
-                    raise DocumentError(f"more than {MOST_PICTURES} pictures")
-                image = open_image(folder / name, exif=self.exif)
-                return image if resize is None else resize(image, part)
-
-            return parse(values, open_picture)
-
-        return parse_values
-
-    def read_lines(self, parse: Callable[[Any, OpenPicture], T], resize: Resize | None = None) -> Iterator[T]:
-        """Applies `parse` to each line of the file, in order; blank lines are skipped.
+    def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
+        """The record that the values of a line are.
 
         Args:
-          parse: called with the values of a line and a function that opens its pictures.
-          resize: see `SourceConfig.documents`.
+          picture: makes a picture of what the line says of it.
 
         Raises:
-          FileError: if the file cannot be read.
-          DocumentError: naming the file and the first invalid line.
+          DocumentError: if they are none.
         """
-        parse_values = self.with_pictures(parse, resize)
-        with open_records(self.path) as file:
-            for number, line in itertools.islice(_lines(file), self.count or None):
+        raise NotImplementedError
+
+    def shards(self, datasets: str = "") -> list[Shard]:
+        return [shard for file in self.files() for shard in self._shards_of(file)]
+
+    def _shards_of(self, file: DataFile) -> list[Shard]:
+        with open_plain(file.path) as stream:
+            head = stream.read(4096)
+        if compression(head) or head.startswith(_UTF_16) or self._is_array(head) or file.size <= SHARD_BYTES:
+            return [Shard(file.name, identity(file.path), files=(file.name,))]
+        return [
+            Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, (file.name,))
+            for begin in range(0, file.size, SHARD_BYTES)
+            for end in [min(begin + SHARD_BYTES, file.size)]
+        ]
+
+    def _is_array(self, head: bytes) -> bool:
+        return self.arrays and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+    def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
+        name, folder = shard.files[0], os.path.dirname(self.path_of(shard))
+        with _open_text(self.path_of(shard)) as file:
+            items = not shard.begin and self._is_array(file.peek(4096))
+            for id, place, values in _items(file, name) if items else _lines(file, name, shard):
                 try:
-                    if len(line) > LONGEST_LINE:
-                        raise DocumentError(f"longer than {LONGEST_LINE:,} bytes; cut it into several documents")
-                    document = parse_values(_parse_json(line))
+                    if isinstance(values, DocumentError):
+                        raise values
+                    if isinstance(values, bytes):
+                        values = parse_json(values)
+                    record = self.parse(values, id, place, Pictures(folder, place))
                 except DocumentError as error:
-                    raise DocumentError(f"{self.path}, line {number}: {error}") from None
-                yield document
+                    record = Rejected(id, place, str(error))
+                yield record
 
 
-@register_source
-@config
-class DocumentsSource(JsonLinesSource):
-    """Your own documents: lines such as ["A red kite. ", {"image": "kites/17.jpg"}]."""
+def _lines(file: BinaryIO, name: str, shard: Shard) -> Iterator[tuple[str, str, bytes | DocumentError]]:
+    """Id, place and bytes of each line that is not blank. Lines can be counted only from the begin of a file."""
+    place = name
+    try:
+        for number, (at, line) in enumerate(read_lines(file, shard.begin, shard.end), start=1):
+            if line is None:
+                line = DocumentError(f"longer than {LONGEST_LINE:,} bytes; cut it into several documents")
+            elif line.isspace():
+                continue
+            place = f"{name}, byte {at:,}" if shard.begin else f"{name}, line {number}"
+            yield f"{name}@{at}", place, line
+    except BrokenStreamError as error:
+        yield f"{name}@end", f"{name}, all behind {place.removeprefix(f'{name}, ')}", error
 
-    kind: Literal["documents"] = "documents"
 
-    def documents(self, datasets: str = "", resize: Resize | None = None) -> Iterator[Document]:
-        return self.read_lines(parse_document, resize)
+def _items(file: BinaryIO, name: str) -> Iterator[tuple[str, str, dict[str, Any] | DocumentError]]:
+    """The same of the items of an array. An error is the last."""
+    items = array_items(file)
+    for number in itertools.count(1):
+        try:
+            values = next(items, None)
+        except DocumentError as error:
+            values = error
+        if values is None:
+            return
+        yield f"{name}:{number}", f"{name}, item {number}", values

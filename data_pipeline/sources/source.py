@@ -75,7 +75,7 @@ class SourceConfig:
     """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
     an output layer to draw; 'text' are all others."""
 
-    def shards(self, datasets: str) -> list[Shard]:
+    def shards(self, datasets: str = "") -> list[Shard]:
         """The parts of this source that can be read apart, in order. Opens no more than it must to name them.
 
         Args:
@@ -86,26 +86,26 @@ class SourceConfig:
         """
         raise NotImplementedError(f"{type(self).__name__} has no method `shards`")
 
-    def read(self, shard: Shard, datasets: str) -> Iterator[Record | Rejected]:
+    def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         """The records of a shard, the same ones in the same order every time; `Rejected` in place of those that cannot
         be read. A file that cannot be read any further ends with a `Rejected` for its rest."""
         raise NotImplementedError(f"{type(self).__name__} has no method `read`")
 
-    def records(self, datasets: str) -> Iterator[Record]:
-        """The first `count` records of all shards, before forms and filters.
+    def read_all(self, datasets: str = "") -> Iterator[Record | Rejected]:
+        """The first `count` records of all shards, before forms and filters; a `Rejected` counts as one."""
+        records = (record for shard in self.shards(datasets) for record in self.read(shard, datasets))
+        return itertools.islice(records, self.count or None)
+
+    def records(self, datasets: str = "") -> Iterator[Record]:
+        """The same where all are expected to be right.
 
         Raises:
           DocumentError: naming the first record that cannot be read.
         """
-
-        def read() -> Iterator[Record]:
-            for shard in self.shards(datasets):
-                for record in self.read(shard, datasets):
-                    if isinstance(record, Rejected):
-                        raise DocumentError(f"{record.place}: {record.reason}")
-                    yield record
-
-        return itertools.islice(read(), self.count or None)
+        for record in self.read_all(datasets):
+            if isinstance(record, Rejected):
+                raise DocumentError(f"{record.place}: {record.reason}")
+            yield record
 
     def __post_init__(self):
         if not self.name:
@@ -149,3 +149,23 @@ class SourceConfig:
             if kinds:
                 raise ConfigError(f"{name}: kind {cls.kind!r} has no such key; it goes with {kinds}")
         return values
+
+
+@config
+class TurnKeys(SourceConfig):
+    """Keys of the kinds that may give conversations. Only answers are trained on, unless `prompt_loss` says more."""
+
+    prompt_loss: float = 0.0
+    """Weight of the prompts in the loss, 0 to 1; answers have 1."""
+    answer_end: Literal["separator", "eos"] = "eos"
+    """Token after each answer of a conversation except the last, which always ends with end of sequence: the separator
+    (end of turn) that also follows each prompt, or end of sequence, where generation stops."""
+    prompt_fit: Literal["pad", "crop"] = "pad"
+    """How pictures in prompts are made square; see `fit` of the preprocessing. The defaults are the paper's (section
+    3): prompts keep the whole picture, answers its centre."""
+    answer_fit: Literal["pad", "crop"] = "crop"
+    """The same for pictures in answers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.prompt_loss <= 1, "prompt_loss", self.prompt_loss, "must be from 0 to 1")

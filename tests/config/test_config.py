@@ -179,8 +179,8 @@ def test_configs_of_the_repository_can_be_read(path):
         (ImageTokenizerConfig, {"resolution": 500}, "resolution", "500", "= 16"),
         (ImageTokenizerConfig, {"resolution": 48, "space_to_depth": 2}, "resolution", "48", "= 32"),
         (ImageTokenizerConfig, {"channels": 48}, "norm_groups", "32", "must divide channels = 48"),
-        (SourceConfig, {"kind": "documents"}, "path", "''", "must name the file of JSON lines"),
-        (SourceConfig, {"kind": "conversations"}, "path", "''", "kind 'conversations' reads one"),
+        (SourceConfig, {"kind": "documents"}, "path", "''", "must name a file, a folder or a pattern"),
+        (SourceConfig, {"kind": "conversations"}, "path", "''", "kind 'conversations' reads files"),
         (SourceConfig, {"kind": "digit_sum"}, "kind", "'digit_sum'", "did you mean 'digit_sums'?"),
         (SourceConfig, {"kind": ["documents"]}, "kind", "['documents']", "must be one of 'conversations', 'digit_"),
         (DocumentsSource, {"kind": "conversations", "path": "a"}, "kind", "'conversations'", "one of 'documents'"),
@@ -274,6 +274,7 @@ def kinds(monkeypatch) -> dict:
 NEW_KIND = """
 from typing import Literal
 from chameleon_jax.config.reading import config
+from data_pipeline.records import Record, Shard
 from data_pipeline.sources import SourceConfig, register_source
 
 @register_source
@@ -282,8 +283,11 @@ class Verses(SourceConfig):
     kind: Literal["verses"] = "verses"
     lines: int = 4
 
-    def documents(self, datasets, resize=None):
-        yield ["la " * self.lines]
+    def shards(self, datasets=""):
+        return [Shard("all", "1.0")]
+
+    def read(self, shard, datasets=""):
+        yield Record("0", "my head", ("la " * self.lines,))
 """
 
 
@@ -299,7 +303,7 @@ def test_installed_package_adds_a_kind_by_an_entry_point(kinds, tmp_path, monkey
     source_module._load_entry_points.cache_clear()
     monkeypatch.syspath_prepend(tmp_path)
     command = from_dict(PrepareCommand, {**PREPARE, "sources": [{"kind": "verses", "lines": 2}]})
-    assert list(command.sources[0].documents("")) == [["la la "]]
+    assert [record.segments for record in command.sources[0].records()] == [("la la ",)]
     assert from_dict(PrepareCommand, to_dict(command)) == command
     (info / "entry_points.txt").write_text("[chameleon_jax.sources]\nverses = gone_for_good\n")
     source_module._load_entry_points.cache_clear()

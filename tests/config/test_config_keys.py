@@ -275,7 +275,7 @@ def asks_in(run: Callable[[Any], Any], command: Any) -> Check:
     class AskingSource(SourceConfig):
         kind: str = "asking"
 
-        def documents(self, datasets, resize=None):
+        def shards(self, datasets=""):
             raise Asked(datasets)
 
     def check(folder: Path) -> None:

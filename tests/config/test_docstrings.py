@@ -36,7 +36,7 @@ def test_types_are_shown_as_people_write_them():
 
 def test_help_explains_the_keys_that_are_inherited():
     text = shown(ConversationsSource)
-    assert "path (str = ''): The file. Must be given." in text
+    assert "path (str = ''): The file, a folder of such files, or a pattern" in text
     assert text.index("What the mixture calls the source") < text.index("Weight of the prompts in the loss")
 
 

@@ -26,12 +26,14 @@ from chameleon_jax.console import train as train_command
 from chameleon_jax.console.commands import prepare
 from chameleon_jax.document import DocumentError
 from chameleon_jax.sharding import make_mesh
+from chameleon_jax.tokens.image import resize_and_crop
 from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import cut, pack
+from data_pipeline.records import Turn
+from data_pipeline.segments import read_pictures, read_texts
 from data_pipeline.sources import ConversationsSource, json_array
-from data_pipeline.sources.conversations import Conversation
 from data_pipeline.tokenize import join_turns
 from data_pipeline.unpacking import unpack
 
@@ -40,15 +42,15 @@ from data_pipeline.unpacking import unpack
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def read(tmp_path: Path, *lines: dict | bytes) -> list[Conversation]:
+def read(tmp_path: Path, *lines: dict | bytes) -> list[tuple[Turn, ...]]:
     path = tmp_path / "chat.jsonl"
     path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
-    return list(ConversationsSource(path=str(path)).conversations())
+    return [record.turns for record in ConversationsSource(path=str(path)).records()]
 
 
 def plain(documents: list) -> list:
     return [
-        [part if isinstance(part, str) else part.tobytes() for part in segments]
+        [part if isinstance(part, str) else part.open().tobytes() for part in segments]
         for turn in documents for segments in turn
     ]  # fmt: skip
 
@@ -126,10 +128,10 @@ def test_one_array_is_read_item_by_item(tmp_path, monkeypatch, indent):
     path.write_text(json.dumps(items, indent=indent), encoding="utf-8-sig")
     monkeypatch.setattr(json_array, "_CHUNK", 50)  # an item is longer
     source = ConversationsSource(path=str(path))
-    expected = [[item["conversations"][0]["value"]] for item in items]
-    assert [conversation[0].prompt for conversation in source.conversations()] == expected
+    expected = [(item["conversations"][0]["value"],) for item in items]
+    assert [record.turns[0].prompt for record in source.records()] == expected
     short = dataclasses.replace(source, count=3)
-    assert len(list(short.conversations())) == 3
+    assert [record.id for record in short.records()] == ["chat.json:1", "chat.json:2", "chat.json:3"]
 
 
 @pytest.mark.parametrize(
@@ -152,21 +154,22 @@ def test_bad_item_of_an_array_is_named(tmp_path, text, message):
     good = json.dumps({"conversations": [HUMAN, GPT]})
     path.write_bytes(text if isinstance(text, bytes) else text.replace("GOOD", good).encode())
     with pytest.raises(DocumentError, match=re.escape(message)) as caught:
-        list(ConversationsSource(path=str(path)).conversations())
-    assert str(caught.value).startswith(f"{path}, item ")
+        list(ConversationsSource(path=str(path)).records())
+    assert str(caught.value).startswith("chat.json, item ")
     assert "\n" not in str(caught.value)
 
 
 def test_empty_array_holds_no_conversation(tmp_path):
     (tmp_path / "chat.json").write_text(" [ ] \n")
-    assert list(ConversationsSource(path=str(tmp_path / "chat.json")).conversations()) == []
+    assert list(ConversationsSource(path=str(tmp_path / "chat.json")).records()) == []
 
 
 def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
     read(tmp_path, {"turns": [{"prompt": ["a", {"image": "a.png"}], "answer": "b"}, {"prompt": "c", "answer": "d"}]})
-    source = ConversationsSource(path=str(tmp_path / "chat.jsonl"))
-    ((first, picture, *rest),) = source.documents()
-    assert (first, picture.tobytes(), rest) == ("a", pictures[0], ["b", "c", "d"])
+    sources = (ConversationsSource(path=str(tmp_path / "chat.jsonl")),)
+    assert read_texts(sources, "") == ["a", "b", "c", "d"]
+    (picture,) = read_pictures(sources, "", 16)
+    assert picture.tobytes() == resize_and_crop(random_picture(0), 16).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,6 @@ def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
         ({"turns": [{"prompt": 3, "answer": "b"}]}, "turn 1: prompt must be text or a list of segments"),
         ({"turns": [{"prompt": "a", "answer": ""}]}, "turn 1: answer: the document is empty"),
         ({"turns": [{"prompt": ["a", 3], "answer": "b"}]}, "turn 1: prompt: 3: a segment is text or"),
-        ({"turns": [{"prompt": [{"image": "gone.png"}], "answer": "b"}]}, "gone.png: no such picture file"),
         ({"turns": [{"prompt": "\ud800", "answer": "b"}]}, "lone surrogate"),
         ({"conversations": []}, "a list of messages, human and gpt in turn"),
         ({"conversations": [HUMAN]}, "human and gpt in turn, and end with gpt"),
@@ -199,19 +201,17 @@ def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
         ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "message 2 is empty"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "lone surrogate"),
         ({"conversations": [HUMAN, GPT], "image": 3}, "image must be a path or a list of paths"),
-        ({"conversations": [HUMAN, GPT], "image": "gone.png"}, "gone.png: no such picture file"),
         (
             {"conversations": [{**HUMAN, "value": "<image>Two"}, GPT], "image": ["a.png", "b.png"]},
             "1 image marks (such as <|image|>), but image lists 2",
         ),
         ({"conversations": [HUMAN, {**GPT, "value": "<image>"}]}, "1 image marks (such as <|image|>), but image"),
-        ({"conversations": [HUMAN, {**GPT, "value": "<image>"}], "image": "gone.png"}, "gone.png: no such picture"),
     ],
 )
 def test_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(DocumentError, match=re.escape(message)) as caught:
         read(tmp_path, {"conversations": [HUMAN, GPT]}, b" ", line)
-    assert str(caught.value).startswith(f"{tmp_path}/chat.jsonl, line 3: ")
+    assert str(caught.value).startswith("chat.jsonl, line 3: ")
     assert "\n" not in str(caught.value)
 
 

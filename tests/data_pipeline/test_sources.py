@@ -19,8 +19,8 @@ from chameleon_jax.errors import FileError
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.digit_documents import augment
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
-from data_pipeline.sources import DocumentsSource, SourceConfig
-from data_pipeline.sources import jsonl as sources_jsonl
+from data_pipeline.sources import DocumentsSource, SourceConfig, files
+from data_pipeline.sources import jsonl as jsonl_module
 
 DIGIT_KINDS = ("digit_captions", "digit_questions", "digit_sums", "digit_counting")
 
@@ -36,7 +36,12 @@ def label_of(datasets) -> dict[bytes, int]:
 
 
 def documents_of(kind: str, datasets: str, **settings) -> list:
-    return list(from_dict(SourceConfig, {"kind": kind, **settings}).documents(datasets))
+    return opened(from_dict(SourceConfig, {"kind": kind, **settings}).records(datasets))
+
+
+def opened(records) -> list[list]:
+    """The documents with their pictures decoded."""
+    return [[part if isinstance(part, str) else part.open() for part in record.segments] for record in records]
 
 
 def frozen(documents: list) -> list:
@@ -157,7 +162,7 @@ def test_text_sources_stop_after_their_count(datasets):
 def jsonl(tmp_path, content: str | bytes, **settings) -> list:
     path = tmp_path / "own.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(DocumentsSource(path=str(path), **settings).documents())
+    return opened(DocumentsSource(path=str(path), **settings).records())
 
 
 def test_own_documents(tmp_path):
@@ -183,8 +188,6 @@ def test_own_documents(tmp_path):
         (b'["a", null]', "a segment is text or"),
         (b'[{"image": "a.png", "size": 3}]', "a segment is text or"),
         (b'[{"image": 3}]', "a segment is text or"),
-        (b'["see", {"image": "gone.png"}]', "gone.png: no such picture file"),
-        (b'["see", {"image": "own.jsonl"}]', "own.jsonl: not a picture"),
         (b'["lone \\ud800 surrogate"]', "surrogate"),
         (b"[" * 100_000, "JSON"),
         (b'[{"image": "a.png", "image": "b.png"}]', "the key 'image' is written twice"),
@@ -192,32 +195,50 @@ def test_own_documents(tmp_path):
         (b"[-Infinity]", "-Infinity is no number"),
         (b"[" + b"1" * 5000 + b"]", "a number has too many digits"),
         (b"[" * 900 + b"]" * 900, "a segment is text or"),
-        (b'["see", {"image": ".."}]', "is a folder, not a picture file"),
-        (b'["see", {"image": "/dev/zero"}]', "/dev/zero: is a device, not a picture file"),
-        (b'["see", {"image": "a\\u0000b"}]', "cannot be read: embedded null byte"),
     ],
 )
 def test_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(DocumentError, match=re.escape(message)) as caught:
         jsonl(tmp_path, b'["good"]\n\n' + line + b'\n["good"]\n')
-    assert str(caught.value).startswith(f"{tmp_path}/own.jsonl, line 3: ")
+    assert str(caught.value).startswith("own.jsonl, line 3: ")
     assert "\n" not in str(caught.value)
+    first, bad, last = DocumentsSource(path=str(tmp_path / "own.jsonl")).read_all()
+    assert (first.segments, last.segments) == (("good",), ("good",))
+    assert (bad.id, bad.place) == ("own.jsonl@10", "own.jsonl, line 3")
+    assert message in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.png", "gone.png: no such picture file"),
+        ("own.jsonl", "own.jsonl: not a picture"),
+        ("..", "is a folder, not a picture file"),
+        ("/dev/zero", "/dev/zero: is a device, not a picture file"),
+        ("a\0b", "cannot be read: embedded null byte"),
+    ],
+)
+def test_picture_that_is_none_is_named_when_it_is_opened(tmp_path, name, message):
+    (tmp_path / "own.jsonl").write_text(json.dumps(["see", {"image": name}]))
+    (record,) = DocumentsSource(path=str(tmp_path / "own.jsonl")).records()
+    with pytest.raises(DocumentError, match=re.escape(message)):
+        record.segments[1].open()
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileError, match=r"gone\.jsonl: cannot be read"):
-        list(DocumentsSource(path=str(tmp_path / "gone.jsonl")).documents())
+    with pytest.raises(FileError, match=r"gone\.jsonl: no such file"):
+        list(DocumentsSource(path=str(tmp_path / "gone.jsonl")).read_all())
 
 
 def test_line_is_read_no_further_than_it_may_be_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_jsonl, "LONGEST_LINE", 40)
+    monkeypatch.setattr(jsonl_module, "LONGEST_LINE", 40)
     assert jsonl(tmp_path, b'["' + b"a" * 35 + b'"]\n["b"]') == [["a" * 35], ["b"]]
     with pytest.raises(DocumentError, match=r"own\.jsonl, line 2: longer than 40 bytes"):
         jsonl(tmp_path, b'["b"]\n["' + b"a" * 36 + b'"]\n')
 
 
 def test_line_of_too_many_pictures_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_jsonl, "MOST_PICTURES", 3)
+    monkeypatch.setattr(files, "MOST_PICTURES", 3)
     random_picture(1).save(tmp_path / "a.png")
     three = '{"image": "a.png"}, {"image": "a.png"}, {"image": "a.png"}'
     assert len(jsonl(tmp_path, f"[{three}]\n[{three}]")) == 2
@@ -225,11 +246,18 @@ def test_line_of_too_many_pictures_is_refused(tmp_path, monkeypatch):
         jsonl(tmp_path, f'[{three}, {{"image": "a.png"}}]')
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_source_that_is_no_file_is_not_waited_for(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, r"own\.jsonl: cannot be read: is a pipe, a socket or a device, not a file"),
+        (os.mkdir, r"own\.jsonl: no files \*\.jsonl or .* in this folder"),
+        (lambda path: path.symlink_to("/dev/zero"), r"own\.jsonl: cannot be read: is a pipe"),
+    ],
+)
+def test_source_that_is_no_file_is_not_waited_for(tmp_path, make, message):
     make(tmp_path / "own.jsonl")
-    with pytest.raises(FileError, match=r"own\.jsonl: is no ordinary file"):
-        list(DocumentsSource(path=str(tmp_path / "own.jsonl")).documents())
+    with pytest.raises(FileError, match=message):
+        list(DocumentsSource(path=str(tmp_path / "own.jsonl")).read_all())
 
 
 @pytest.mark.parametrize("kind", ["documents", "conversations"])
@@ -242,5 +270,6 @@ def test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to(tmp_path
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
     for option, size in ((True, (10, 20)), (False, (20, 10))):
         source = from_dict(SourceConfig, {"kind": kind, "path": str(tmp_path / "own.jsonl"), "exif": option})
-        (document,) = source.documents("")
-        assert [part.size for part in document if not isinstance(part, str)] == [size]
+        (record,) = source.records()
+        pictures = [part for part in record.all_segments if not isinstance(part, str)]
+        assert [picture.open(exif=source.exif).size for picture in pictures] == [size]
