@@ -7,7 +7,7 @@ costs one record, not the job.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from chameleon_jax.document import decode_image, open_image, read_picture
@@ -59,7 +59,21 @@ class Record:
     turns: tuple[Turn, ...] = ()
     """A conversation."""
     fields: Mapping[str, Segment] = dataclasses.field(default_factory=dict)
-    """Its parts by name where the source has names (columns, features, sidecar keys), for templates."""
+    """Its parts by name where the source has names (columns, features, sidecar keys), for templates. Empty where the
+    parts come in an order of their own."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts in their order."""
+        return tuple(segment for segment in self._all_segments() if isinstance(segment, str))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures in their order."""
+        return tuple(segment for segment in self._all_segments() if not isinstance(segment, str))
+
+    def _all_segments(self) -> Sequence[Segment]:
+        return [segment for turn in self.turns for part in turn for segment in part] if self.turns else self.segments
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:

@@ -135,7 +135,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin in _UNIONS:
         if value is None and type(None) in typing.get_args(hint):
             return None
-        return _convert(next(option for option in typing.get_args(hint) if option is not type(None)), value, key)
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        # Of two, one is a config and the other a short way to write it.
+        return _convert(options[0] if len(options) == 1 else _option(options, value), value, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise wrong()
@@ -169,12 +171,18 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
+def _option(options: Sequence[Any], value: Any) -> Any:
+    """That of the types, a config and a plain one, which `value` is meant for."""
+    is_config = isinstance(value, dict) or dataclasses.is_dataclass(value)
+    return next((option for option in options if dataclasses.is_dataclass(option) == is_config), options[0])
+
+
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """Builds the dataclass `cls` from plain data, as strictly as the types say.
 
     Args:
-      cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X] or
-        other dataclasses.
+      cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X], other
+        dataclasses, or `str | Other` for a dataclass with a short form.
       values: a mapping, as `yaml.safe_load` gives it. A class method `variant` of `cls` may name the subclass that it
         is read as, and a class method `fill_in` say what a file that leaves out a key means, where that is not the
         default in Python; `moved_keys` says what older files call some keys.

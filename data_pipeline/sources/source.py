@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeVar
 from chameleon_jax.config.reading import config, require, shortened
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.filters import FilterConfig
+from data_pipeline.forms import FormConfig
 from data_pipeline.records import Record, Rejected, Shard
 
 S = TypeVar("S", bound="type[SourceConfig]")
@@ -74,6 +77,12 @@ class SourceConfig:
     loss: Literal["all", "image", "text"] = "all"
     """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
     an output layer to draw; 'text' are all others."""
+    filter: FilterConfig = FilterConfig()
+    """Which records are used."""
+    form: FormConfig = FormConfig()
+    """How records become documents."""
+    augment: bool | AugmentConfig = False
+    """Changes each picture a little at random, for training only; true: a small shift, rotation, scaling and shear."""
 
     def shards(self, datasets: str = "") -> list[Shard]:
         """The parts of this source that can be read apart, in order. Opens no more than it must to name them.
