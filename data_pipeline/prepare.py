@@ -22,7 +22,7 @@ from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from data_pipeline.config import PrepareCommand
 from data_pipeline.packing import pack
-from data_pipeline.sources.source import FORMER_KEYS, SourceConfig
+from data_pipeline.sources.source import FORMER_KEYS, SourceConfig, settings_of
 from data_pipeline.tokenize import Counts, tokenized_pieces
 
 ROWS_PER_FILE = 65536
@@ -144,7 +144,7 @@ def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, 
                 _check_counts(f"{part}.{source.name}", source, counts, length)
                 header[part][source.name] = {
                     "files": files, "rows": rows, "sha256": digest, **_figures(counts),
-                    "source": to_dict(source),
+                    "source": settings_of(source),
                 }  # fmt: skip
         header["tokenizer"] = {
             "text": hashlib.sha256(tokenizer.text.model).hexdigest() if tokenizer.text else None,

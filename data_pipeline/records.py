@@ -7,7 +7,7 @@ costs one record, not the job.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from chameleon_jax.document import decode_image, open_image, read_picture
@@ -65,15 +65,12 @@ class Record:
     @property
     def texts(self) -> tuple[str, ...]:
         """All texts in their order."""
-        return tuple(segment for segment in self._all_segments() if isinstance(segment, str))
+        return tuple(segment for segment in self.all_segments if isinstance(segment, str))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in their order."""
-        return tuple(segment for segment in self._all_segments() if not isinstance(segment, str))
-
-    def _all_segments(self) -> Sequence[Segment]:
-        return [segment for turn in self.turns for part in turn for segment in part] if self.turns else self.segments
+        return tuple(segment for segment in self.all_segments if not isinstance(segment, str))
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:

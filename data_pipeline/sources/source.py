@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
-from chameleon_jax.config.reading import config, require, shortened
+from chameleon_jax.config.reading import config, require, shortened, to_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
 from data_pipeline.augment import AugmentConfig
@@ -29,6 +29,10 @@ FORMER_KEYS: dict[str, Any] = {
 }  # fmt: skip
 """Keys that sources of every kind once had, with their defaults. Old YAML files and headers of prepared data contain
 them, and fingerprints are still computed with them."""
+
+NEWER_KEYS = ("filter", "form")
+"""Keys that sources of every kind have since: left out of headers where they have their defaults, so that data that a
+newer version prepares again has the fingerprint that it had."""
 
 _KINDS: dict[str, type[SourceConfig]] = {}
 
@@ -54,6 +58,16 @@ def _load_entry_points() -> None:
         except Exception as error:  # whatever is wrong with it, it is not ours
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"kind: {entry_point.value} adds kinds, but cannot be imported: {reason}") from None
+
+
+def settings_of(source: SourceConfig) -> dict[str, Any]:
+    """A source as plain data for headers and fingerprints."""
+    defaults = {field.name: field.default for field in dataclasses.fields(source) if field.name in NEWER_KEYS}
+    return {
+        name: value
+        for name, value in to_dict(source).items()
+        if name not in defaults or getattr(source, name) != defaults[name]
+    }
 
 
 def _keys(cls: type[SourceConfig]) -> set[str]:

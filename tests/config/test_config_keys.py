@@ -42,8 +42,12 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.config.reading import config
 from data_pipeline import config as data_configs
+from data_pipeline.augment import AugmentConfig
 from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, TextTokenizerCommand
 from data_pipeline.datasets import digit_documents, python_documents
+from data_pipeline.filters import FilterConfig
+from data_pipeline.forms import FormConfig, TurnTemplate
+from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
 from data_pipeline.sources import source as source_module
 
@@ -423,6 +427,9 @@ SOURCE: dict[str, Check | str] = {
     "name": "test_source_is_called_by_its_kind_unless_named",
     "count": "test_text_sources_stop_after_their_count",
     "loss": "test_documents_can_be_learnt_from_for_one_modality",
+    "filter": "test_rule_names_itself_its_limit_and_what_it_found",
+    "form": "test_record_that_a_template_does_not_fit_is_rejected",
+    "augment": "test_augmentation_is_light_and_only_on_demand",
 }
 FILE: dict[str, Check | str] = {
     "path": "test_own_documents",
@@ -600,11 +607,40 @@ KEYS: dict[type, dict[str, Check | str]] = {
     **dict.fromkeys(sources_in(python_documents), SOURCE | SPLIT),
     **dict.fromkeys(
         sources_in(digit_documents),
-        SOURCE | SPLIT | {
-            "augment": "test_augmentation_is_light_and_only_on_demand",
-            "seed": "test_seed_changes_the_documents",
-        },
+        SOURCE | SPLIT | {"seed": "test_seed_changes_the_documents"},
     ),
+    FormConfig: {
+        "order": "test_order_is_that_of_pictures_and_texts_among_themselves",
+        "image_first_share": "test_share_of_pictures_first_can_be_set",
+        "templates": "test_every_template_gets_its_share",
+        "separator": "test_separator_stands_beside_text_only",
+        "max_pictures": "test_pictures_above_the_limit_leave_and_the_text_stays",
+        "too_many_pictures": "test_document_is_split_at_the_picture_that_is_too_many",
+        **dict.fromkeys(("drop_text", "drop_all"), "test_text_is_dropped_as_often_as_asked"),
+        "copies": "test_copies_have_ids_and_choices_of_their_own",
+    },
+    TurnTemplate: dict.fromkeys(("prompt", "answer"), "test_template_of_prompt_and_answer_makes_a_turn"),
+    FilterConfig: {
+        **{
+            field.name: "test_rule_names_itself_its_limit_and_what_it_found"
+            for field in dataclasses.fields(FilterConfig)
+        },
+        "max_repeated_ngrams": "test_repeated_ngrams_by_hand",
+        **dict.fromkeys(("min_pictures", "max_pictures"), "test_number_of_pictures_is_counted_without_opening_any"),
+        **dict.fromkeys(("min_side", "max_aspect_ratio"), "test_picture_must_be_large_and_compact_enough"),
+    },
+    AugmentConfig: {
+        **{
+            field.name: "test_each_setting_changes_pictures_the_same_way_each_time"
+            for field in dataclasses.fields(AugmentConfig)
+        },
+        "flip": "test_flip_mirrors_half_of_the_pictures",
+        "border": "test_nothing_from_outside_shows_unless_white_is_asked_for",
+    },
+    NearDuplicatesConfig: {
+        "text": "test_limit_of_similarity_is_that_of_the_words",
+        "pictures": "test_hashes_within_the_bits_are_found_and_others_are_not",
+    },
     ShowCommand: {
         "source": "test_rows_are_printed_with_what_is_learnt_from",
         "output": "test_pictures_are_marked_or_drawn",
@@ -691,6 +727,7 @@ CLASSES = [
     *(cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))),
     *(cls for cls in vars(data_configs).values() if getattr(cls, "__module__", "") == data_configs.__name__),
     *source_module._KINDS.values(),
+    *(FormConfig, TurnTemplate, FilterConfig, AugmentConfig, NearDuplicatesConfig),
 ]
 CLASSES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
 
