@@ -17,11 +17,12 @@ before the first prompt. Other keys are ignored. Paths are relative to the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import IMAGE_MARKS, DocumentError
-from data_pipeline.records import Record, Segment, Turn
+from data_pipeline.records import Picture, Record, Segment, Turn
 from data_pipeline.sources.documents import parse_segments
 from data_pipeline.sources.files import Pictures
 from data_pipeline.sources.json_text import check_text, shown
@@ -32,7 +33,7 @@ _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
 
 
-def _turn(value: Any, number: int, picture: Pictures) -> Turn:
+def _turn(value: Any, number: int, picture: Callable[[str], Picture]) -> Turn:
     if not isinstance(value, dict) or value.keys() != {"prompt", "answer"}:
         raise DocumentError(f'turn {number}, {shown(value)}: must be {{"prompt": …, "answer": …}}')
 
@@ -97,7 +98,7 @@ def _llava_files(values: dict[str, Any]) -> list[str]:
     return files
 
 
-def _llava_conversation(values: dict[str, Any], messages: Any, picture: Pictures) -> list[Turn]:
+def _llava_conversation(values: dict[str, Any], messages: Any, picture: Callable[[str], Picture]) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
     turns, files = _llava_turns(messages), _llava_files(values)
@@ -126,7 +127,8 @@ def _stands_alone(text: str) -> bool:
     return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
 
 
-def _conversation(values: Any, picture: Pictures) -> list[Turn]:
+def parse_turns(values: Any, picture: Callable[[str], Picture]) -> list[Turn]:
+    """The turns of a conversation in JSON. Raises `DocumentError` if it is none."""
     for key in ("conversations", "messages"):
         if isinstance(values, dict) and key in values:
             return _llava_conversation(values, values[key], picture)
@@ -149,4 +151,4 @@ class ConversationsSource(TurnKeys, JsonLinesSource):
     arrays: ClassVar[bool] = True
 
     def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
-        return Record(id, place, turns=tuple(_conversation(values, picture)))
+        return Record(id, place, turns=tuple(parse_turns(values, picture)))

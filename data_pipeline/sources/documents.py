@@ -7,18 +7,19 @@ Paths of pictures are relative to the file; absolute paths and `..` are allowed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
-from data_pipeline.records import Record, Segment
+from data_pipeline.records import Picture, Record, Segment
 from data_pipeline.sources.files import Pictures
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
 from data_pipeline.sources.source import register_source
 
 
-def _segment(value: Any, picture: Pictures) -> Segment:
+def _segment(value: Any, picture: Callable[[str], Picture]) -> Segment:
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
@@ -26,7 +27,7 @@ def _segment(value: Any, picture: Pictures) -> Segment:
     raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
 
 
-def parse_segments(values: Any, picture: Pictures) -> tuple[Segment, ...]:
+def parse_segments(values: Any, picture: Callable[[str], Picture]) -> tuple[Segment, ...]:
     """The segments that a list in JSON means.
 
     Raises:

@@ -31,7 +31,7 @@ from data_pipeline.sources.files import (
 from data_pipeline.sources.json_array import array_items
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _utf_16_as_utf_8(file: BinaryIO) -> Iterator[bytes]:
@@ -45,10 +45,10 @@ def _utf_16_as_utf_8(file: BinaryIO) -> Iterator[bytes]:
             raise BrokenStreamError(f"not valid UTF-16: {error}") from None
 
 
-def _open_text(path: str) -> io.BufferedReader:
+def open_text(path: str) -> io.BufferedReader:
     """The lines of a file in UTF-8."""
     file = open_stream(path)
-    return io.BufferedReader(Chunks(_utf_16_as_utf_8(file))) if file.peek(2).startswith(_UTF_16) else file
+    return io.BufferedReader(Chunks(_utf_16_as_utf_8(file))) if file.peek(2).startswith(UTF_16) else file
 
 
 def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[int, bytes | None]]:
@@ -106,7 +106,7 @@ class JsonLinesSource(FilesSource):
     def _shards_of(self, file: DataFile) -> list[Shard]:
         with open_plain(file.path) as stream:
             head = stream.read(4096)
-        if compression(head) or head.startswith(_UTF_16) or self._is_array(head) or file.size <= SHARD_BYTES:
+        if compression(head) or head.startswith(UTF_16) or self._is_array(head) or file.size <= SHARD_BYTES:
             return [Shard(file.name, identity(file.path), files=(file.name,))]
         return [
             Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, (file.name,))
@@ -119,7 +119,7 @@ class JsonLinesSource(FilesSource):
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         name, folder = shard.files[0], os.path.dirname(self.path_of(shard))
-        with _open_text(self.path_of(shard)) as file:
+        with open_text(self.path_of(shard)) as file:
             items = not shard.begin and self._is_array(file.peek(4096))
             for id, place, values in _items(file, name) if items else _lines(file, name, shard):
                 try:
