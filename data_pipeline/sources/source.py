@@ -30,7 +30,7 @@ FORMER_KEYS: dict[str, Any] = {
 """Keys that sources of every kind once had, with their defaults. Old YAML files and headers of prepared data contain
 them, and fingerprints are still computed with them."""
 
-NEWER_KEYS = ("filter", "form")
+NEWER_KEYS = ("augment", "filter", "form")
 """Keys that sources of every kind have since: left out of headers where they have their defaults, so that data that a
 newer version prepares again has the fingerprint that it had."""
 
