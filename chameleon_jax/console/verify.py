@@ -51,7 +51,7 @@ def _parts(path: Path) -> Iterator[_Part]:
         if place.is_dir():
             yield from _parts_of(place)
     for checklist in sorted(path.rglob(CHECKLIST)):
-        yield checklist, "MD5 sums", lambda file=checklist: f"{verify_checklist(file)} files"
+        yield checklist, "MD5 checksums", lambda file=checklist: f"{verify_checklist(file)} files"
 
 
 def _parts_of(folder: Path) -> Iterator[_Part]:
