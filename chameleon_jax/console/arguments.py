@@ -1,8 +1,8 @@
-"""What follows `chameleon COMMAND`: parsed by tyro, completed from YAML files, explained by `--help`.
+"""Parses the arguments of `chameleon COMMAND` with tyro, and merges them with the command's YAML file.
 
-A config may have hundreds of keys, and those of its lists depend on a file that is itself an argument. So tyro is told
-of the keys that a command line mentions, and hands back their text. Types and values are checked where those of YAML
-files are (`chameleon_jax.config.reading`), so that a mistake reads the same in both places.
+A config may have hundreds of keys, and those of its lists depend on a file that is itself an argument. So tyro is only
+given the keys that occur on the command line, and returns their values as text. Types and values are checked by the
+same code as those of YAML files (`chameleon_jax.config.reading`), so that errors are the same in both.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from chameleon_jax.config import ConfigError, find_configs, read_config
 from chameleon_jax.config.reading import find_key, parse_value, require, shortened
 
 _OPTION = re.compile(r"--[^\W\d][\w.-]*(=|$)", re.ASCII)
-"""What only begins with dashes, such as the prompts "--- a/file.py" and "-5 degrees", is no option."""
+"""An option. Prompts that merely begin with dashes, such as "--- a/file.py" and "-5 degrees", do not match."""
 _FLAGS = ("-q", "-v")
 _VERBATIM = "\0"
-"""Put before words that tyro would take for options. No word of a command line can hold it."""
+"""Prefix of words that tyro would otherwise read as options. No command line can contain this character."""
 
 RECIPES = ("demo", "shapes")
-"""Folders of configs/ with one YAML file for each command."""
+"""Folders in configs/ with one YAML file per command."""
 
 
 def recipes(file: str) -> tuple[str, ...]:
-    """The YAML files of this name in the folders of recipes."""
+    """Paths of the YAML files with this name in the folders of recipes, relative to configs/."""
     return tuple(f"{folder}/{file}.yaml" for folder in RECIPES)
 
 
@@ -45,15 +45,15 @@ class NoArguments:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A command that is configured by a YAML file."""
+    """A command that requires a YAML file."""
 
     config: Positional[str]
-    """A YAML file, or the name of one that is shipped"""
+    """A YAML file, or the name of one in configs/"""
 
 
 @dataclass(frozen=True)
 class OptionalConfigFile:
-    """A command that needs no YAML file."""
+    """A command that accepts a YAML file."""
 
     config: Positional[str] = ""
     """A YAML file"""
@@ -66,10 +66,10 @@ class CommonOptions:
     quiet: Annotated[bool, arg(aliases=("-q",))] = False
     """Print results, warnings and errors, but no progress."""
     verbose: Annotated[bool, arg(aliases=("-v",))] = False
-    """Print what the libraries log, and errors with their traceback."""
+    """Print log messages of libraries, and tracebacks of errors."""
     compilation_cache: str = ""
-    """Folder where compiled programs are kept for the next time; 'none' keeps none. Default: JAX_COMPILATION_CACHE_DIR,
-    or else chameleon_jax/compiled in the user's cache, for the commands that do not measure compiling."""
+    """Folder where compiled programs are cached; 'none' disables the cache. Default: JAX_COMPILATION_CACHE_DIR, or else
+    chameleon_jax/compiled in the user's cache folder, except for commands that measure compilation."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,21 @@ class Command:
     summary: str
     config: type
     run: str
-    """A function below `chameleon_jax`, as "module:name". It is called with the config, that of `options` if there is
-    one, and the fields of `arguments` as keywords, and returns figures to print."""
+    """A function in `chameleon_jax`, as "module:name". It is called with the config, that of `options` if there is one,
+    and the fields of `arguments` as keywords, and returns results to print."""
     arguments: type = NoArguments
-    """A dataclass of what is no key of the config. Its fields are text, tuples of text, or flags."""
+    """A dataclass of arguments that are not keys of the config. Its fields are strings, tuples of strings, or flags."""
     options: type | None = None
-    """A second config whose keys are for the command line only."""
+    """A second config whose keys are only accepted on the command line."""
     example: str = ""
     configs: tuple[str, ...] = ()
-    """Patterns of the YAML files below configs/ that may be given by name."""
+    """Patterns of the YAML files in configs/ that may be given by name."""
     json: bool = False
-    """Print the figures as JSON."""
+    """Print the results as JSON."""
     keeps_programs: bool = False
-    """Use JAX's compilation cache without being told to. Commands that measure compiling do not."""
+    """Use JAX's compilation cache by default. Commands that measure compilation do not."""
     then: tuple[str, ...] = ()
-    """What can be typed next, with `{output}` for that of the config."""
+    """Commands that may be run next, with `{output}` for that of the config."""
 
     @property
     def usage(self) -> str:
@@ -102,19 +102,19 @@ class Command:
         return " ".join(name if is_required else f"[{name}]" for name, is_required in names)
 
     def shipped(self) -> dict[str, Path]:
-        """The shipped YAML files by name; those in a folder of recipes go by the name of the folder."""
+        """The YAML files in configs/ by name; those in a folder of recipes have the name of the folder."""
         root = find_configs()
         files = sorted(path for pattern in self.configs for path in root.glob(pattern))
         return {path.parent.name if path.parent.name in RECIPES else path.stem: path for path in files}
 
     def find_file(self, given: str) -> str | Path:
-        """The YAML file that was meant: a path, or the name of a shipped one.
+        """The YAML file that `given` refers to, a path or a name.
 
         Raises:
-          ConfigError: if it is neither.
+          ConfigError: if it is neither a path nor the name of a file in configs/.
         """
         if given.endswith((".yaml", ".yml")) or "/" in given:
-            shipped_file = find_configs().parent / given  # as the documentation writes it, in any folder
+            shipped_file = find_configs().parent / given  # configs/… works from any folder
             return shipped_file if given.startswith("configs/") and not Path(given).exists() else given
         shipped = self.shipped()
         nearest = difflib.get_close_matches(given, shipped, n=1)
@@ -125,12 +125,12 @@ class Command:
 
 
 def is_positional(cls: type, name: str) -> bool:
-    """Whether a field of a command's arguments is given without an option's name."""
+    """Whether a field of a command's arguments is positional."""
     return Positional in getattr(typing.get_type_hints(cls, include_extras=True)[name], "__metadata__", ())
 
 
 class Parsed(NamedTuple):
-    """A command line, understood."""
+    """A parsed command line."""
 
     config: Any
     options: Any
@@ -146,10 +146,10 @@ class _Key(NamedTuple):
 
 
 def parse(command: Command, words: list[str]) -> Parsed:
-    """What the words after a command say.
+    """Parses the words after a command.
 
     Raises:
-      ConfigError: one line on the first thing that is wrong.
+      ConfigError: for the first mistake, in one line.
     """
     words, keys = _mentioned_keys(command, words)
     texts = {name: tuple[str, ...] if _is_list(key.hint) else str for name, key in keys.items()}
@@ -158,25 +158,27 @@ def parse(command: Command, words: list[str]) -> Parsed:
         ("common", Annotated[CommonOptions, arg(name="")]),
         ("texts", Annotated[TypedDict("Texts", texts, total=False), arg(name="")]),
     ])  # fmt: skip
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             given, left = tyro.cli(
                 kind, args=words, return_unknown_args=True, add_help=False, prog=f"chameleon {command.name}",
                 config=(PositionalMetavarFromFieldName,),
             )  # fmt: skip
     except SystemExit:
-        raise _in_one_line(command, said.getvalue()) from None
+        raise _one_line_error(command, printed.getvalue()) from None
     if left:
-        raise ConfigError(f"{shortened(_plain(left[0]))}: is one too many; expected {command.usage or 'options only'}")
+        raise ConfigError(
+            f"{shortened(_unescape(left[0]))}: is one argument too many; expected {command.usage or 'only options'}"
+        )
     overrides: dict[type, dict[str, Any]] = {command.config: {}, command.options: {}}
     for name, text in given.texts.items():
         key = keys[name]
         try:
-            overrides[key.owner][key.path] = parse_value(key.hint, _plain(text))
+            overrides[key.owner][key.path] = parse_value(key.hint, _unescape(text))
         except ConfigError as error:
             raise ConfigError(f"--{name} = {error}") from None
-    arguments = {name: _plain(value) for name, value in vars(given.arguments).items()}
+    arguments = {name: _unescape(value) for name, value in vars(given.arguments).items()}
     file = arguments.pop("config", None)
     config = read_config(command.config, command.find_file(file) if file else None, overrides[command.config])
     options = read_config(command.options, None, overrides[command.options]) if command.options else None
@@ -184,8 +186,10 @@ def parse(command: Command, words: list[str]) -> Parsed:
 
 
 def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict[str, _Key]]:
-    """The keys of configs that options among `words` name, and `words` as tyro understands them: `--flag` becomes
-    `--flag=true`, since flags may have a value here, and prompts may begin with a dash.
+    """The config keys that occur as options in `words`, and `words` rewritten for tyro.
+
+    `--flag` becomes `--flag=true`, as flags may also be given with a value, and words that only begin with a dash are
+    escaped.
     """
     own = {field.name for cls in (command.arguments, CommonOptions) for field in dataclasses.fields(cls)}
     written: list[str] = []
@@ -211,15 +215,15 @@ def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict
     return written, keys
 
 
-def _plain(value: Any) -> Any:
-    """Text, or each text of a tuple, as it was typed."""
+def _unescape(value: Any) -> Any:
+    """A string, or a tuple of strings, as typed."""
     if isinstance(value, tuple):
-        return tuple(map(_plain, value))
+        return tuple(map(_unescape, value))
     return value.removeprefix(_VERBATIM) if isinstance(value, str) else value
 
 
 def _find(command: Command, name: str) -> tuple[_Key, bool]:
-    """The key that an option names, and whether it is the `--no-` of a flag."""
+    """The key that an option names, and whether it is negated as in `--no-flag`."""
     owners = [cls for cls in (command.options, command.config) if cls]
     errors = []
     for owner in owners:
@@ -239,14 +243,14 @@ def _find(command: Command, name: str) -> tuple[_Key, bool]:
 
 
 def _is_list(hint: Any) -> bool:
-    """Whether values are lists of texts or numbers, which may be given one after another."""
+    """Whether values are lists of strings or numbers, which may be given one after another."""
     item = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     return item is not None and (item in (int, float, str) or typing.get_origin(item) is typing.Literal)
 
 
-def _in_one_line(command: Command, said: str) -> ConfigError:
-    """What tyro draws in a box."""
-    words = " ".join(re.sub(r"[─│╭╮╰╯]", " ", said).split())
+def _one_line_error(command: Command, printed: str) -> ConfigError:
+    """The error that tyro printed, without its box."""
+    words = " ".join(re.sub(r"[─│╭╮╰╯]", " ", printed).split())
     if option := re.search(r"Missing value for argument \W*(--[\w.-]+)", words):
         return ConfigError(f"{option[1]}: a value must follow")
     names = [name for name in command.usage.split() if name.isupper()]

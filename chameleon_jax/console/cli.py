@@ -1,4 +1,4 @@
-"""The `chameleon` command: finds the subcommand, runs it, prints what it says. `arguments.py` parses."""
+"""The `chameleon` command: selects and runs the subcommand, and prints its results. `arguments.py` parses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
     "tensorboardX": "tensorboard", "wandb": "wandb",
 }  # fmt: skip
-"""Packages that only an extra installs."""
+"""Optional packages, and the extra that installs each."""
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
@@ -97,7 +97,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "demo", "train and judge a small Chameleon from nothing; some minutes", configs.DemoCommand,
+            "demo", "train and evaluate a small Chameleon from scratch; some minutes", configs.DemoCommand,
             "demo.run:run_demo", OptionalConfigFile, keeps_programs=True,
         ),
         Command(
@@ -119,7 +119,7 @@ COMMANDS = {
             then=("show {output}", "train CONFIG --data {output}"),
         ),
         Command(
-            "show", "print rows of prepared data, prompts and answers told apart", data_configs.ShowCommand,
+            "show", "print rows of prepared data, with prompts and answers marked", data_configs.ShowCommand,
             "console.show:show", _Show, example="chameleon show out/demo/rows --source digit_sums --rows 3 17",
         ),
         Command(
@@ -128,8 +128,8 @@ COMMANDS = {
             then=('generate {output} "Once"', "inspect {output}"),
         ),
         Command(
-            "compile", "compile the train step for a pod that is not there: does it fit, what moves, how fast could it "
-            "be", configs.TrainConfig, "compilation.run:compile_command", ConfigFile,
+            "compile", "compile the train step for a pod without having one: memory, communication, estimated speed",
+            configs.TrainConfig, "compilation.run:compile_command", ConfigFile,
             configs.CompileOptions, configs=_TRAINING, example="chameleon compile pretrain_7b --topology v5p:4x4x8",
         ),
         Command(
@@ -160,7 +160,7 @@ COMMANDS = {
             example="chameleon bench generate cpu_25m --rows 1 4",
         ),
         Command(
-            "inspect", "say what a model folder holds, and what it lacks", configs.InspectCommand,
+            "inspect", "describe the contents of a model folder", configs.InspectCommand,
             "console.inspect:inspect", _Inspect, example="chameleon inspect out/demo --verify",
         ),
     )
@@ -175,7 +175,7 @@ def _help() -> str:
         "",
         "commands:",
         *(f"  {name:<23}{command.summary}" for name, command in COMMANDS.items()),
-        f"  {'completion SHELL':<23}print what {', '.join(SHELLS)} read to complete commands, keys and values",
+        f"  {'completion SHELL':<23}print the completion script for {', '.join(SHELLS)}",
         "",
         "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them.",
         "Start with `chameleon demo`.",
@@ -192,7 +192,7 @@ def _version() -> str:
 
 
 def _print_figures(command: Command, config: Any, figures: dict[str, Any]) -> None:
-    """What a command found out, and what can be typed next."""
+    """Prints the results of a command, and commands that may be run next."""
     if command.json:
         print(json.dumps(figures, indent=2))
         return
@@ -200,7 +200,7 @@ def _print_figures(command: Command, config: Any, figures: dict[str, Any]) -> No
     for key, value in figures.items():
         text = f"{value:.4g}" if isinstance(value, float) else printable(value, LONGEST_MESSAGE)
         print(f"{key:<{width}} {text}")
-    if figures and command.then:  # of several processes one speaks
+    if figures and command.then:  # only the first of several processes has figures
         print("\nnext:")
         for line in command.then:
             print(f"  chameleon {line.format(output=shlex.quote(config.output))}")
@@ -212,18 +212,18 @@ def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
 
 @contextlib.contextmanager
 def _verbosity(common: CommonOptions) -> Iterator[None]:
-    """Prints as much as the options say."""
+    """Applies --quiet and --verbose."""
     from chameleon_jax.runtime.progress import console
 
     if common.verbose:
         logging.basicConfig(level=logging.INFO)
-    # Otherwise libraries log the tracebacks of errors that are raised as well, and are explained in one line.
+    # Without --verbose, libraries must not log tracebacks of errors that are also raised and explained in one line.
     logging.getLogger("absl").setLevel(logging.INFO if common.verbose else logging.CRITICAL)
     console.quiet = common.quiet
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            if not common.verbose:  # a damaged program in the cache is compiled again
+            if not common.verbose:  # JAX then compiles the program again
                 warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
             yield
     except ChameleonError:
@@ -242,12 +242,12 @@ def _run(command: Command, words: list[str]) -> None:
             pkgutil.resolve_name("chameleon_jax.runtime.compilation_cache:keep_programs")(
                 parsed.common.compilation_cache
             )
-        both = (parsed.config,) if parsed.options is None else (parsed.config, parsed.options)
-        _print_figures(command, parsed.config, run(*both, **parsed.arguments))
+        configs_given = (parsed.config,) if parsed.options is None else (parsed.config, parsed.options)
+        _print_figures(command, parsed.config, run(*configs_given, **parsed.arguments))
 
 
-def _explain(command: Command, words: list[str]) -> bool:
-    """Prints help if the words after a command ask for it."""
+def _print_help(command: Command, words: list[str]) -> bool:
+    """Prints help if the words after a command ask for it; returns whether they do."""
     before = words[: words.index("--")] if "--" in words else words
     asked = {"-h", "--help", "-H", "--help-all", "--help_all"} & set(before)
     if not asked:
@@ -278,22 +278,25 @@ def _dispatch(name: str, words: list[str]) -> None:
         known = [*COMMANDS, "completion"]
         nearest = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"{name!r} is no command; {f'did you mean {nearest[0]!r}?' if nearest else 'there are ' + ', '.join(known)}"
+            f"{name!r} is not a command; "
+            + (f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}")
         )
-    if not _explain(COMMANDS[name], words):
+    if not _print_help(COMMANDS[name], words):
         _run(COMMANDS[name], words)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 done, 1 failed, 2 the command itself was wrong,
-    130 interrupted by Ctrl-C (training saves first), 141 nobody reads the output any more (`| head`), 143 training
-    stopped by SIGTERM after saving everything."""
+    """Runs the command line and returns the exit status.
+
+    0 success, 1 failure, 2 wrong command line or config, 130 interrupted by Ctrl-C (training saves first), 141 output
+    pipe closed (`| head`), 143 training stopped by SIGTERM after saving.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     try:
         status = _main(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's flush at exit does not fail
         return 141
     return status
 
@@ -312,18 +315,18 @@ def _main(words: list[str]) -> int:
         _dispatch(name, rest)
         return 0
     except ConfigError as error:
-        status, said = 2, str(error)
+        status, message = 2, str(error)
     except Stopped as error:
-        status, said = error.status, str(error)
+        status, message = error.status, str(error)
     except ChameleonError as error:
-        status, said = 1, str(error)
+        status, message = 1, str(error)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        status, said = 1, f"needs {error.name}, which is not installed; pip install 'chameleon-jax[{extra}]'"
+        status, message = 1, f"needs {error.name}, which is not installed; pip install 'chameleon-jax[{extra}]'"
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        status, said = 130, "stopped"
-    print(f"chameleon {name}: {said}", file=sys.stderr)
+        status, message = 130, "stopped"
+    print(f"chameleon {name}: {message}", file=sys.stderr)
     return status

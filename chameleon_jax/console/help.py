@@ -1,4 +1,4 @@
-"""`--help` of one screen, `--help-all`, and completion for shells."""
+"""`--help` on one screen, `--help-all`, and shell completion."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from chameleon_jax.config.docstrings import field_docs
 from chameleon_jax.console.arguments import Command, CommonOptions, is_positional
 
 _NAMES = 26
-"""Columns of names in a list of options."""
+"""Width of the column of names in a list of options."""
 
 
 def short_help(command: Command, file: str | None) -> Iterator[str]:
-    """Lines of `--help`: what to type, and the first sentence on each key of the first level.
+    """Lines of `--help`: usage, and the first sentence of the documentation of each top-level key.
 
     Args:
-      file: the YAML file whose values are shown; None takes that of the example, if the command needs one.
+      file: the YAML file whose values are shown; None for the first of the command's, if it has any.
     """
     has_keys = bool(dataclasses.fields(command.config))
     yield f"usage: chameleon {command.name} {command.usage}{' [--key value …]' if has_keys else ''}".rstrip()
@@ -75,7 +75,7 @@ def _keys(command: Command, file: str | None) -> Iterator[str]:
 
 
 def _docs(cls: type) -> dict[str, str]:
-    """What is written below the fields of a dataclass and its bases."""
+    """The docstrings of the fields of a dataclass and its bases."""
     return {name: text for base in reversed(cls.__mro__) for name, text in field_docs(base).items()}
 
 
@@ -84,7 +84,7 @@ def _has_keys(value: Any) -> bool:
 
 
 def _typed(value: Any) -> str:
-    """A value as it is typed after an option."""
+    """A value as typed on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(_typed, value)) or "[]"
     if value is None or isinstance(value, bool):
@@ -102,7 +102,7 @@ def _paragraph(name: str, text: str) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    """One line: a name and as much of the first sentence as fits."""
+    """One line with a name and as much of the first sentence as fits."""
     sentence = re.split(r"(?<=[.;])\s", text)[0].rstrip(";")
     first = f"  {name:<{_NAMES}} "
     room = _width() - len(first)
@@ -110,7 +110,7 @@ def _row(name: str, text: str) -> str:
 
 
 def _shown_config(command: Command, file: str | None) -> tuple[Any, str]:
-    """The config whose values help shows, and where they are from; none where the defaults of the class are shown."""
+    """The config whose values are shown, and its file; None if the class's defaults are shown."""
     if not file and command.configs:
         file = next(iter(command.shipped()))
     if not file:
@@ -121,16 +121,16 @@ def _shown_config(command: Command, file: str | None) -> tuple[Any, str]:
 
 
 def print_full_help(command: Command, file: str | None) -> None:
-    """Prints `--help-all`: every key with its type, its meaning and its value."""
+    """Prints `--help-all`: every key with its type, documentation and value."""
     with contextlib.suppress(SystemExit):
         tyro.cli(
-            _everything(command, file), args=["--help"], prog=f"chameleon {command.name}", description=command.summary,
+            _all_options(command, file), args=["--help"], prog=f"chameleon {command.name}", description=command.summary,
             config=(PositionalMetavarFromFieldName, AvoidSubcommands),
         )  # fmt: skip
 
 
-def _everything(command: Command, file: str | None = None) -> type:
-    """A dataclass of all that a command accepts. Of lists whose entries have keys, the first entry stands for all."""
+def _all_options(command: Command, file: str | None = None) -> type:
+    """A dataclass of everything that a command accepts. Lists of configs are represented by their first entry."""
     config, _ = _shown_config(command, file)
     default = {}
     if config is not None:
@@ -148,19 +148,19 @@ def _everything(command: Command, file: str | None = None) -> type:
 
 
 def completion(commands: Iterable[Command], shell: str) -> str:
-    """The script that a shell reads to complete command lines."""
+    """The completion script for a shell."""
     parts, groups = [], {}
     for command in commands:
         group, _, name = command.name.rpartition(" ")
-        kind = Annotated[_everything(command), subcommand(name=name, description=command.summary)]
+        kind = Annotated[_all_options(command), subcommand(name=name, description=command.summary)]
         (groups.setdefault(group, []) if group else parts).append(kind)
     for group, kinds in groups.items():
         one_of = make_dataclass(group, [("command", typing.Union[tuple(kinds)])])  # noqa: UP007
         parts.append(Annotated[one_of, subcommand(name=group)])
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.cli(
             typing.Union[tuple(parts)],  # noqa: UP007
             prog="chameleon", args=["--tyro-write-completion", shell, "-"], config=(PositionalMetavarFromFieldName,),
         )  # fmt: skip
-    return said.getvalue()
+    return script.getvalue()

@@ -1,4 +1,4 @@
-"""`chameleon inspect`: what a model folder holds, or what is damaged in a folder of any kind."""
+"""`chameleon inspect`: describes a model folder, or verifies a folder of any kind."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chameleon_jax.weights.formats import open_checkpoint
 
 
 def inspect(config: InspectCommand, *, path: str) -> dict[str, Any]:
-    """Prints what a model folder holds, or with `verify` what is damaged in a folder of any kind.
+    """Prints a description of a model folder, or with `verify` which parts of a folder of any kind are intact.
 
     Raises:
-      DamagedFile: after the last line, if anything is.
+      DamagedFile: after the last line, if any part is damaged.
     """
     if config.verify:
         return _verify(path, config.json)
@@ -31,11 +31,11 @@ def inspect(config: InspectCommand, *, path: str) -> dict[str, Any]:
 
 def _verify(path: str, as_json: bool) -> dict[str, Any]:
     damaged, results = 0, []
-    for place, kind, found, sound in verify(path):
+    for part, kind, found, sound in verify(path):
         damaged += not sound
-        results.append({"path": place, "kind": kind, "sound": sound, "found": found})
+        results.append({"path": part, "kind": kind, "sound": sound, "found": found})
         if not as_json:
-            line = found if found.startswith(place) else f"{place}: {kind}: {found}"
+            line = found if found.startswith(part) else f"{part}: {kind}: {found}"
             print(printable(f"{'sound' if sound else 'DAMAGED':<9}{line}", LONGEST_MESSAGE))
     if as_json:
         print(json.dumps(results, indent=2))

@@ -1,4 +1,4 @@
-"""What is printed for people: text that steers no terminal, and pictures as coloured half blocks."""
+"""Prints text without control characters, and pictures as coloured half blocks, on a terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def can_show_images() -> bool:
-    """Whether standard output is a terminal that claims 24-bit or 256 colours."""
+    """Whether standard output is a terminal that reports 24-bit or 256 colours."""
     colours = os.environ.get("COLORTERM", "") in ("truecolor", "24bit") or "256color" in os.environ.get("TERM", "")
     return sys.stdout.isatty() and colours and "NO_COLOR" not in os.environ
 
 
 def half_blocks(image: Image, columns: int = 32) -> str:
-    """The picture as lines of '▀', upper pixel in the foreground and lower one in the background colour: two pixels a
-    character, in any terminal with colours."""
+    """A picture as lines of '▀': each character shows two pixels, the upper one in the foreground colour and the lower
+    one in the background colour."""
     columns = min(columns, image.width)
     rows = max(2, round(image.height * columns / image.width / 2) * 2)
     pixels = np.asarray(image.convert("RGB").resize((columns, rows)))
@@ -45,7 +45,7 @@ def steers_nothing(text: str) -> str:
 
 
 def print_warnings(warnings: Iterable[object]) -> None:
-    """Each on one line, where errors go."""
+    """Prints each on one line of standard error."""
     for warning in warnings:
         print(f"warning: {printable(warning, LONGEST_MESSAGE)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""`chameleon train`: prepared data, a first model and the training engine brought together."""
+"""`chameleon train`: connects prepared data, the initial model and the training engine."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains on prepared data and writes `<output>/model`. Returns how long it took, the losses on the held-out
-    sources at the end, and where the model is; nothing in processes other than the first."""
+    """Trains on prepared data and writes `<output>/model`.
+
+    Returns:
+      In the first process, the duration, the final losses on the held-out sources, and the path of the model.
+    """
     from data_pipeline.loader import PreparedData
 
     start_processes(config.distributed)
@@ -112,8 +115,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None) -> Sampler:
-    """Gives what a model in training writes after the prompts of the config, with their pictures prepared as those it
-    learns from; refuses at once what it could not."""
+    """A function that answers the config's sample prompts with the current parameters; pictures in prompts are prepared
+    like those of the training data. Raises `ConfigError` if a prompt cannot be answered."""
     if fit and tokenizer.image:
         tokenizer.image.preprocessing = dataclasses.replace(tokenizer.image.preprocessing, fit=fit)
     prompts, generation = config.samples.prompts, config.samples.generation
@@ -140,7 +143,7 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
 
 
 def _last_held_out_losses(output: Path) -> dict[str, float]:
-    """The losses that the last line of metrics with any gives, in nats per token: {"held_out.digits.loss": 2.5, …}."""
+    """The most recent held-out losses in nats per token, such as {"held_out.digits.loss": 2.5, …}."""
     found = [line["held_out"] for line in read_metrics(output / "metrics.jsonl") if "held_out" in line]
     return {
         f"held_out.{source}.{name}": loss
@@ -150,25 +153,26 @@ def _last_held_out_losses(output: Path) -> dict[str, float]:
 
 
 def _held_out(data: PreparedData, name: str, config: TrainConfig) -> HeldOut:
-    data.rows("held_out", name)  # files that are missing are an error now rather than at the first evaluation
+    data.rows("held_out", name)  # missing files are reported now rather than at the first evaluation
     return lambda rows: data.held_out_batches(name, config.batch_size, config.evaluation_batches, rows)
 
 
 def _open_initial(
     config: TrainConfig, vocabulary: Vocabulary
 ) -> tuple[TrainConfig, Callable[[Any], Any] | None, Checkpoint | None]:
-    """The config with the size of the vocabulary and the context length, what gives a run its first parameters, and the
-    model that they are from.
+    """Opens the model that training starts from, if any.
 
-    A run that goes on from a checkpoint does not need that model any more: that it is gone is an error only when its
-    parameters are asked for.
+    Returns:
+      The config with vocabulary size and context length filled in, a function that loads the initial parameters, and
+      the opened model. A run that resumes from a checkpoint no longer needs this model, so it is only an error when
+      its parameters are loaded that it cannot be opened.
     """
-    checkpoint = gone = None
+    checkpoint = open_error = None
     if config.initial:
         try:
             checkpoint = open_checkpoint(config.initial)
         except FileError as error:
-            gone = error
+            open_error = error
     open_size = config.model.vocab_size is None
     known = to_dict(checkpoint.config) if checkpoint else {}
     if before := stored_config(as_path(config.output) / "checkpoints"):
@@ -181,12 +185,12 @@ def _open_initial(
         )
 
     def fail(target: Any) -> Any:
-        raise gone
+        raise open_error
 
     if checkpoint is None:
-        return config, fail if gone else None, None
+        return config, fail if open_error else None, None
     load = initial_params(checkpoint, config, vocabulary)
     if config.initial_adapters:
-        plain = load
-        load = lambda target: add_adapters(plain(target), config.model, config.initial_adapters)  # noqa: E731
+        load_base = load
+        load = lambda target: add_adapters(load_base(target), config.model, config.initial_adapters)  # noqa: E731
     return config, load, checkpoint

@@ -1,4 +1,4 @@
-"""Reads all that can be compared with a checksum: `chameleon inspect --verify`."""
+"""Verifies everything that has a checksum: `chameleon inspect --verify`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from chameleon_jax.weights.formats import open_checkpoint
 from chameleon_jax.weights.native import find_native
 
 _Part = tuple[Path, str, Callable[[], str]]
-"""What is verified, its kind, and what does it and says how much it was."""
+"""A file or folder, its kind, and a function that verifies it and returns a summary."""
 
 
 def verify(path: str | Path) -> Iterator[tuple[str, str, str, bool]]:
-    """Verifies a text tokenizer's file, or whatever of ours or of released models lies in a folder.
+    """Verifies a text tokenizer's file, or everything that is ours or part of a released model in a folder.
 
-    Arrays are read one by one.
+    Arrays are read one at a time.
 
     Yields:
-      a file or folder, its kind, what was found, and whether it is sound.
+      Path, kind, summary, and whether the part is intact.
 
     Raises:
-      FileError: if there is nothing that could be verified.
+      FileError: if there is nothing that can be verified.
     """
     path, found = Path(path), False
-    for place, kind, work in _parts(path):
+    for part, kind, check in _parts(path):
         found = True
         try:
-            yield str(place), kind, work(), True
+            yield str(part), kind, check(), True
         except ChameleonError as error:
-            yield str(place), kind, str(error), False
+            yield str(part), kind, str(error), False
     if not found:
         raise FileError(f"{path}: holds nothing that can be verified (a model, prepared data, a run or a tokenizer)")
 
@@ -47,19 +47,19 @@ def _parts(path: Path) -> Iterator[_Part]:
     text = path if path.is_file() else path / "text.model"
     if text.is_file() and not (path / "vocabulary.json").is_file():
         yield text, "text tokenizer", lambda: f"{load_text_tokenizer(text).num_pieces} pieces"
-    for place in (path, path / "run", path / "rows", path / "image_tokenizer"):  # the second to fourth of a demo
-        if place.is_dir():
-            yield from _parts_of(place)
+    for folder in (path, path / "run", path / "rows", path / "image_tokenizer"):  # the last three of a demo
+        if folder.is_dir():
+            yield from _parts_of(folder)
     for checklist in sorted(path.rglob(CHECKLIST)):
-        yield checklist, "MD5 sums", lambda file=checklist: f"{verify_checklist(file)} files"
+        yield checklist, "MD5 checksums", lambda file=checklist: f"{verify_checklist(file)} files"
 
 
 def _parts_of(folder: Path) -> Iterator[_Part]:
     checkpoints = folder / "checkpoints"
     if checkpoints.is_dir():
-        for step in sorted(int(place.name) for place in checkpoints.iterdir() if place.name.isdecimal()):
-            place = checkpoints / str(step)
-            yield place, "checkpoint", lambda place=place: verify_checkpoint(place)
+        for step in sorted(int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdecimal()):
+            checkpoint = checkpoints / str(step)
+            yield checkpoint, "checkpoint", lambda checkpoint=checkpoint: verify_checkpoint(checkpoint)
     if (folder / "dataset.json").is_file():
         yield folder, "prepared data", lambda: _verify_rows(folder)
         yield folder / "tokenizer", "tokenizer", lambda: _tokenizer(folder / "tokenizer")
@@ -92,9 +92,9 @@ def _model(folder: Path) -> str:
 
 def _tokenizer(folder: Path) -> str:
     tokenizer = DocumentTokenizer.load(folder)
-    sealed = "text_sha256" in read_header(folder / "vocabulary.json")
+    has_checksum = "text_sha256" in read_header(folder / "vocabulary.json")
     parts = [name for name in ("text", "image", "vocabulary") if getattr(tokenizer, name) is not None]
-    return f"{', '.join(parts)}{'' if sealed else ' (written before there were checksums)'}"
+    return f"{', '.join(parts)}{'' if has_checksum else ' (written before there were checksums)'}"
 
 
 def _image(folder: Path) -> str:

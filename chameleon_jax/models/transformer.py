@@ -236,6 +236,24 @@ def unembed(x: Float[Array, "B T d"], output: Float[Array, "d V"]) -> Float[Arra
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
 
+def _scanned_block(config: TransformerConfig, execution: ExecutionConfig) -> type[nn.Module]:
+    """`Block` scanned over the layers, with remat: its parameters and its cache have a leading axis of layers."""
+    block = Block
+    if execution.remat != "none":
+        # Outside of a loop, XLA merges the recomputation with the first computation and keeps everything.
+        prevent_cse = execution.remat_outside_loop(config.num_layers)
+        block = nn.remat(Block, prevent_cse=prevent_cse, policy=remat_policy(execution.remat))
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+        unroll=execution.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 class Transformer(nn.Module):
     """Token ids to float32 logits over the whole vocabulary, nothing masked.
 
@@ -303,21 +321,7 @@ class Transformer(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", None))
 
         sin_cos = rope_sin_cos(positions, config.head_dim, config.rope_theta)
-        block = Block
-        if execution.remat != "none":
-            # Outside of a loop, XLA merges the recomputation with the first computation and keeps everything.
-            prevent_cse = execution.remat_outside_loop(config.num_layers)
-            block = nn.remat(Block, prevent_cse=prevent_cse, policy=remat_policy(execution.remat))
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=execution.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        layers = layers(config, execution, self.lora, dropout, name="layers")
+        layers = _scanned_block(config, execution)(config, execution, self.lora, dropout, name="layers")
         x, layer_caches = layers(x, layer_caches, sin_cos, mask, slot)
 
         norm = RMSNorm(config, execution, name="norm")

@@ -1,7 +1,8 @@
-"""The image tokenizer's network: a VQGAN (Esser et al. 2021) in the form the released Chameleon uses.
+"""The image tokenizer's network: a VQGAN (Esser et al. 2021) as in the released Chameleon.
 
-Legend: B batch, h w height and width (of the picture, or of the map at hand), c channels, N codes, e code dimension.
-Always float32 at the highest matmul precision: a code is an argmin, and coarser arithmetic picks other codes.
+Legend: B batch, h w height and width of a picture or feature map, g the grid of codes, c channels, z latent channels,
+N codes, e code dimension. Always float32 at the highest matmul precision: a code is an argmin, and lower precision
+picks other codes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def space_to_depth(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B h2 
 
 
 def depth_to_space(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B h2 w2 c2"]:
-    """Undoes `space_to_depth`."""
+    """The inverse of `space_to_depth`."""
     B, h, w, c = x.shape
     x = x.reshape(B, h, w, side, side, c // side**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(B, h * side, w * side, c // side**2)
@@ -33,7 +34,7 @@ def depth_to_space(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B h2 
 def group_norm(
     x: Float[Array, "B h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int
 ) -> Float[Array, "B h w c"]:
-    """GroupNorm (Wu & He 2018), eps 1e-6. Variance as mean((x - mean)^2): E[x^2] - E[x]^2 loses too many digits."""
+    """GroupNorm (Wu & He 2018), eps 1e-6. The variance is mean((x - mean)^2), as E[x^2] - E[x]^2 loses precision."""
     B, h, w, c = x.shape
     y = x.reshape(B, h * w, groups, c // groups)
     y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
@@ -82,7 +83,7 @@ class ResBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One head over all places of the map."""
+    """Single-head self-attention over all positions of the feature map."""
 
     groups: int
 
@@ -96,12 +97,12 @@ class AttnBlock(nn.Module):
         return x + _conv(c, 1, "proj_out")(y.reshape(B, h, w, c))
 
 
-def _block(x, config: ImageTokenizerConfig, way: str, level: int, number: int):
-    """A residual block of a level on the way "down" or "up", followed by attention where the config asks for it."""
+def _block(x, config: ImageTokenizerConfig, path: str, level: int, number: int):
+    """A residual block of the "down" or "up" path, followed by attention at the config's `attn_resolutions`."""
     channels = config.channels * config.channel_multipliers[level]
-    x = ResBlock(channels, config.norm_groups, name=f"{way}_{level}_block_{number}")(x)
+    x = ResBlock(channels, config.norm_groups, name=f"{path}_{level}_block_{number}")(x)
     if config.maps[level] in config.attn_resolutions:
-        x = AttnBlock(config.norm_groups, name=f"{way}_{level}_attn_{number}")(x)
+        x = AttnBlock(config.norm_groups, name=f"{path}_{level}_attn_{number}")(x)
     return x
 
 
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
             for block in range(config.num_res_blocks):
                 x = _block(x, config, "down", level, block)
             if level < len(config.channel_multipliers) - 1:
-                # One row below, one column to the right, none elsewhere: as in the released network.
+                # Padded by one row at the bottom and one column at the right, as in the released network.
                 x = _conv(channels, 3, f"down_{level}_downsample", stride=2, padding=((0, 1), (0, 1)))(x)
         x = _middle(x, channels, config)
         x = nn.swish(GroupNorm(config.norm_groups, name="norm_out")(x))
@@ -171,7 +172,7 @@ class VQModel(nn.Module):
         self.codebook = self.param("codebook", init, (config.num_codes, config.code_dim))
 
     def latents(self, pixels: Float[Array, "B h w 3"]) -> Float[Array, "B g g e"]:
-        """The encoder's output before it is rounded to codes."""
+        """The encoder's output before quantisation."""
         return self.quant_conv(self.encoder(pixels))
 
     def encode(self, pixels: Float[Array, "B h w 3"]) -> Int[Array, "B n"]:
@@ -180,7 +181,7 @@ class VQModel(nn.Module):
         return codes.reshape(codes.shape[0], -1)
 
     def decode(self, codes: Int[Array, "B n"]) -> Float[Array, "B h w 3"]:
-        """Pictures from codes; values may leave [-1, 1] a little."""
+        """Pictures from codes; values may lie slightly outside [-1, 1]."""
         return self.decode_latents(
             jnp.take(self.codebook, codes, axis=0).reshape(codes.shape[0], self.config.grid, self.config.grid, -1)
         )
@@ -189,5 +190,5 @@ class VQModel(nn.Module):
         return self.decoder(self.post_quant_conv(quantized))
 
     def __call__(self, pixels: Float[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
-        """The whole round trip, as `init` needs it."""
+        """Encodes and decodes, so that `init` creates all parameters."""
         return self.decode(self.encode(pixels))

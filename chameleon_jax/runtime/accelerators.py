@@ -1,7 +1,7 @@
-"""What accelerators can do, by the name that JAX gives their devices: for MFU, rooflines and whether a model fits.
+"""Peak figures of accelerators by JAX's device kind, for MFU, rooflines and memory estimates.
 
-The figures are the makers': dense bf16 products, memory, memory bandwidth, and the bandwidth of one device to its
-neighbours, one way, over all its links (TPU: links of the torus; NVIDIA: NVLink inside a node).
+The figures are the vendors': dense bf16 matmul throughput, memory, memory bandwidth, and the one-way bandwidth from a
+device to its neighbours over all links (TPU: links of the torus; NVIDIA: NVLink within a node).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 
 class Accelerator(NamedTuple):
-    """One device, as JAX counts them (a TPU v4 or v5p chip is one, a TPU7x chip is two)."""
+    """One JAX device (a TPU v4 or v5p chip is one device, a TPU7x chip is two)."""
 
     name: str
     bf16_flops: float
@@ -26,7 +26,7 @@ class Accelerator(NamedTuple):
 
 
 _KINDS = (
-    # Patterns are looked for in the device kind in this order.
+    # The first entry with a pattern that occurs in the device kind is used.
     (("tpu v4",), Accelerator("TPU v4", 275e12, 32 * GIB, 1.23e12, 6 * 45e9)),
     (("tpu v5 lite", "tpu v5e"), Accelerator("TPU v5e", 197e12, 16 * GIB, 0.82e12, 4 * 45e9)),
     (("tpu v5",), Accelerator("TPU v5p", 459e12, 95 * GIB, 2.77e12, 6 * 90e9)),
@@ -42,7 +42,7 @@ _KINDS = (
 
 
 def find_accelerator(device: Any) -> Accelerator | None:
-    """The figures of a `jax.Device`; None for processors and devices that are not listed."""
+    """The figures of a `jax.Device`; None for CPUs and for devices that are not listed."""
     if device.platform == "cpu":
         return None
     kind = device.device_kind.lower()

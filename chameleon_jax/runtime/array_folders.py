@@ -1,7 +1,7 @@
-"""Looks at a folder of arrays before Orbax and TensorStore open it, and at what it says of them before it is read.
+"""Checks a folder of arrays before Orbax and TensorStore open it, and the metadata of its arrays before they are read.
 
-Both believe what they are told: they wait for a pipe that lies in the place of a file, and a kilobyte that claims to be
-a matrix of a terabyte, in chunks of one number, keeps them busy for days.
+Neither checks its input: they block on a pipe in place of a file, and a kilobyte of metadata for a terabyte matrix in
+chunks of one number keeps them busy for days.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import LARGEST_JSON
 
 METADATA = ("_", ".z", "zarr.json", "manifest")
-"""What the names of files of metadata begin with: of Orbax, of Zarr, of OCDBT. They are read whole."""
+"""Prefixes of the names of metadata files (of Orbax, Zarr and OCDBT), which are read completely into memory."""
 MOST_FILES = 100_000
 MOST_CHUNKS = 100_000
-"""Chunks of an array; ours have up to 1 GiB each."""
+"""Most chunks of an array; ours have up to 1 GiB each."""
 LARGEST_CHUNK = 4 << 30
 LARGEST_GROWTH = 64
-"""Bytes of arrays for each byte of the folder: early versions compressed them, which gains little with weights."""
-_SMALL = 64 << 20  # bytes that need no such proof
+"""Most bytes of arrays per byte of the folder: early versions compressed them, which gains little for weights."""
+_ALWAYS_ALLOWED = 64 << 20  # bytes of arrays in any folder, however small
 
 
 def check_folder(path: Path) -> int:
-    """The bytes of all files in a folder of arrays.
+    """Total size in bytes of the files in a folder of arrays.
 
     Raises:
-      FileError: for anything but files, links to files, and folders, and for metadata larger than any needs to be.
+      FileError: for anything but files, links to files, and folders, and for metadata files that are too large.
     """
     total = count = 0
     for root, folders, names in os.walk(path):
@@ -57,16 +57,16 @@ def check_folder(path: Path) -> int:
 
 
 def check_claims(path: Path, stored: Any, size: int) -> None:
-    """Refuses arrays that are no numbers, in too many chunks, or have far more bytes than the folder.
+    """Rejects arrays that are not numeric, have too many chunks, or claim far more bytes than the folder holds.
 
     Args:
-      stored: what Orbax says of the arrays, as a tree.
-      size: bytes of the folder, as `check_folder` gives them.
+      stored: Orbax's metadata of the arrays, as a tree.
+      size: size of the folder in bytes, from `check_folder`.
 
     Raises:
       FileError: naming the array.
     """
-    left = LARGEST_GROWTH * size + _SMALL
+    left = LARGEST_GROWTH * size + _ALWAYS_ALLOWED
     for place, leaf in jax.tree_util.tree_leaves_with_path(stored):
         name = jax.tree_util.keystr(place, simple=True, separator="/")
         if not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)):
@@ -74,12 +74,10 @@ def check_claims(path: Path, stored: Any, size: int) -> None:
         left -= math.prod(leaf.shape) * leaf.dtype.itemsize
         if left < 0:
             raise FileError(
-                f"{path}: its arrays, up to {name}, have more than {LARGEST_GROWTH} times the bytes that lie there; "
-                "fetch or write it again"
+                f"{path}: its arrays, up to {name}, have more than {LARGEST_GROWTH} times the bytes of its files; "
+                "download or write it again"
             )
         chunk = getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None) or leaf.shape
         pieces = math.prod(-(-axis // max(1, step)) for axis, step in zip(leaf.shape, chunk, strict=True))
         if pieces > MOST_CHUNKS or math.prod(chunk) * leaf.dtype.itemsize > LARGEST_CHUNK:
-            raise FileError(
-                f"{path}: {name} lies in {pieces:,} chunks of shape {chunk}; expected fewer, or smaller ones"
-            )
+            raise FileError(f"{path}: {name} has {pieces:,} chunks of shape {chunk}; expected fewer, or smaller ones")

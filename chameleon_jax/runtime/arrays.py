@@ -1,4 +1,4 @@
-"""Folders of arrays: written and read by Orbax, every array verified when it is read."""
+"""Folders of arrays, written and read with Orbax; the checksum of every array is verified when it is read."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Result = TypeVar("Result")
 
 
 def _orbax() -> Any:
-    """Orbax's context for folders of arrays."""
+    """Orbax's settings for folders of arrays."""
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
     # Weights hardly compress, and zstd makes writing six times and reading three times slower.
     context.array.saving.use_compression = False
-    # Arrays in one chunk are written from where they are (2.2 GiB/s), those in several are copied first (0.4; zarr 3
-    # copies always). But a chunk is read whole, also for a part of it, so the largest arrays are cut.
+    # An array in one chunk is written without a copy (2.2 GiB/s); with several chunks, or with zarr 3, it is copied
+    # first (0.4 GiB/s). But to read a part of a chunk all of it is read, so the largest arrays are split.
     context.array.saving.use_zarr3 = False
     context.array.saving.storage_options.chunk_byte_size = 1 << 30
     context.memory.read_concurrent_bytes = 512 << 20
@@ -41,9 +41,9 @@ def _orbax() -> Any:
 
 
 def without_barriers(context: Any) -> Any:
-    """Changes a context so that Orbax waits for no other process; returns it. Each process can then fail on its own."""
-    me = jax.process_index()
-    context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
+    """Makes Orbax wait for no other process, so that each can fail on its own; returns the changed context."""
+    this = jax.process_index()
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = this, {this}
     return context
 
 
@@ -51,7 +51,7 @@ def without_barriers(context: Any) -> Any:
 def without_glob_characters(path: Path) -> Iterator[Path]:
     """Yields a path to the same folder that has no characters special to `glob`.
 
-    Orbax looks for files with `glob`. Under a folder named `[red]` it does not find the files it has just written, and
+    Orbax finds files with `glob`. In a folder named `[red]` it does not find the files that it has just written, and
     silently leaves a checkpoint that cannot be read.
     """
     if not glob.has_magic(str(path)):
@@ -69,14 +69,14 @@ def save_arrays(path: str | Path, tree: Any) -> dict[str, str]:
     """Writes a tree of arrays as an Orbax folder. `path` must not exist; use it inside `new_folder`.
 
     Returns:
-      the checksums of the arrays, for `load_arrays`.
+      The checksums of the arrays, for `load_arrays`.
     """
     from orbax.checkpoint import v1 as ocp
 
     checksums = array_checksums(tree)
     with _orbax(), without_glob_characters(absolute(path)) as target:
         ocp.save(target, tree)
-        if jax.process_index() == 0:  # Orbax writes the path there, which would travel with the model
+        if jax.process_index() == 0:  # Orbax writes the local path into this file, which would be published with it
             (target / "commit_success.txt").write_text("Checkpoint commit was successful\n", encoding="utf-8")
     return checksums
 
@@ -86,9 +86,9 @@ def load_arrays(path: str | Path, abstract: Any, checksums: Mapping[str, str] | 
 
     Args:
       path: the folder.
-      abstract: a tree of `jax.ShapeDtypeStruct`, with shardings to read the arrays straight onto a mesh;
-        otherwise they go to the first device.
-      checksums: what `save_arrays` returned; None for a folder that was written without any.
+      abstract: a tree of `jax.ShapeDtypeStruct`. Arrays are read directly onto its shardings, if it has any, else onto
+        the first device.
+      checksums: the result of `save_arrays`; None for a folder that was written without checksums.
 
     Raises:
       FileError: if the folder is missing, cannot be read, or holds other names or shapes.
@@ -118,7 +118,7 @@ def _read(path: Path, wanted: Any) -> Any:
 
 
 def _stored(path: Path) -> Any:
-    """Names, shapes and types of the arrays in a folder."""
+    """Names, shapes and dtypes of the arrays in a folder."""
     from orbax.checkpoint import v1 as ocp
 
     with without_barriers(ocp.Context()):
@@ -126,7 +126,7 @@ def _stored(path: Path) -> Any:
 
 
 def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksums: Mapping[str, str] | None) -> str:
-    """Compares the arrays that `stored` describes, one by one; `read` is that of `read_verified`."""
+    """Verifies the arrays that `stored` describes one by one; for `read` see `read_verified`. Returns a summary."""
     paths, structure = jax.tree_util.tree_flatten_with_path(stored)
     names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in paths]
     if checksums is None:
@@ -145,7 +145,7 @@ def compare_arrays(path: Path, stored: Any, read: Callable[[Any], Any], checksum
 
 
 def check_arrays(path: str | Path, abstract: Any) -> Any:
-    """Shapes and types of the arrays in a folder; their data is not read.
+    """Shapes and dtypes of the arrays in a folder; their data is not read.
 
     Raises:
       FileError: unless they have the names and shapes of `abstract`.
@@ -183,8 +183,8 @@ def read_verified(
     both dtypes.
 
     Args:
-      path: for messages.
-      read: reads the arrays of a tree whose leaves are not `...`. It must not wait for other processes.
+      path: the folder, for error messages.
+      read: reads the arrays of a tree except leaves that are `...`. It must not wait for other processes.
       abstract: a tree of `jax.ShapeDtypeStruct`.
       checksums: from `checksums.array_checksums`; None to compare nothing.
 
@@ -205,7 +205,7 @@ def read_verified(
         leaves = all_or_none(path, lambda tree=tree: structure.flatten_up_to(read(tree)), shared)
         part = {name: leaf for name, leaf in zip(wanted, leaves, strict=True) if name in group}
         if checksums is not None:
-            # Each process may have read copies of its own, so each of them judges.
+            # Each process may have read its own copy of the files, so each compares.
             wrong = differences(part, checksums)
             all_or_none(path, lambda wrong=wrong: _refuse(path, wrong), shared)
         for name in list(part):
@@ -221,7 +221,7 @@ def _is_shared(abstract: Any) -> bool:
 def _groups(
     path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], checksums: Mapping[str, str] | None
 ) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
-    """Groups of arrays to read at once, in stored dtypes: those that keep their dtype, then the others one by one."""
+    """Groups of arrays to read together, in stored dtypes: those that keep their dtype, then each of the others."""
     if checksums is None:
         yield dict(wanted)
         return
@@ -248,7 +248,7 @@ def _refuse(path: Path, wrong: list[str]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What went wrong, and in which process
+# Errors of several processes
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -256,13 +256,13 @@ def all_or_none(path: Path, work: Callable[[], Result], shared: bool = True) -> 
     """Runs `work` in every process and returns its result; if it fails in one process, this raises in all of them.
 
     Args:
-      path: what `work` reads, for messages.
+      path: what `work` reads, for error messages.
       work: must not wait for other processes.
       shared: False to run it in this process only.
 
     Raises:
-      DamagedFile: if some processes read damaged data and nothing else went wrong.
-      Exception: any other error of `work`, unchanged; where only another process failed, a FileError with its reason.
+      DamagedFile: if some processes read damaged data and there was no other error.
+      Exception: any other error of `work`, unchanged; if only another process failed, a `FileError` with its reason.
     """
     failure, result = None, None
     try:
@@ -280,10 +280,10 @@ def all_or_none(path: Path, work: Callable[[], Result], shared: bool = True) -> 
     mine = None if failure is None else [isinstance(failure, DamagedFile), f"{type(failure).__name__}: {failure}"]
     told = gather_texts(json.dumps([mine, int(operations.get_current_operation_id())]))
     answers, numbers = zip(*map(json.loads, told), strict=True)
-    # Processes meet in Orbax's barriers under the number of its operation, and one that failed early counted fewer.
+    # Orbax names its barriers after a counter of operations, which is behind in a process that failed early.
     while int(operations.get_current_operation_id()) < max(numbers):
         operations.next_operation_id()
-    # Damage has a remedy, so what has none comes first.
+    # Callers can recover from damage by reading an older copy, so other errors take precedence.
     failed = sorted((answer[0], number, answer[1]) for number, answer in enumerate(answers) if answer)
     if not failed:
         return result
@@ -299,20 +299,20 @@ _MACHINE_ERRNOS = {
     errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENOSPC, errno.EROFS,
 }  # fmt: skip
-"""Errors that say nothing about the content of a file."""
+"""Errors of the machine, which do not mean that a file is damaged."""
 
 _MACHINE_MESSAGES = (
     "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED",
     "Permission denied", "Input/output error", "Too many open files", "Stale file handle", "Connection refused",
     "Connection reset", "timed out", "Cannot allocate memory", "Could not resolve host",
 )  # fmt: skip
-"""The same errors in the text of a ValueError, as TensorStore raises them."""
+"""The same errors in the text of a ValueError, which TensorStore raises."""
 
 
 def explain_reading(path: Path, error: Exception, what: str = "damaged") -> BaseException:
-    """The error to raise for `error`, which came up while `path` was read: `DamagedFile`, unless the cause is another.
+    """The error to raise for `error`, which occurred while `path` was read: `DamagedFile`, unless it has another cause.
 
-    Orbax wraps the original error in errors of its own, even interrupts and a lack of memory.
+    Orbax wraps the original error in its own, even KeyboardInterrupt and MemoryError.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error

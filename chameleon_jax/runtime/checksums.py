@@ -1,4 +1,4 @@
-"""Checksums of arrays: the same on any mesh and in any layout of files, so that they outlive both."""
+"""Checksums of arrays that do not depend on the mesh or on the layout of the files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _CHECKSUM = re.compile(r"((?:bfloat|float|u?int)\d\w*|bool) \w{16}")
 def array_checksums(tree: Any) -> dict[str, str]:
     """A checksum of each array of a tree, such as {"layers/mlp/up": "bfloat16 0123456789abcdef"}.
 
-    Two sums over all elements, modulo 2^32, of a mixture of an element's bits and its place. The mixture can be undone,
-    so an array that differs in a single element always has another sum; one that differs in several has the same
-    with a chance of 2^-64. Arrays are read where they lie, and nothing of their size is made.
+    A checksum is two sums over all elements, modulo 2^32, of a hash of the element's bits and its index. The hash is
+    invertible, so two arrays that differ in a single element always have different checksums; other arrays have equal
+    ones with probability 2^-64. It is computed where the arrays are, without temporaries of their size.
 
     With several processes, all of them must call this together.
     """
@@ -40,19 +40,19 @@ def array_checksums(tree: Any) -> dict[str, str]:
 
 
 def differences(tree: Any, checksums: Mapping[str, str]) -> list[str]:
-    """Names of the arrays of a tree that are not those that `checksums` were taken from."""
+    """Names of the arrays of a tree that do not match `checksums`."""
     return [name for name, found in array_checksums(tree).items() if found != checksums.get(name)]
 
 
 def dtypes_of(path: object, checksums: Any) -> dict[str, np.dtype]:
-    """Types of the arrays that checksums were taken from, by name.
+    """Dtypes of the arrays that `checksums` were computed from, by name.
 
     Args:
-      path: the folder of the arrays, for messages.
-      checksums: as a header says them.
+      path: the folder of the arrays, for error messages.
+      checksums: the checksums in a header.
 
     Raises:
-      DamagedFile: if they are no mapping of names to checksums.
+      DamagedFile: if they are not a mapping from names to checksums.
     """
     if not isinstance(checksums, Mapping):
         raise DamagedFile(f"{path}: damaged: its checksums are {printable(checksums)}; expected one for each array")
@@ -60,7 +60,7 @@ def dtypes_of(path: object, checksums: Any) -> dict[str, np.dtype]:
     for name, checksum in checksums.items():
         try:
             dtypes[name] = jnp.dtype(_CHECKSUM.fullmatch(checksum)[1])
-        except TypeError:  # no text, no match, or no type
+        except TypeError:  # not a string, no match, or an unknown dtype
             raise DamagedFile(
                 f"{path}: damaged: the checksum of {name} is {printable(checksum)}; expected a type and 16 digits"
             ) from None
@@ -77,7 +77,7 @@ def _has_mesh(leaf: jax.Array) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _sums_on(mesh: jax.sharding.Mesh | None) -> Any:
-    """`_sums`, its results on all devices of the mesh."""
+    """`_sums`, compiled with replicated results."""
     everywhere = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(_sums, out_shardings=everywhere)
 
@@ -104,7 +104,7 @@ def _sum(leaf: Array) -> Array:
 
 
 def _mix(word: Array) -> Array:
-    """The last steps of MurmurHash3: each bit of the result depends on all bits of the word, and no two words meet."""
+    """The finalizer of MurmurHash3: a bijection in which every bit of the result depends on all bits of the word."""
     word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

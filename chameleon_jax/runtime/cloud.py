@@ -1,4 +1,4 @@
-"""Google Cloud Storage: files are uploaded as whole objects, and copied to the local disk before they are read."""
+"""Google Cloud Storage. Files are uploaded as whole objects, and copied to the local disk before they are read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from chameleon_jax.runtime.progress import bytes_bar, console
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _OLD = datetime.timedelta(days=1)
-"""Age after which an unfinished upload counts as that of a killed process, since buckets have no locks."""
+"""Age after which an unfinished upload is assumed to be that of a killed process, as buckets have no locks."""
 
 
 def as_path(path: str | Path) -> Path:
-    """A path on this machine, or for `gs://bucket/…` one in a bucket, which works like those of pathlib.
+    """A local path, or for `gs://bucket/…` a path in a bucket with the interface of pathlib.
 
     Raises:
-      FileError: for other schemes, a name without a bucket, or if the package for buckets is missing.
+      FileError: for other schemes, for a name without a folder, or if gcsfs is not installed.
     """
     found = _SCHEME.match(os.fspath(path))
     if not found:
@@ -38,8 +38,7 @@ def as_path(path: str | Path) -> Path:
     scheme, name = found[1], found[2].rstrip("/")
     if scheme != "gs":
         raise FileError(
-            f"{path}: {scheme}:// is not served here; expected a path on this machine or gs://bucket/folder (Google "
-            "Cloud Storage)"
+            f"{path}: {scheme}:// is not supported; expected a local path or gs://bucket/folder (Google Cloud Storage)"
         )
     if "/" not in name:
         raise FileError(f"{path}: expected a folder in a bucket, as in gs://bucket/folder")
@@ -60,7 +59,7 @@ def is_cloud(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def explain_cloud_errors(path: str | Path) -> Iterator[None]:
-    """Turns what goes wrong with a bucket into a `FileError` that names `path`."""
+    """Turns errors of a bucket into a `FileError` that names `path`."""
     try:
         yield
     except FileError:
@@ -76,7 +75,7 @@ def explain_cloud_errors(path: str | Path) -> Iterator[None]:
 
 
 def objects_in(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Path below `folder` → size and the like, of all objects there."""
+    """Size and other metadata of all objects in `folder`, by relative path."""
     folder = as_path(folder)
     with explain_cloud_errors(folder):
         prefix = f"{_name(folder)}/"
@@ -85,7 +84,7 @@ def objects_in(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def read_object(path: str | Path, limit: int) -> bytes:
-    """The content of an object of no more than `limit` bytes."""
+    """The content of an object. Raises `FileError` if it has more than `limit` bytes."""
     path = as_path(path)
     with explain_cloud_errors(path):
         if not path.exists():
@@ -118,7 +117,7 @@ def copy_folder(source: Path, target: str | Path) -> None:
 
 
 def append(path: str | Path, text: str) -> None:
-    """Appends text to an object, or creates it. The bucket itself joins the old content with the new."""
+    """Appends text to an object, or creates it. The old content is not downloaded: the bucket composes both."""
     path = as_path(path)
     with explain_cloud_errors(path):
         if not path.exists():
@@ -131,12 +130,12 @@ def append(path: str | Path, text: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Folders that appear when they are whole
+# Folders that appear only when complete
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def new_tmp_folder(folder: Path) -> Path:
-    """A new name beside `folder`, for `put_in_place`; removes unfinished uploads of more than a day ago."""
+    """A new name beside `folder`, for `put_in_place`; removes unfinished uploads that are more than a day old."""
     with explain_cloud_errors(folder):
         beside = list(folder.parent.iterdir()) if folder.parent.exists() else []
     for left in beside:
@@ -148,15 +147,15 @@ def new_tmp_folder(folder: Path) -> Path:
 
 
 def put_in_place(tmp: Path, folder: Path) -> None:
-    """Replaces the objects of `folder` by those of `tmp`. If this process is killed meanwhile, the next one that reads
-    or writes the folder finishes it."""
+    """Replaces the objects of `folder` by those of `tmp`. If this process is killed before the end, the next one that
+    reads or writes the folder finishes the replacement."""
     with explain_cloud_errors(folder):
         _journal(folder).write_text(tmp.name)
     finish(folder)
 
 
 def finish(folder: str | Path) -> None:
-    """Finishes a `put_in_place` that was begun, if there is one."""
+    """Finishes a `put_in_place` that was interrupted, if there is one."""
     folder = as_path(folder)
     with explain_cloud_errors(folder):
         journal = _journal(folder)
@@ -174,7 +173,7 @@ def finish(folder: str | Path) -> None:
 
 
 def remove(folder: str | Path) -> None:
-    """Deletes all objects below a folder."""
+    """Deletes all objects in a folder."""
     for name in objects_in(folder):
         (as_path(folder) / name).unlink()
 
@@ -185,18 +184,18 @@ def remove(folder: str | Path) -> None:
 
 
 def on_disk(path: str | Path) -> str | Path:
-    """The copy of what is in a bucket (see `download`); a path on this machine as it is."""
+    """The local copy of a path in a bucket (see `download`); a local path unchanged."""
     return download(path) if is_cloud(path) else path
 
 
 def download(path: str | Path) -> Path:
-    """Copies a file or folder of a bucket to the local disk, or finds it there; only what has changed is copied.
+    """Copies a file or folder of a bucket to the local cache; only what has changed is copied.
 
     Returns:
-      the copy, below `$XDG_CACHE_HOME/chameleon_jax` (default: ~/.cache).
+      The copy, in `$XDG_CACHE_HOME/chameleon_jax` (default: ~/.cache/chameleon_jax).
 
     Raises:
-      FileError: if there is no such object, or what came is not what the bucket holds.
+      FileError: if there is no such object, or the copy does not match the bucket's size or checksum.
     """
     path = as_path(path)
     finish(path)
@@ -215,7 +214,7 @@ def download(path: str | Path) -> Path:
 
 
 def _copy(path: Path, found: dict[str, dict[str, Any]], target: Path) -> None:
-    """Brings the local copy up to date. Beside it is kept which version of each object was copied."""
+    """Updates the local copy; a file beside it records the version of each object that was copied."""
     record = target.with_name(f".{target.name}.copied")
     try:
         copied = json.loads(record.read_text())
@@ -227,8 +226,8 @@ def _copy(path: Path, found: dict[str, dict[str, Any]], target: Path) -> None:
     if missing:
         size = sum(found[name]["size"] for name in missing)
         if shutil.disk_usage(target.parent).free < size:
-            raise FileError(f"{path}: its copy takes {size / 2**30:.1f} GiB, more than are free at {target.parent}")
-        console.print(f"{path} is copied to {target} to be read there.")
+            raise FileError(f"{path}: its copy takes {size / 2**30:.1f} GiB, more than is free in {target.parent}")
+        console.print(f"copying {path} to {target}")
         with bytes_bar(f"copy {path.name}", size) as progress:
             for name in missing:
                 _download(path / name if name else path, found[name], here(name))
@@ -249,10 +248,10 @@ def _download(source: Path, info: dict[str, Any], target: Path) -> None:
     with part.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
-    expected = info.get("md5Hash")  # objects that were joined from others have none
+    expected = info.get("md5Hash")  # composed objects have none
     if part.stat().st_size != info["size"] or (expected and base64.b64encode(digest.digest()).decode() != expected):
         part.unlink()
-        raise FileError(f"{source}: what came is not what the bucket says it holds; run the command again")
+        raise FileError(f"{source}: the download does not match the bucket's size or checksum; run the command again")
     os.replace(part, target)
 
 
@@ -268,13 +267,13 @@ def _name(path: Path) -> str:
 
 
 def _journal(folder: Path) -> Path:
-    """A file that names the new objects of a folder while `put_in_place` replaces it."""
+    """A file that exists while `put_in_place` replaces a folder; it names the folder of the new objects."""
     return folder.with_name(f".{folder.name}.complete")
 
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A path in a temporary folder to write to; what is there at the end is uploaded to `path`."""
+    """Yields a path in a temporary folder; what is written there is uploaded to `path` at the end."""
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
         local = Path(folder) / path.name
         yield local

@@ -1,6 +1,6 @@
-"""JAX's compilation cache, set up so that the commands use it without being asked.
+"""Enables JAX's persistent compilation cache for the commands.
 
-Compiling takes longer than answering a prompt. With the cache, a program that was compiled once is read from disk.
+Compiling takes longer than answering a prompt; with the cache, a program that was compiled before is read from disk.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 import jax
 
 LARGEST = 2 << 30
-"""Bytes that the default folder may hold when a command begins; what was not used for longest is removed first."""
+"""Largest size in bytes of the default folder; the least recently used programs are removed when a command starts."""
 
 _CPU_KEYS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
 
 
 def keep_programs(folder: str = "") -> None:
-    """Lets JAX keep compiled programs on disk. Nothing that is wrong with the folder is an error.
+    """Lets JAX keep compiled programs on disk. If the folder cannot be used, they are not kept; this is no error.
 
     Args:
-      folder: where to keep them, 'none' to keep none. By default, JAX_COMPILATION_CACHE_DIR if it is set, or else
-        `$XDG_CACHE_HOME/chameleon_jax/compiled` (~/.cache), where old programs are removed.
+      folder: the folder, or 'none' to keep no programs. By default JAX_COMPILATION_CACHE_DIR if it is set, or else
+        `$XDG_CACHE_HOME/chameleon_jax/compiled` (~/.cache/…), where old programs are removed.
     """
     if folder == "none":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -32,15 +32,15 @@ def keep_programs(folder: str = "") -> None:
         return
     try:
         root = Path(folder) if folder else _default_folder()
-        place = root / _machine()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as this user
-        if not os.access(place, os.W_OK):
+        cache = root / _machine()
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # anyone who can write here can run code as this user
+        if not os.access(cache, os.W_OK):
             return
         if not folder:
             _remove_old(root)
-    except (OSError, RuntimeError):  # a home that cannot be written to, or none at all
+    except (OSError, RuntimeError):  # no home directory, or one that is not writable
         return
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -49,8 +49,8 @@ def _default_folder() -> Path:
 
 
 def _machine() -> str:
-    """A name for the kind of processor. Programs for CPUs are machine code for the one that compiled them, which JAX's
-    keys do not tell apart; a home may be shared by machines of several kinds."""
+    """A name for the kind of processor. CPU programs are machine code for the processor that compiled them, but JAX's
+    cache keys do not include it, and machines of several kinds may share a home directory."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         lines = [line for line in first if line.split(":")[0].strip() in _CPU_KEYS]
@@ -61,8 +61,8 @@ def _machine() -> str:
 
 
 def _remove_old(root: Path) -> None:
-    """Removes the files that were not read for longest until `LARGEST` bytes are left. Other processes may do the same,
-    or use a file that goes: then it is compiled again."""
+    """Removes the least recently read files until at most `LARGEST` bytes are left. Another process may be doing the
+    same, or need a file that is removed; it then compiles the program again."""
     files = []
     for path in root.rglob("*"):
         try:

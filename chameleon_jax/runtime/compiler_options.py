@@ -1,7 +1,7 @@
-"""Options of XLA that train and evaluation steps are compiled with: one table, each entry with its reason.
+"""The XLA options with which train and evaluation steps are compiled, each with its reason.
 
-They go to `jax.jit(compiler_options=…)`, so that they are part of the program and need no environment. The config key
-`compiler_options: none` leaves them out; XLA_FLAGS and LIBTPU_INIT_ARGS still say what they do not.
+They are passed to `jax.jit(compiler_options=…)`, so no environment variables are needed. The config key
+`compiler_options: none` omits them; XLA_FLAGS and LIBTPU_INIT_ARGS still apply to all other options.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _TPU = ("tpu v5", "tpu v5 lite", "tpu v6 lite")  # v5p, v5e, v6e
 OPTIONS = (
     Option(
         "xla_tpu_enable_async_collective_fusion", True, _TPU,
-        "Gathers of the next weights run beside the products with the present ones: what fully sharded training needs.",
+        "Gathers of the next weights overlap the matmuls with the current ones, as fully sharded training needs.",
     ),
     Option("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True, _TPU, "The same for all-gathers."),
     Option(
         "xla_tpu_enable_async_collective_fusion_multiple_steps", True, _TPU,
-        "One gather may stretch over several products; a layer's weights take longer than any one of them.",
+        "One gather may overlap several matmuls, as a layer's weights take longer than any one of them.",
     ),
-    Option("xla_tpu_overlap_compute_collective_tc", True, _TPU, "Collectives of the TensorCore overlap its products."),
-    Option("xla_enable_async_all_gather", True, _TPU, "All-gathers have a start and an end, with work between."),
+    Option("xla_tpu_overlap_compute_collective_tc", True, _TPU, "Collectives of the TensorCore overlap its matmuls."),
+    Option("xla_enable_async_all_gather", True, _TPU, "All-gathers are split into start and done, with work between."),
     Option(
         "xla_tpu_enable_data_parallel_all_reduce_opt", True, _TPU,
         "Sums of gradients over copies of the model (the data axis) overlap the backward pass.",
@@ -46,38 +46,38 @@ OPTIONS = (
     Option("xla_tpu_data_parallel_opt_different_sized_ops", True, _TPU, "The same, whatever their sizes."),
     Option(
         "xla_tpu_scoped_vmem_limit_kib", 65536, ("tpu v5",),
-        "More of the on-chip memory for one fusion, so that large tiles reach the peak (MaxText's setting).",
+        "More on-chip memory per fusion, so that large tiles reach the peak (MaxText's setting).",
     ),
     Option("xla_tpu_scoped_vmem_limit_kib", 98304, ("tpu v6 lite",), "The same; this chip has more of it."),
     Option(
         "xla_jf_spmd_threshold_for_windowed_einsum_mib", 1_000_000, ("tpu v6 lite",),
-        "Products that are cut into a ring of permutes to overlap are slower here than one gather beside them.",
+        "Matmuls decomposed into a ring of permutes are slower on this chip than one overlapped gather.",
     ),
     Option(
         "xla_gpu_enable_latency_hiding_scheduler", True, ("gpu",),
-        "Orders operations so that collectives run beside products.",
+        "Orders operations so that collectives overlap matmuls.",
     ),
     Option(
         "xla_gpu_enable_while_loop_double_buffering", True, ("gpu",),
-        "Two layers of the scan at a time in the loop's body: gathers of one overlap products of the other.",
+        "Unrolls the scan by two layers, so that gathers of one overlap matmuls of the other.",
     ),
     Option(
         "xla_gpu_enable_pipelined_all_gather", True, ("gpu",),
-        "Collectives of one loop iteration may start in the one before.",
+        "Collectives of a loop iteration may start in the previous one.",
     ),
     Option("xla_gpu_enable_pipelined_reduce_scatter", True, ("gpu",), "The same for reduce-scatters."),
     Option("xla_gpu_enable_pipelined_all_reduce", True, ("gpu",), "The same for all-reduces."),
     Option(
         "xla_gpu_all_gather_combine_threshold_bytes", 1 << 30, ("gpu",),
-        "Weights of a whole layer in one gather: few large ones fill the links.",
+        "One gather for the weights of a whole layer: few large transfers use the links best.",
     ),
-    Option("xla_gpu_reduce_scatter_combine_threshold_bytes", 1 << 30, ("gpu",), "Gradients of a layer in one scatter."),
-    Option("xla_gpu_all_reduce_combine_threshold_bytes", 1 << 30, ("gpu",), "Gradients of a layer in one sum."),
+    Option("xla_gpu_reduce_scatter_combine_threshold_bytes", 1 << 30, ("gpu",), "One scatter for a layer's gradients."),
+    Option("xla_gpu_all_reduce_combine_threshold_bytes", 1 << 30, ("gpu",), "One all-reduce for a layer's gradients."),
     Option(
         "xla_disable_hlo_passes", "cse_barrier_expander", ("cpu",),
-        "This pass takes away the barriers of `jax.checkpoint` before common subexpressions are merged, which then "
-        "keeps all that remat is to compute again. oneDNN's products (xla_cpu_use_onednn) are left out: 10 to 15 % "
-        "faster where they run, but the train step of the demo hung or crashed with them (jaxlib 0.10.2, AVX2).",
+        "This pass removes the barriers of `jax.checkpoint` before common subexpressions are eliminated, which then "
+        "keeps in memory what remat should recompute. oneDNN's matmuls (xla_cpu_use_onednn) are not enabled: they are "
+        "10 to 15 % faster, but the demo's train step hung or crashed with them (jaxlib 0.10.2, AVX2).",
     ),
 )  # fmt: skip
 
@@ -85,12 +85,12 @@ OPTIONS = (
 def compiler_options(
     mesh: Mesh, choice: Literal["auto", "none"] = "auto", *, remat_outside_loop: bool = True
 ) -> dict[str, bool | int | str]:
-    """What `jax.jit(compiler_options=…)` of a step on `mesh` takes; of `OPTIONS`, those that this compiler knows.
+    """The `compiler_options` for `jax.jit` of a step on `mesh`: those of `OPTIONS` that the compiler knows.
 
-    The options of GPUs hide communication, so a single one has none. On processors, barriers cost a tenth of the demo's
-    speed, and are left out where a loop makes them unnecessary (`ExecutionConfig.remat_outside_loop`).
+    The options for GPUs hide communication, so a single GPU gets none. On CPUs the barriers of remat cost a tenth of
+    the demo's speed, and are omitted where a loop makes them unnecessary (`ExecutionConfig.remat_outside_loop`).
     """
-    device = _own_device(mesh)
+    device = _local_device(mesh)
     if choice == "none" or (device.platform == "gpu" and mesh.size == 1):
         return {}
     options = dict(_known(device))
@@ -99,18 +99,18 @@ def compiler_options(
     return options
 
 
-def _own_device(mesh: Mesh) -> Any:
-    """A device of the mesh that this process can compile for."""
+def _local_device(mesh: Mesh) -> Any:
+    """A device of the mesh that belongs to this process, if there is one."""
     devices = list(mesh.devices.flat)
     return next((device for device in devices if device.process_index == jax.process_index()), devices[0])
 
 
 @functools.cache
 def _known(device: Any) -> tuple[tuple[str, bool | int | str], ...]:
-    """Names and values for such a device, without those that its compiler refuses: names come and go."""
+    """Names and values of the options for a device, without those that its compiler rejects: names change."""
     kinds = (device.platform, device.device_kind.lower())
     options = {each.name: each.value for each in OPTIONS if set(kinds) & set(each.devices)}
-    if device.platform == "tpu":  # libtpu takes strings only
+    if device.platform == "tpu":  # libtpu only accepts strings
         options = {name: str(value).lower() for name, value in options.items()}
     if _refusal(device, options) is None:
         return tuple(options.items())

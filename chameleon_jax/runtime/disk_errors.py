@@ -1,4 +1,4 @@
-"""Messages that name the file and the reason where the disk refuses."""
+"""Error messages for a full disk, missing permissions and the like, which name the file and the reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from chameleon_jax.errors import ChameleonError, FileError
 
 @contextlib.contextmanager
 def explain_disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like into a `FileError` that names the file.
+    """Turns a full disk, missing permissions and the like into a `FileError` that names the file.
 
-    That is `path`, which is being written, unless the system names another one: what is read meanwhile may fail too.
-    Orbax and ArrayRecord write through C++ and report the system's error as text in a ValueError or RuntimeError.
+    This is `path`, which is being written, unless the system's error names another file, which may be read meanwhile.
+    Orbax and ArrayRecord write through C++ and report system errors as text in a ValueError or RuntimeError.
     """
     try:
         yield
@@ -41,14 +41,14 @@ _WRITE_ERRNOS = (errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EI
 
 def _cannot_write(path: str | Path, reason: str) -> FileError:
     return FileError(
-        f"{path}: cannot be written: {reason}. What was complete before is untouched; free space or choose another "
-        "folder and run the command again"
+        f"{path}: cannot be written: {reason}. Everything that was complete is untouched; free space or choose "
+        "another folder, and run the command again"
     )
 
 
 def _belongs_to(filename: Any, path: Path) -> bool:
-    """Whether the file is `path`, lies in it, is one of the unfinished things beside it, or a folder above it."""
-    if not isinstance(filename, (str, bytes, os.PathLike)):  # a number that the system knows an open file by
+    """Whether a file is `path`, is inside it, is one of its temporary files or folders, or is a folder above it."""
+    if not isinstance(filename, (str, bytes, os.PathLike)):  # a file descriptor
         return True
     file, path = Path(os.path.realpath(os.fsdecode(filename))), Path(os.path.realpath(path))
     if path.is_relative_to(file) or file.is_relative_to(path):

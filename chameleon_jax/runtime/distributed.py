@@ -29,10 +29,10 @@ ENVIRONMENT = {
     "processes": "CHAMELEON_PROCESSES",
     "process": "CHAMELEON_PROCESS",
 }
-"""Environment variables for launchers that cannot pass options. An option takes precedence over its variable."""
+"""Environment variables for launchers that cannot pass options; options take precedence."""
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-"""What JAX needs to find the processes of a step that srun started; the shell of a batch script lacks the second."""
+"""What JAX needs to find the processes of a step started by srun; a batch script's shell lacks the second."""
 
 
 def is_first() -> bool:
@@ -41,10 +41,10 @@ def is_first() -> bool:
 
 
 def start(config: DistributedConfig) -> None:
-    """Joins the other processes of the run, if there are any. Call it before any computation.
+    """Joins the other processes of the run, if there are any. Must be called before any computation.
 
     Raises:
-      ConfigError: if only some of coordinator, processes and process are known, or the others cannot be reached.
+      ConfigError: if only some of coordinator, processes and process are set, or the others cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -53,28 +53,28 @@ def start(config: DistributedConfig) -> None:
     if known:
         if known["num_processes"] == 1:
             return
-        # What the cluster says as well is not asked: JAX would take one GPU for each process of a Slurm step.
+        # With cluster detection JAX would also assign one GPU to each process of a Slurm step.
         options["cluster_detection_method"] = "deactivate"
-        place = f"process {known['process_id']} of {known['num_processes']}, {known['coordinator_address']}"
+        where = f"process {known['process_id']} of {known['num_processes']}, {known['coordinator_address']}"
     else:
-        place = _cluster()
-        if not place:
+        where = _cluster()
+        if not where:
             return
     try:
         jax.distributed.initialize(**known, **options)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(
-            f"distributed: cannot join the other processes ({place}): {reason}. Is process 0 running, and its host and "
+            f"distributed: cannot join the other processes ({where}): {reason}. Is process 0 running, and its host and "
             "port reachable from here?"
         ) from None
     if not is_first():
-        console.quiet = True  # one of them is enough to read
+        console.quiet = True  # only process 0 prints
     console.print(f"{jax.process_count()} processes, {jax.device_count()} devices.")
 
 
 def _from_environment(config: DistributedConfig) -> dict[str, Any]:
-    """Arguments for JAX from options and variables; empty if none is given."""
+    """Arguments of `jax.distributed.initialize` from options and environment variables; empty if none is set."""
     values = {"coordinator": config.coordinator, "processes": config.processes, "process": config.process}
     unset = {"coordinator": "", "processes": 0, "process": -1}
     for name, variable in ENVIRONMENT.items():
@@ -107,12 +107,12 @@ def _from_environment(config: DistributedConfig) -> dict[str, Any]:
 
 
 def _cluster() -> str:
-    """Name of the cluster in which JAX finds coordinator, number and rank of several processes by itself; else empty.
+    """Name of the cluster if JAX can detect its coordinator and several processes; empty for a single process.
 
-    What each needs is JAX's (`jax/_src/clusters`), but a single process is no cluster here.
+    The conditions are those of `jax/_src/clusters`.
 
     Raises:
-      ConfigError: if there are several processes that JAX cannot find.
+      ConfigError: if there are several processes that JAX cannot detect.
     """
     env = os.environ
     if env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
@@ -123,13 +123,13 @@ def _cluster() -> str:
                 "$OMPI_COMM_WORLD_RANK"
             )
         return "Open MPI"
-    # An interactive step is one task, but keeps the number of tasks that its allocation has.
+    # An interactive step is one task, but SLURM_NTASKS is still that of its allocation.
     if all(name in env for name in SLURM) and "1" not in (env["SLURM_NTASKS"], env.get("SLURM_STEP_NUM_TASKS")):
         return "Slurm"
     workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES"))
     if workers is not None and "TPU_WORKER_ID" in env:  # GKE
         return "Cloud TPU" if "," in workers or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
-    # JAX sets the first where it finds TPUs and libtpu, and the second where it finds none.
+    # JAX sets the first variable if it finds TPUs and libtpu, and the second if it finds none.
     if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
         return "Cloud TPU" if _hosts_of_tpu_vm() > 1 else ""
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
@@ -144,7 +144,7 @@ def _cluster() -> str:
 
 
 def _hosts_of_tpu_vm() -> int:
-    """Hosts of this Cloud TPU slice, times slices. A TPU VM has no variables for them; its metadata server knows."""
+    """Number of hosts of this Cloud TPU slice, times slices. On a TPU VM only the metadata server knows."""
 
     def attribute(name: str) -> str:
         server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
@@ -153,7 +153,7 @@ def _hosts_of_tpu_vm() -> int:
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.read().decode()
-        except OSError:  # TPUs elsewhere than in Google Cloud's virtual machines, such as those of a notebook
+        except OSError:  # a TPU outside a TPU VM, such as that of a notebook
             return ""
 
     hosts = len(attribute("worker-network-endpoints").split(","))
@@ -163,7 +163,7 @@ def _hosts_of_tpu_vm() -> int:
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has called it; `what` names the barrier."""
+    """A barrier named `what`: waits until every process has called it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -207,7 +207,7 @@ def broadcast_from_first(work: Callable[[], str]) -> str:
 
 
 def check_same(values: dict[str, Any]) -> None:
-    """Raises the same error in all processes if they were started with different configs, data or versions.
+    """Checks that all processes were started with the same config, data and versions; raises in all of them if not.
 
     Raises:
       ConfigError: naming the process, the key and both values.
@@ -232,29 +232,29 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    mark = folder / f".shared-{gather_texts(uuid.uuid4().hex)[0]}"
+    probe = folder / f".shared-{gather_texts(uuid.uuid4().hex)[0]}"
     if is_first():
-        for old in folder.glob(".shared-*"):  # of a process that was killed just here
+        for old in folder.glob(".shared-*"):  # of a process that was killed at this point
             old.unlink()
-        mark.touch()
+        probe.touch()
     gather_texts("written")
-    seen = gather_texts("yes" if mark.exists() else "no")
+    seen = gather_texts("yes" if probe.exists() else "no")
     if is_first():
-        mark.unlink()
-    blind = [str(number) for number, answer in enumerate(seen) if answer == "no"]
-    if blind:
+        probe.unlink()
+    unseen_by = [str(number) for number, answer in enumerate(seen) if answer == "no"]
+    if unseen_by:
         raise ConfigError(
-            f"output = {str(folder)!r}: processes {', '.join(blind)} do not see what process 0 writes there; it must "
-            "be on a file system that all hosts share"
+            f"output = {str(folder)!r}: processes {', '.join(unseen_by)} do not see what process 0 writes there; it "
+            "must be on a file system that all hosts share"
         )
 
 
 @contextlib.contextmanager
 def explain_lost_processes() -> Iterator[None]:
-    """Exits with a message if JAX fails in one of several processes, because another one died or by itself.
+    """Exits with a message if JAX fails in one of several processes, whether because another died or on its own.
 
-    There is no orderly shutdown: it would wait for the other processes, which wait for this one. JAX itself ends a
-    process that hangs instead of failing, with a message, after `heartbeat_seconds`.
+    There is no orderly shutdown: it would wait for the other processes, which wait for this one. A process that hangs
+    instead of failing is ended by JAX, with a message, after `heartbeat_seconds`.
     """
     try:
         yield

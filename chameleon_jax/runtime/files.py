@@ -22,7 +22,7 @@ from chameleon_jax.runtime.reading import LARGEST_JSON, parse_json, read_bytes
 def new_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success and removes it otherwise.
 
-    Symbolic links are followed. What killed processes left beside `path` is removed. For a path in a bucket, the file
+    Symbolic links are followed, and temporary files of killed processes are removed. For a path in a bucket, the file
     is uploaded at the end.
     """
     if is_cloud(path):
@@ -33,7 +33,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     with explain_disk_errors(path):
         real = Path(os.path.realpath(path))
         if os.path.lexists(real) and not real.is_file():
-            raise FileError(f"{path}: is no plain file and cannot be replaced by one")
+            raise FileError(f"{path}: is not a regular file and cannot be replaced by one")
         real.parent.mkdir(parents=True, exist_ok=True)
         for file in leftovers(real, r"\d+"):
             if is_unused(file):
@@ -74,7 +74,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def absolute(path: str | Path) -> Path:
-    """The absolute path, or the path in a bucket, as Orbax wants it."""
+    """The absolute path, or the path in a bucket, for Orbax."""
     return as_path(path) if is_cloud(path) else Path(path).absolute()
 
 
@@ -95,7 +95,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file of ours or of a released model.
 
     Raises:
-      FileError: if it cannot be read, is larger than such files are, or is no JSON (`parse_json`).
+      FileError: if it cannot be read, has more than `LARGEST_JSON` bytes, or is not JSON (see `parse_json`).
     """
     content = read_object(path, LARGEST_JSON) if is_cloud(path) else read_bytes(path, LARGEST_JSON)
     try:

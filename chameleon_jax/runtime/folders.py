@@ -35,9 +35,9 @@ from chameleon_jax.runtime.distributed import broadcast_from_first, wait_for_all
 from chameleon_jax.runtime.files import flush_to_disk, leftovers, read_json
 from chameleon_jax.runtime.locks import only_writer
 
-_THERE = "is there already; choose another folder or remove it first"
+_EXISTS = "is there already; choose another folder or remove it first"
 COMPLETE, REPLACED = "complete", "replaced"
-"""Parts of the names that the new and the old folder have for the moment in which neither is in place."""
+"""States in the temporary names of the new and the old folder at the moment when neither is in place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Kind:
     """A kind of output, and how an earlier output of the same kind is recognised."""
 
     name: str
-    """For messages, such as 'prepared data'."""
+    """For error messages, such as 'prepared data'."""
     is_one: Callable[[Path], bool]
     """Whether a folder or file is of this kind."""
     contents: tuple[str, ...] = ()
@@ -53,12 +53,13 @@ class Kind:
 
 
 def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
-    """Checks before any work that a folder may be written to `path`; changes nothing.
+    """Checks, before any work is done, that a folder may be written to `path`; changes nothing.
 
-    An empty folder may be there, or an older one of the same kind that holds nothing else. Symbolic links are followed.
+    An empty folder may exist there, or an older one of the same kind with nothing else in it. Symbolic links are
+    followed.
 
     Returns:
-      the path without symbolic links.
+      The path without symbolic links.
 
     Raises:
       FileError: if something else is there, or nothing can be written there.
@@ -73,15 +74,15 @@ def check_folder(path: str | Path, kind: Kind | None = None) -> Path:
             raise FileError(f"{path}: is a mount point and cannot be replaced; give a new folder inside it")
         foreign = _foreign_entry(real, kind)
         if foreign is not None:
-            raise FileError(_taken(path, foreign, kind))
+            raise FileError(_exists_message(path, foreign, kind))
     elif os.path.lexists(real):
-        raise FileError(f"{path}: {_THERE} (it is a file)")
+        raise FileError(f"{path}: {_EXISTS} (it is a file)")
     _check_parent(path, real)
     return real
 
 
 def check_file(path: str | Path, kind: Kind) -> None:
-    """`check_folder` for a file: an empty file or an older one of the same kind may be there."""
+    """`check_folder` for a file: an empty file or an older one of the same kind may exist."""
     if is_cloud(path):
         path = as_path(path)
         real = download(path) if path.is_file() else Path("absent")
@@ -90,8 +91,8 @@ def check_file(path: str | Path, kind: Kind) -> None:
     if path.is_dir():
         raise FileError(f"{path}: is a folder; expected the name of a file")
     if os.path.lexists(real):
-        plain = stat.S_ISREG(real.stat().st_mode)
-        if not plain or (real.stat().st_size and not kind.is_one(real)):
+        is_regular = stat.S_ISREG(real.stat().st_mode)
+        if not is_regular or (real.stat().st_size and not kind.is_one(real)):
             raise FileError(
                 f"{path}: is there already; choose another name or remove it first (only {kind.name} is replaced)"
             )
@@ -126,9 +127,9 @@ def remove_folder(path: str | Path, kind: Kind) -> None:
 def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; renames it to `path` on success and removes it otherwise.
 
-    An older folder at `path` is replaced at the very end, and only if it is of the same kind (see `check_folder`). A
-    process that is killed at any moment leaves the old or the new folder in place; the next writer removes what it left
-    beside it.
+    An older folder at `path` is replaced at the very end, and only if it is of the same kind (see `check_folder`). If
+    the process is killed at any moment, either the old or the new folder is in place, and the next writer removes the
+    temporary ones beside it.
 
     Raises:
       FileError: if `path` is something else or cannot be written, or another process is writing it. A finished folder
@@ -160,9 +161,9 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_shared_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
-    """`new_folder` for all processes of a run, each of which writes files of its own.
+    """`new_folder` for all processes of a run, each of which writes its own files.
 
-    In a bucket they write directly; the yielded path is then not on this machine.
+    In a bucket they write directly, so the yielded path is not local.
     """
     new = _new_cloud_folder if is_cloud(path) else new_folder
     if jax.process_count() == 1:
@@ -179,24 +180,24 @@ def new_shared_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Pa
 def read_marker(path: Path) -> dict[str, Any]:
     """The JSON object in the file that marks a folder's kind; empty if the file is missing or damaged."""
     try:
-        mark = read_json(path)
+        content = read_json(path)
     except FileError:
         return {}
-    return mark if isinstance(mark, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def model_section(config: Path) -> dict[str, Any]:
     """The key `model` of our own config.json; empty if it is missing or the file is not ours."""
-    mark = read_marker(config)
-    model = mark.get("model")
-    return model if isinstance(mark.get("format_version"), int) and isinstance(model, dict) else {}
+    header = read_marker(config)
+    model = header.get("model")
+    return model if isinstance(header.get("format_version"), int) and isinstance(model, dict) else {}
 
 
 def recover(path: str | Path) -> None:
-    """Finishes the replacement of a folder that a killed process had begun, so that readers find it.
+    """Finishes the replacement of a folder by a process that was killed, so that readers find it.
 
-    Where the system cannot exchange two folders atomically, there is a moment with neither the old nor the new one in
-    place. Does nothing in a folder that cannot be written.
+    Where the system cannot exchange two folders atomically, there is a moment when neither the old nor the new one is
+    in place. Does nothing if the parent folder is not writable.
     """
     if is_cloud(path):
         finish(path)
@@ -214,7 +215,7 @@ def _check_cloud_folder(path: Path, kind: Kind | None) -> Path:
     ours = bool(names) and kind is not None and kind.is_one(path)
     foreign = next((name for name in names if not (ours and _belongs(name, kind))), None)
     if foreign is not None:
-        raise FileError(_taken(path, foreign, kind))
+        raise FileError(_exists_message(path, foreign, kind))
     return path
 
 
@@ -232,13 +233,13 @@ def _new_cloud_folder(path: str | Path, kind: Kind | None) -> Iterator[Path]:
     try:
         check_folder(path, kind)
     except FileError as error:
-        raise FileError(f"{error}. What is finished now was kept as {tmp}") from None
+        raise FileError(f"{error}. The finished output was kept as {tmp}") from None
     put_in_place(tmp, path)
 
 
-def _taken(path: Path, foreign: str, kind: Kind | None) -> str:
+def _exists_message(path: Path, foreign: str, kind: Kind | None) -> str:
     more = f", or one that holds {kind.name} and nothing else" if kind else ""
-    return f"{path}: {_THERE} (it holds {foreign!r}; only an empty folder is replaced{more})"
+    return f"{path}: {_EXISTS} (it holds {foreign!r}; only an empty folder is replaced{more})"
 
 
 def _belongs(name: str, kind: Kind) -> bool:
@@ -253,7 +254,7 @@ def _without_links(path: str | Path) -> Path:
 
 
 def _foreign_entry(folder: Path, kind: Kind | None) -> str | None:
-    """The first path in `folder` that does not belong to a folder of this kind; None if there is none."""
+    """The first path in `folder` that a folder of this kind cannot contain; None if there is none."""
     entries = sorted(os.listdir(folder))
     if not entries or kind is None or not kind.is_one(folder):
         return entries[0] if entries else None
@@ -267,7 +268,7 @@ def _foreign_entry(folder: Path, kind: Kind | None) -> str | None:
 
 
 def _check_parent(path: Path, real: Path) -> None:
-    """Raises `FileError` unless something can be written beside `real`."""
+    """Raises `FileError` unless the folder that contains `real` exists and is writable, or can be created."""
     parent = next(folder for folder in real.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise FileError(f"{path}: cannot be written: {parent} is a file")
@@ -278,24 +279,24 @@ def _check_parent(path: Path, real: Path) -> None:
 @contextlib.contextmanager
 def _parents(real: Path) -> Iterator[None]:
     """Creates the parents of `real`, and removes those that are still empty at the end."""
-    made = list(itertools.takewhile(lambda folder: not folder.exists(), real.parents))
+    created = list(itertools.takewhile(lambda folder: not folder.exists(), real.parents))
     real.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
 
 
 def _remove_leftovers(real: Path) -> None:
-    """Removes what killed processes left beside `real`. Call it while holding the lock."""
+    """Removes temporary folders of killed processes beside `real`. The caller must hold the lock."""
     for folder in leftovers(real, r"\d+", COMPLETE, REPLACED):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(tmp: Path, real: Path, path: Path, kind: Kind | None) -> None:
-    """Renames the finished folder to `real`. If that fails, it is kept under another name."""
+    """Renames the finished folder to `real`. If that fails, it is kept under another name, which the error gives."""
     for file in tmp.rglob("*"):
         flush_to_disk(file)
     try:
@@ -308,7 +309,7 @@ def _put_in_place(tmp: Path, real: Path, path: Path, kind: Kind | None) -> None:
         kept = next(name for name in names if not os.path.lexists(name))
         os.rename(finished, kept)
         reason = error if isinstance(error, FileError) else f"{path}: cannot be written: {error.strerror}"
-        raise FileError(f"{reason}. What is finished now was kept as {kept}") from error
+        raise FileError(f"{reason}. The finished output was kept as {kept}") from error
     with contextlib.suppress(OSError):
         flush_to_disk(real.parent)
 
@@ -331,7 +332,7 @@ def _replace(new: Path, real: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchanges two folders atomically; False where the system cannot."""
+    """Exchanges two folders atomically; returns False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

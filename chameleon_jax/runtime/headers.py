@@ -11,11 +11,11 @@ from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime.files import read_json
 
 FORMAT_VERSION = 1
-"""Version of the layout of our own folders. Raised when older code could no longer read them."""
+"""Version of the layout of our own folders; incremented when older code cannot read new folders."""
 
 
 def with_checksum(header: dict[str, Any]) -> dict[str, Any]:
-    """Adds a hash of the header itself, which `read_header` compares."""
+    """Adds a hash of the header, which `read_header` verifies."""
     return {**header, "sha256": _hash_of_header(header)}
 
 
@@ -23,15 +23,15 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """Reads what `write_json(path, with_checksum(header))` wrote; older folders have no hash.
 
     Raises:
-      FileError: if there is no such file, or a newer version wrote it.
-      DamagedFile: if it is not what was written.
+      FileError: if there is no such file, or it was written by a newer version.
+      DamagedFile: if it does not match its hash.
     """
     header = read_json(path)
     found = header.pop("sha256", None) if isinstance(header, dict) else None
     if found is not None and found != _hash_of_header(header):
         raise DamagedFile(
-            f"{path}: damaged: it does not match its sha256; restore a copy, or if it was edited by hand, take the "
-            "key sha256 out"
+            f"{path}: damaged: it does not match its sha256; restore a copy, or if it was edited by hand, remove the "
+            "key sha256"
         )
     check_version(header, path)
     return header
@@ -42,12 +42,12 @@ def _hash_of_header(header: dict[str, Any]) -> str:
 
 
 def check_version(header: dict[str, Any], path: str | Path) -> None:
-    """Raises `FileError` for a folder that a newer version of this library wrote, or that is not ours."""
+    """Raises `FileError` if a folder was written by a newer version of this library, or is not ours."""
     version = header.get("format_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
         raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
     if version > FORMAT_VERSION:
         raise FileError(
-            f"{path}: format_version {version} is newer than this library reads ({FORMAT_VERSION}); "
+            f"{path}: format_version {version} is newer than this version can read ({FORMAT_VERSION}); "
             "update chameleon_jax"
         )

@@ -1,4 +1,4 @@
-"""The allocator of the process, for computing on the CPU."""
+"""Settings of the process's memory allocator for computing on a CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ADVISE_HUGE_PAGES = 14
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the memory that it frees, in huge pages. Call it before JAX starts.
+    """Makes the process keep freed memory, in huge pages, for reuse. Must be called before JAX starts.
 
-    XLA on a CPU allocates the temporaries of a step anew each time. By default glibc returns such large blocks to the
-    system and gets empty pages back, with one page fault per 4 KiB: an eighth of the CPU time of a step with 1.6 GB of
-    temporaries. A single arena that is never trimmed keeps them. It is grown once by allocating and freeing, untouched,
-    a block of half the machine's memory that is advised to use 2 MiB pages, so that the remaining page faults are 500
-    times fewer. Does nothing without glibc.
+    XLA on a CPU allocates the temporaries of a step anew in every step. By default glibc returns such large blocks to
+    the system and then receives empty pages, with one page fault per 4 KiB: an eighth of the CPU time of a step with
+    1.6 GB of temporaries. A single arena that is never trimmed keeps them. It is grown once, by allocating and freeing
+    an untouched block of half the machine's memory with the advice to use 2 MiB pages, which makes the remaining page
+    faults 500 times fewer. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return

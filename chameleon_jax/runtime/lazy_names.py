@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used (PEP 562)."""
+"""Public names of a package that are imported on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lazy_names(
 
     Args:
       package: its `__name__`.
-      homes: the names by the module in which each is defined. Type checkers read them from `__init__.pyi` beside.
+      homes: names by the module that defines them. Type checkers read them from `__init__.pyi`.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Locks that allow one writer at a time, and that the system releases when the process ends, however it ends."""
+"""Locks that allow one writer at a time; the system releases them when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.E
 def only_writer(lock: Path, what: str | Path, wait: bool = False) -> Iterator[None]:
     """Holds an exclusive lock on the file `lock`, and removes the file at the end.
 
-    On a file system without locks, prints a line and continues without one.
+    On a file system without locks, prints a warning and continues without one.
 
     Args:
-      what: what is written, for messages.
+      lock: the lock file.
+      what: what is written, for error messages.
       wait: wait for a process that holds the lock, instead of raising.
 
     Raises:
-      FileError: if a running process holds it, on this host or another that shares the file system; it is named.
+      FileError: naming the running process that holds it, on this host or another that shares the file system.
     """
     descriptor = _hold(lock, what, wait)
     try:
@@ -46,7 +47,7 @@ def only_writer(lock: Path, what: str | Path, wait: bool = False) -> Iterator[No
 
 @contextlib.contextmanager
 def in_use(file: Path) -> Iterator[None]:
-    """Creates an empty file and holds a lock on it inside the context, where the file system has locks."""
+    """Creates an empty file and holds a lock on it within the context, if the file system has locks."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         with contextlib.suppress(OSError):
@@ -67,7 +68,7 @@ def is_unused(path: Path) -> bool:
 
 
 def _hold(lock: Path, what: str | Path, wait: bool) -> int:
-    """An open file descriptor of the lock."""
+    """Acquires the lock and returns its open file descriptor."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -80,9 +81,9 @@ def _hold(lock: Path, what: str | Path, wait: bool) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
-            console.print(f"{what}: this file system has no locks; see to it that nothing else writes there.")
+            console.print(f"{what}: this file system has no locks; make sure that no other process writes there.")
             return descriptor
-        # Whoever held it may have removed the file after we opened it; then another one is the lock now.
+        # Its previous holder may have removed the file after we opened it; another file is then the lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# Names of files, values of configs and messages of errors are printed as they are: "[red]" is no colour here.
+# File names, config values and error messages are printed verbatim: "[red]" must not become markup.
 console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
@@ -42,12 +42,12 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int | None, start: int = 0) -> Iterator[Bar]:
-    """A bar with time left on a terminal; a line every ten seconds elsewhere.
+    """On a terminal a bar with the remaining time, elsewhere a line every ten seconds.
 
     Args:
       title: what is being done.
-      total: steps in all, or None if unknown.
-      start: steps already done (by an earlier run).
+      total: total number of steps, or None if unknown.
+      start: number of steps already done, by an earlier run.
     """
     bar = Bar(title, total, start)
     if not console.is_terminal:
@@ -88,7 +88,7 @@ def report_elapsed(title: str, seconds: float = 10.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bytes_bar(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `size` bytes, shown in MiB; yields a function to call with each number of bytes done.
+    """A bar over `size` bytes, shown in MiB; yields a function to call with the number of bytes of each step.
 
     Nothing is shown for less than 256 MiB.
     """

@@ -1,4 +1,4 @@
-"""Small files from anyone, read within limits: regular files only, of a bounded size; JSON without surprises."""
+"""Reads small untrusted files: only regular files of a bounded size, and only strict JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 from chameleon_jax.errors import FileError
 
 LARGEST_JSON = 16 << 20
-"""Bytes of a config, an index or a header. The largest released one, with a vocabulary in it, has 1.7 MB."""
+"""Most bytes of a config, an index or a header. The largest released one, with a vocabulary in it, has 1.7 MB."""
 DEEPEST = 32
-"""Mappings and lists in each other in such a file; the deepest released one has 6."""
+"""Deepest nesting of mappings and lists in such a file; released ones have up to 6 levels."""
 LONGEST_NUMBER = 400
-"""Characters of a number; a float64 written out in full has up to 327."""
+"""Most characters of a number; a float64 written out in full has up to 327."""
 _LARGEST_INTEGER = 10**40
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -58,12 +58,11 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """What the text of a JSON file says, as strictly as the standard has it.
+    """Parses JSON as strictly as the standard demands.
 
     Raises:
-      ValueError: if it is no JSON, names a key twice, is nested more than `DEEPEST` deep, or holds a key that is
-        infinite or NaN, numbers longer than any that mean something, or text with lone surrogates. The message is the
-        reason.
+      ValueError: if it is not JSON, has a duplicate key, is nested more than `DEEPEST` deep, or contains a value that
+        is infinite or NaN, absurdly long numbers, or text with lone surrogates. The message is the reason.
     """
     try:
         value = json.loads(

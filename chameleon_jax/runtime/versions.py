@@ -1,4 +1,4 @@
-"""Which versions of what matters are installed."""
+"""Versions of the installed packages on which results depend."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import importlib.metadata
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chameleon-jax")
 
 
-def versions(*also: str) -> dict[str, str]:
-    """Version by package, of those in `PACKAGES` and those named that are installed."""
+def versions(*more: str) -> dict[str, str]:
+    """Version by package, for those in `PACKAGES` and `more` that are installed."""
     found = {}
-    for package in (*PACKAGES, *also):
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,14 +1,15 @@
 """Chat templates: how the turns of a conversation become one sequence of ids.
 
-In every template a conversation begins with begin of sequence, and end of turn follows each prompt; the model then
-writes its answer. No role names, spaces or line breaks are inserted. Templates differ in the token after an answer:
+In every template a conversation starts with begin of sequence, and each prompt ends with end of turn, after which the
+model writes its answer. No role names, spaces or line breaks are inserted. Templates differ in the token after an
+answer:
 
-- 'meta': end of sequence. Meta's models, which were tuned on single turns, and what `chameleon prepare` writes with
-  `answer_end: eos`, its default.
-- 'lumina': end of turn. Lumina-mGPT, and what `chameleon prepare` writes with `answer_end: separator`, but for the last
-  answer of a row, which ends with end of sequence.
+- 'meta': end of sequence. Used by Meta's models, which were tuned on single turns, and by data prepared with
+  `answer_end: eos`, the default.
+- 'lumina': end of turn. Used by Lumina-mGPT, and by data prepared with `answer_end: separator`, except that the last
+  answer of a row ends with end of sequence.
 
-An answer ends at either token, whatever the template.
+In generation an answer ends at either token, whatever the template.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from chameleon_jax.tokens.vocabulary import Vocabulary
 ChatTemplate = Literal["meta", "lumina"]
 TEMPLATES: tuple[ChatTemplate, ...] = ("meta", "lumina")
 TEMPLATE_OF_END: dict[str, ChatTemplate] = {"eos": "meta", "separator": "lumina"}
-"""The template of conversations that were prepared with this `answer_end`."""
+"""The template of conversations prepared with each `answer_end`."""
 
 
 class Turn(NamedTuple):
-    """What one side of a conversation says."""
+    """One turn of a conversation."""
 
     role: Literal["user", "assistant"]
     document: Document
@@ -41,16 +42,16 @@ def after_answer(template: ChatTemplate, vocabulary: Vocabulary) -> int:
 
 
 def encode_turns(tokenizer: DocumentTokenizer, turns: Sequence[Turn], template: ChatTemplate) -> np.ndarray:
-    """Ids int32 `[n]` of a conversation: begin of sequence, and each turn with the token that ends it.
+    """Ids int32 `[n]` of a conversation: begin of sequence, and each turn followed by the token that ends it.
 
     Raises:
-      DocumentError: if user and assistant do not take turns, user first, or a document cannot be encoded.
+      DocumentError: if user and assistant do not alternate, user first, or a document cannot be encoded.
     """
     vocabulary = tokenizer.need("vocabulary")
     for number, turn in enumerate(turns):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
-            raise DocumentError(f"turn {number} is of {turn.role!r}: must be of {expected!r}; they take turns")
+            raise DocumentError(f"turn {number} is by {turn.role!r}: must be by {expected!r}; they take turns")
     ends = {"user": vocabulary.end_of_turn, "assistant": after_answer(template, vocabulary)}
     encoded = tokenizer.encode_many([turn.document for turn in turns])
     parts = [part for ids, turn in zip(encoded, turns, strict=True) for part in (ids, [ends[turn.role]])]

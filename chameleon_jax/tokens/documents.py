@@ -1,4 +1,4 @@
-"""Documents to ids and back: text pieces, and for every picture begin of image, its codes, end of image."""
+"""Documents to ids and back: text as pieces, and each picture as begin of image, its codes, end of image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TOKENIZER_FILES = (
     JSONTokenizer.file_name,
     *(f"image/{pattern}" for pattern in IMAGE_TOKENIZER.contents),
 )
-"""What `DocumentTokenizer.save` writes."""
+"""The files that `DocumentTokenizer.save` writes."""
 
 
 NOT_ASKED_FOR = "it was not asked for"
@@ -52,8 +52,8 @@ class DocumentTokenizer:
     """A text tokenizer and an image tokenizer joined by one vocabulary.
 
     Attributes:
-      text, image, vocabulary: None where a released model came without.
-      missing: why "text", "image" or "vocabulary" is None, for messages.
+      text, image, vocabulary: the parts; None if a released model lacks one.
+      missing: why "text", "image" or "vocabulary" is None, for error messages.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class DocumentTokenizer:
         """Args:
         text, image: the tokenizers, or None.
         vocabulary: ids of their pieces and codes, or None.
-        codes_per_image: codes of one picture, where there is no image tokenizer that knows it.
-        missing: reason for each None, as {"text": "no text_tokenizer.json in …"}.
+        codes_per_image: number of codes per picture, if there is no image tokenizer.
+        missing: why a part is None, such as {"text": "no text_tokenizer.json in …"}.
 
         Raises:
-          VocabularyError: if the vocabulary is made for other tokenizers.
+          VocabularyError: if the vocabulary belongs to other tokenizers.
         """
         self.text = text
         self.image = image
@@ -95,11 +95,11 @@ class DocumentTokenizer:
 
     @classmethod
     def join(cls, text: TextTokenizer, image: ImageTokenizer) -> DocumentTokenizer:
-        """With a fresh vocabulary in the released order."""
+        """Joins two tokenizers with a new vocabulary in the order of the released models."""
         return cls(text, image, Vocabulary.in_released_order(text.num_pieces, image.config.num_codes))
 
     def need(self, part: Literal["text", "image", "vocabulary"]) -> Any:
-        """The part of this name.
+        """The part with this name.
 
         Raises:
           DocumentError: if it is missing.
@@ -112,32 +112,32 @@ class DocumentTokenizer:
 
     @property
     def codes_per_image(self) -> int:
-        """Codes of one picture.
+        """Number of codes per picture.
 
         Raises:
-          DocumentError: if there is no image tokenizer and nobody said.
+          DocumentError: if there is no image tokenizer and the number was not given.
         """
         return self._codes_per_image or self.need("image").config.codes_per_image
 
     @property
     def image_block(self) -> int:
-        """Tokens of one picture: begin of image, the codes, end of image."""
+        """Number of tokens per picture: begin of image, the codes, end of image."""
         return self.codes_per_image + 2
 
     def encode(self, document: Document) -> np.ndarray:
-        """Ids int32 `[n]` of a document, without begin and end of sequence. Each text segment is encoded by itself.
+        """Ids int32 `[n]` of a document, without begin and end of sequence. Each text segment is encoded separately.
 
         Args:
-          document: texts and pictures in a list, tuple or iterator. A lone text or picture is a document of its own.
+          document: texts and pictures in a list, tuple or iterator, or a single text or picture.
 
         Raises:
-          DocumentError: for what is no document, and for a segment that is neither text nor a picture, cannot be
-            encoded, or needs a tokenizer that is missing.
+          DocumentError: if it is not a document, or a segment is neither text nor a picture, cannot be encoded, or
+            needs a tokenizer that is missing.
         """
         return self.encode_many([document])[0]
 
     def encode_many(self, documents: Sequence[Document]) -> list[np.ndarray]:
-        """`encode` for several documents, with their pictures computed in batches."""
+        """`encode` for several documents, with their pictures encoded in batches."""
         vocabulary = self.need("vocabulary")
         documents = as_documents(documents)
         images = [segment for document in documents for segment in document if not isinstance(segment, str)]
@@ -158,19 +158,19 @@ class DocumentTokenizer:
         return encoded
 
     def encode_prompt(self, document: Document, form: Literal["completion", "chat"] = "completion") -> np.ndarray:
-        """Ids int32 `[n]` of a prompt: begin of sequence and the document, for a chat then end of turn."""
+        """Ids int32 `[n]` of a prompt: begin of sequence, the document, and for a chat end of turn."""
         vocabulary = self.need("vocabulary")
         end = [vocabulary.end_of_turn] if form == "chat" else []
         return np.concatenate([[vocabulary.bos], self.encode(document), end]).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> Document:
-        """Decodes ids to a document; special tokens other than begin and end of image are dropped.
+        """Decodes ids to a document. Special tokens other than begin and end of image are dropped.
 
         Raises:
-          DocumentError: if a picture is cut short, too long, or interrupted, or a tokenizer is missing.
+          DocumentError: if a picture is incomplete, too long or interrupted, or a tokenizer is missing.
         """
         vocabulary = self.need("vocabulary")
-        segments: list = []  # text as lists of pieces, pictures as arrays of codes
+        segments: list = []  # lists of text pieces, and arrays of image codes
         codes: list[int] | None = None
         for place, token in enumerate(_whole_numbers(ids)):
             kind = vocabulary.modality[token] if 0 <= token < vocabulary.size else None
@@ -222,11 +222,11 @@ class DocumentTokenizer:
         """Reads what `save` wrote.
 
         Args:
-          folder: where.
-          with_image: whether to load the image tokenizer too; without it `image` is None.
+          folder: the folder.
+          with_image: whether to load the image tokenizer; otherwise `image` is None.
 
         Raises:
-          FileError: if it is damaged, or a part is missing that was there when it was written.
+          FileError: if it is damaged, or a part that was written is missing.
         """
         folder = Path(folder)
         values = read_header(folder / "vocabulary.json")
@@ -251,7 +251,7 @@ class DocumentTokenizer:
         try:
             vocabulary = None if "vocabulary" in missing else Vocabulary.from_dict(values)
             if vocabulary and isinstance(text, JSONTokenizer) and text.num_pieces < len(vocabulary.text_ids):
-                # Older versions took names that the file marks as special for text, unless they began with `<`.
+                # Older versions treated names that the file marks as special as text unless they began with `<`.
                 is_text = ~np.isin(vocabulary.text_ids, list(text.other_names.values()))
                 vocabulary = dataclasses.replace(vocabulary, text_ids=vocabulary.text_ids[is_text])
             return cls(text, image, vocabulary, codes_per_image=codes_per_image, missing=missing)
@@ -275,7 +275,7 @@ def _whole_numbers(ids: Iterable[int]) -> list[int]:
 
 
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:
-    """Reads a text tokenizer: JSON where the name ends so, a SentencePiece model otherwise.
+    """Reads a text tokenizer: JSON if the name ends in .json, else a SentencePiece model.
 
     Raises:
       FileError: if the file is missing or cannot be used.
@@ -297,7 +297,7 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
 
 
 class SavedImageTokenizer(NamedTuple):
-    """What config.json of a saved image tokenizer says."""
+    """The contents of config.json of a saved image tokenizer."""
 
     config: ImageTokenizerConfig
     preprocessing: PreprocessingConfig
@@ -306,7 +306,7 @@ class SavedImageTokenizer(NamedTuple):
 
 
 def read_image_config(folder: str | Path) -> SavedImageTokenizer:
-    """Reads the sizes of a saved image tokenizer, its preprocessing, and whether it has a decoder.
+    """Reads the config of a saved image tokenizer, its preprocessing, and whether it has a decoder.
 
     Raises:
       FileError, ConfigError: if config.json is missing or damaged.

@@ -1,4 +1,4 @@
-"""Tokenizers as files that Hugging Face's and Meta's code read."""
+"""Exports tokenizers as files for Hugging Face's and Meta's code."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def tokenizer_json(
 ) -> dict[str, Any]:
     """The content of a tokenizer.json, for the package `tokenizers`, with the ids of `vocabulary`.
 
-    Any text gets the ids that `text` and `vocabulary` give it (a SentencePieceTokenizer as `train_text_tokenizer` makes
-    it, or a JSONTokenizer), except that `tokenizers` by itself reads names of special tokens as special tokens.
+    It encodes text to the same ids as `text` and `vocabulary` (a SentencePieceTokenizer from `train_text_tokenizer`, or
+    a JSONTokenizer), except that `tokenizers` reads names of special tokens in text as special tokens.
 
-    Meta's code takes names that start with `<` for special tokens, so of a SentencePieceTokenizer also its bytes
-    (`<0x41>`): it reads text right but does not write bytes.
+    Meta's code treats names that start with `<` as special tokens, including the bytes (`<0x41>`) of a
+    SentencePieceTokenizer: it encodes text correctly but does not decode bytes.
 
     Args:
-      text: the text tokenizer; a JSONTokenizer goes with the ids of its own file only.
+      text: the text tokenizer; a JSONTokenizer requires the ids of its own file.
       vocabulary: the ids.
-      style: "huggingface" calls the placeholder for image codes `<image>` and begins every text with `<s>`; "meta"
-        calls it `<reserved08707>` and adds nothing.
+      style: "huggingface" names the placeholder for image codes `<image>` and adds `<s>` before every text; "meta"
+        names it `<reserved08707>` and adds nothing.
 
     Raises:
-      VocabularyError: if the two do not go together, two tokens would have one name, or no token can be placeholder.
+      VocabularyError: if the two do not match, two tokens would share a name, or no token can be the placeholder.
     """
     names = vocabulary.names(text)
     if style == "huggingface" and PLACEHOLDER not in names:
@@ -53,17 +53,17 @@ def tokenizer_json(
         old = RELEASED_PLACEHOLDER if style == "huggingface" else PLACEHOLDER
         content = _renamed(content, old, new)
     if style == "huggingface":
-        content["post_processor"] = _beginning_with(SPECIAL_NAMES["bos"], vocabulary.bos)
+        content["post_processor"] = _prepend_token(SPECIAL_NAMES["bos"], vocabulary.bos)
     elif (content.get("post_processor") or {}).get("type") == "TemplateProcessing":
         content["post_processor"] = None
     return content
 
 
 def tokenizer_config(model_max_length: int | None = None) -> dict[str, Any]:
-    """The content of tokenizer_config.json beside a tokenizer.json in Hugging Face's style, which adds `<s>` itself.
+    """The content of tokenizer_config.json for a tokenizer.json in Hugging Face's style, which adds `<s>` itself.
 
     Args:
-      model_max_length: tokens that the model was trained for.
+      model_max_length: context length of the model.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -84,15 +84,15 @@ def tokenizer_config(model_max_length: int | None = None) -> dict[str, Any]:
 def processor_files(
     image_seq_length: int, resolution: int, style: Literal["meta", "huggingface"] = "meta"
 ) -> dict[str, dict[str, Any]]:
-    """File name → content for Hugging Face's ChameleonProcessor.
+    """The files of Hugging Face's ChameleonProcessor, as a map from file name to content.
 
-    Style "meta" scales pixels to [-1, 1] as Meta's code does; the files of the released models ("huggingface") say
-    0.0078 instead of 2/255, which leaves white at 0.989. Pictures whose longer side does not come out whole are rounded
-    by Meta's code and cut off by Hugging Face's, whatever these files say.
+    Style "meta" scales pixels to [-1, 1] as Meta's code does. The files of the released models ("huggingface") have
+    0.0078 instead of 2/255, so that white becomes 0.989. Neither file controls how the longer side is rounded: Meta's
+    code rounds to the nearest whole number, Hugging Face's truncates.
 
     Args:
-      image_seq_length: codes of one picture.
-      resolution: sides of the square that the image tokenizer reads, in pixels.
+      image_seq_length: number of codes per picture.
+      resolution: width and height in pixels that the image tokenizer reads.
     """
     return {
         "processor_config.json": {
@@ -119,8 +119,8 @@ def processor_files(
 
 
 def _from_sentencepiece(text: SentencePieceTokenizer, names: dict[str, int]) -> dict[str, Any]:
-    """Names have spaces where SentencePiece has its mark, so that a mark that is typed is no space: as no piece has it,
-    it is written in bytes, as by `text`."""
+    """Pieces are named with plain spaces instead of SentencePiece's U+2581. A U+2581 in the text is thus not read as a
+    space: no piece contains it, so it falls back to bytes, as in `text`."""
     pieces = set(text.piece_names)
     special = sorted((token, name) for name, token in names.items() if name not in pieces)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -149,7 +149,7 @@ def _from_sentencepiece(text: SentencePieceTokenizer, names: dict[str, int]) -> 
 
 
 def _merges(scores: dict[str, float]) -> list[list[str]]:
-    """SentencePiece merges any two neighbours into the piece with the highest score; `tokenizers` wants the pairs."""
+    """The merges of a BPE: SentencePiece only has scores, and merges the two neighbours whose piece scores highest."""
     pairs = []
     for piece in sorted(scores, key=scores.__getitem__, reverse=True):
         halves = ((piece[:place], piece[place:]) for place in range(1, len(piece)))
@@ -157,20 +157,20 @@ def _merges(scores: dict[str, float]) -> list[list[str]]:
     return pairs
 
 
-def _beginning_with(name: str, token: int) -> dict[str, Any]:
-    """A post-processor that puts one special token before each text."""
-    mark = [{"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 1)]
+def _prepend_token(name: str, token: int) -> dict[str, Any]:
+    """A post-processor that adds one special token before each text."""
+    special = [{"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 1)]
     text = [{"Sequence": {"id": sequence, "type_id": kind}} for kind, sequence in enumerate("AB")]
     return {
         "type": "TemplateProcessing",
-        "single": [mark[0], text[0]],
-        "pair": [mark[0], text[0], mark[1], text[1]],
+        "single": [special[0], text[0]],
+        "pair": [special[0], text[0], special[1], text[1]],
         "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
 
 
 def _renamed(value: Any, old: str, new: str) -> Any:
-    """A copy in which every text `old`, key or value, is `new`."""
+    """A copy in which every string `old`, key or value, is replaced by `new`."""
     if isinstance(value, dict):
         return {_renamed(key, old, new): _renamed(inner, old, new) for key, inner in value.items()}
     if isinstance(value, list):

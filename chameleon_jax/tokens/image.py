@@ -1,4 +1,4 @@
-"""Pictures to image codes and back: the released preprocessing, and the image tokenizer around the VQGAN."""
+"""Pictures to image codes and back: the preprocessing of the released models, and the VQGAN as an image tokenizer."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 RELEASED = PreprocessingConfig()
-"""What the released code does."""
+"""The preprocessing of Meta's code."""
 
 
 class NoImageDecoder(ChameleonError):
-    """Pictures were to be drawn by a model that came without the image tokenizer's decoder."""
+    """Pictures were requested from a model without the image tokenizer's decoder."""
 
     def __init__(
         self,
-        message: str = "these weights came without the image decoder (Hugging Face's releases leave it out), so codes "
+        message: str = "these weights came without the image decoder (Hugging Face's releases lack it), so codes "
         "cannot become pictures; give the folder `tokenizer` of Meta's release (vqgan.ckpt, vqgan.yaml) as well: "
         'chameleon_jax.load(path, image_tokenizer="…/tokenizer")',
     ):
@@ -38,16 +38,16 @@ class NoImageDecoder(ChameleonError):
 
 
 LONGEST_WHOLE = 16
-"""How many times as long as the square a picture's resized side may be for the picture to be resized whole."""
+"""If a resized side is more than this many times `resolution`, only the part that is kept is computed."""
 
 
 def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig = RELEASED) -> Image:
-    """A picture as 8-bit RGB, `resolution` pixels wide and high, resized with Lanczos. EXIF orientation is ignored.
+    """Resizes a picture with Lanczos to 8-bit RGB, `resolution` pixels wide and high. EXIF orientation is ignored.
 
-    The shorter side becomes `resolution` and the centre is cut out, or with fit 'pad' the longer side does and the
-    picture is centred. The other side is rounded half to even, as Python's `round` does and the released code with it,
-    or truncated, as transformers does. 16-bit grey keeps its upper eight bits in either style (transformers itself
-    would clip it to white).
+    The shorter side becomes `resolution` and the centre is cropped; with fit 'pad' the longer side does, and the
+    picture is centred and padded. The other side is rounded half to even like Python's `round` in Meta's code, and
+    truncated in transformers. 16-bit greyscale keeps its upper eight bits in either style (transformers itself would
+    clip it to white).
 
     Raises:
       DocumentError: for floating-point pictures and pictures without pixels.
@@ -63,24 +63,24 @@ def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig 
         sides = [round(scale * side) for side in image.size]
     width, height = (max(side, 1) for side in sides)
     left, top = (width - resolution) // 2, (height - resolution) // 2
-    if max(width, height) > LONGEST_WHOLE * resolution:  # only what is kept is made; the bits are the same
+    if max(width, height) > LONGEST_WHOLE * resolution:  # the result is the same, bit for bit
         return resize_part(image, (width, height), (left, top, left + resolution, top + resolution))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (resolution, resolution), preprocessing.pad_colour)
-    square.paste(image, (-left, -top))  # what sticks out is cut off
+    square.paste(image, (-left, -top))
     return square
 
 
 def resize_and_crop(image: Image, resolution: int) -> Image:
-    """`to_square` as the released code does it."""
+    """`to_square` as in Meta's code."""
     return to_square(image, resolution)
 
 
 def scale(values: np.ndarray, style: Literal["meta", "huggingface"] = "meta") -> np.ndarray:
-    """8-bit values as float32 in [-1, 1], computed in float64 as the released code does.
+    """Scales 8-bit values to float32 in [-1, 1], in float64 as Meta's code does.
 
-    In transformers' style white is 0.989 (255 x 0.0078 - 1), and the last subtraction happens in float32.
+    In transformers' style white becomes 0.989 (255 x 0.0078 - 1), and the subtraction is in float32.
     """
     values = np.asarray(values, np.float64)
     if style == "huggingface":
@@ -94,7 +94,7 @@ def to_pixels(image: Image, resolution: int, preprocessing: PreprocessingConfig 
 
 
 def to_image(pixels: np.ndarray) -> Image:
-    """Undoes the scaling of `to_pixels`: clamp, then truncate (not round) to 8 bits, as the released code does."""
+    """Inverts the scaling of `to_pixels`: clips, then truncates (not rounds) to 8 bits, as Meta's code does."""
     from PIL import Image
 
     values = (np.clip(np.asarray(pixels, np.float32), -1, 1) + 1) / 2
@@ -110,10 +110,10 @@ class ImageTokenizer:
     """Encodes pictures to codes and decodes them.
 
     Attributes:
-      config: sizes of the VQGAN.
-      params: its parameter tree, always float32: a code is an argmin, and coarser numbers pick other codes. Public
-        Hugging Face weights have no `decoder`.
-      preprocessing: how `tokenize` prepares pictures.
+      config: architecture of the VQGAN.
+      params: its parameters, always float32: a code is an argmin, and lower precision picks other codes. Without the
+        entry `decoder`, as in Hugging Face's releases, codes cannot be decoded.
+      preprocessing: how `tokenize` resizes and scales pictures.
     """
 
     def __init__(self, config: ImageTokenizerConfig, params: Any, preprocessing: PreprocessingConfig = RELEASED):
@@ -123,15 +123,15 @@ class ImageTokenizer:
 
     @property
     def can_decode(self) -> bool:
-        """Whether codes can become pictures again."""
+        """Whether codes can be decoded to pictures."""
         return "decoder" in self.params
 
     @property
     def batch(self) -> int:
-        """Number of pictures per batch; the last batch is padded, so that one size is compiled.
+        """Number of pictures per batch; the last batch is padded, so that only one size is compiled.
 
-        At most 64, and no more than keep one map of full resolution, or the scores of its attention, within 512 MiB: 4
-        with the released sizes.
+        At most 64, and few enough that a feature map of full resolution, and the attention scores, take at most 512 MiB
+        each: 4 for the released architecture.
         """
         config = self.config
         widest = max(config.channel_multipliers[:2])  # the decoder enlarges its second level before it narrows it
@@ -143,7 +143,7 @@ class ImageTokenizer:
     def _in_batches(
         self, method: str, values: Sequence[Any], prepare: Callable[[Any], np.ndarray] = np.asarray
     ) -> np.ndarray:
-        """What `method` gives for `prepare(part)` of all parts of `values`, so that one batch is there at a time."""
+        """Applies `method` to `prepare(batch)` for each batch of `values`; only one batch is prepared at a time."""
         size = self.batch if len(values) > 1 else 1
         pieces = []
         for start in range(0, len(values), size):
@@ -187,7 +187,7 @@ class ImageTokenizer:
         """Codes int32 `[len(images), codes_per_image]` of pictures of any size and mode.
 
         Raises:
-          DocumentError: for what is no picture, or cannot be converted.
+          DocumentError: if one is not a picture or cannot be converted.
         """
         images = [images] if is_picture(images) else list(images)
         if not images:
@@ -203,6 +203,6 @@ class ImageTokenizer:
 
         Raises:
           DocumentError: as `decode_codes`.
-          NoImageDecoder: if the weights came without the decoder and there is a picture to draw.
+          NoImageDecoder: if there is no decoder and `codes` is not empty.
         """
         return [to_image(pixels) for pixels in self.decode_codes(codes)] if len(codes) else []

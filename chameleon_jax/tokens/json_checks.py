@@ -1,8 +1,8 @@
-"""Checks of a tokenizer's JSON before the package `tokenizers` opens it.
+"""Checks a tokenizer's JSON before the package `tokenizers` opens it.
 
-The package runs whatever its file says: ten replacements in a row of one letter by fifty; regular expressions that
-search for minutes; values of the wrong kind, for which it ends in a panic. Chameleon's tokenizers and Llama's need
-little of that, and here is what they need. The rest is refused by name.
+The package trusts its files: it runs ten replacements in a row of one letter by fifty, or regular expressions that
+take minutes, and panics on values of the wrong type. Only what Chameleon's and Llama's tokenizers need is accepted
+here; anything else is rejected by name.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from chameleon_jax.config.reading import shortened
 from chameleon_jax.errors import FileError
 
 MOST_STEPS = 16
-"""Steps of a normalizer, a pre-tokenizer or a decoder; the released pre-tokenizer has six."""
+"""Most steps of a normalizer, a pre-tokenizer or a decoder; the released pre-tokenizer has six."""
 LONGEST_STRING = 64
-"""Characters of a text to be replaced, split at or put in front."""
+"""Most characters of a string that is replaced, split at or prepended."""
 LARGEST_GROWTH = 64
-"""How many times longer a text may become, in the worst case."""
+"""Largest factor by which a text may become longer in the worst case."""
 MOST_TOKENS = 1 << 19
 LONGEST_TOKEN = 1024
-"""Characters of a token's name."""
+"""Most characters of a token's name."""
 MOST_ADDED = 1 << 20
-"""Characters of all added tokens; the 8,711 of the released file have 90,000."""
+"""Most characters of all added tokens together; the 8,711 of the released file have 90,000."""
 
 _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "Strip": 1, "StripAccents": 1}
 _KINDS = {
@@ -42,7 +42,7 @@ _TYPES: dict[str, type] = {
 
 
 def check_tokenizer(content: Mapping[str, Any], where: str) -> None:
-    """Raises `FileError` if a tokenizer's JSON asks for more than Chameleon's and Llama's need."""
+    """Raises `FileError` if a tokenizer's JSON uses more than Chameleon's and Llama's tokenizers need."""
     for field in _KINDS:
         _check_steps(content.get(field), field, f"{where}: {field}")
     model = content["model"]
@@ -79,7 +79,7 @@ def _check_steps(step: Any, field: str, where: str) -> None:
 
 
 def _flat(step: Any, where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The steps, however they are nested."""
+    """All steps of a sequence, nested ones included."""
     if step is None:
         return
     if not isinstance(step, Mapping) or depth > 3:
@@ -94,7 +94,7 @@ def _flat(step: Any, where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_step(step: Mapping[str, Any], kind: str, where: str) -> float:
-    """How many times longer a text can become in one step."""
+    """Checks one step; returns the factor by which a text may become longer in it."""
     if kind == "Metaspace" and len(step.get("replacement") or " ") != 1:
         raise FileError(f"{where}: Metaspace: replacement = {step['replacement']!r}: must be one character")
     if kind in ("Replace", "Split"):
@@ -132,7 +132,7 @@ KNOWN_EXPRESSIONS = frozenset(
         _LLAMA.replace("DIGITS", ""),  # Qwen 2
     }
 )
-"""Expressions of public tokenizers whose search is linear for reasons that `is_linear` does not see."""
+"""Expressions of public tokenizers that take linear time, although `is_linear` cannot prove it."""
 
 _CLASS = r"\[\^?(?:\\[pP]\{\^?\w+\}|\\[^pP]|[^\[\]\\&^])+\]"
 _ATOM = rf"(?:\\[pP]\{{\^?\w+\}}|\\[sSdDwWrnt]|\\[^\w\s]|{_CLASS}|[^\\()\[\]{{}}|.*+?^$])"
@@ -141,10 +141,10 @@ _OPTION = re.compile(r"\?|\{\d,\d\}")
 
 
 def is_linear(expression: str) -> bool:
-    """Whether a regular expression is certain to be searched in time linear in the text.
+    """Whether a search for a regular expression is certain to take time linear in the text.
 
-    So it is for alternatives of single characters and classes if only the last one of each may repeat without bound,
-    which then never has to be given back, and few before are optional.
+    Accepts alternatives that are sequences of characters and classes in which only the last may repeat without bound,
+    so that it never backtracks, and at most two others are optional.
     """
     if expression in KNOWN_EXPRESSIONS:
         return True
@@ -155,5 +155,5 @@ def is_linear(expression: str) -> bool:
 
 
 def _branches(expression: str) -> list[str]:
-    """The alternatives; a bar in a class or after a backslash is none."""
+    """The alternatives, split at each bar that is not in a class or after a backslash."""
     return re.sub(r"(\\.|\[(?:\\.|[^\]\\])*\])|\|", lambda match: match[1] or "\0", expression).split("\0")

@@ -1,7 +1,7 @@
-"""Resizes a part of a picture with Lanczos, bit for bit as Pillow resizes the whole picture.
+"""Resizes a part of a picture with Lanczos, with exactly the result of resizing the whole picture with Pillow.
 
-For ordinary pictures resizing the whole is quicker; of a picture a thousand times as high as wide it would take
-gigabytes. Pillow can resize a part itself, but takes its place in single precision, and so rounds otherwise.
+For ordinary pictures it is faster to resize the whole, but for one a thousand times as high as wide that takes
+gigabytes. Pillow's own `box` argument is in single precision, so its results are rounded differently.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LANCZOS = 3
-"""Source pixels to either side that a target pixel is made of, where nothing is made smaller."""
+"""Radius of the filter in source pixels, when enlarging."""
 _BITS = 22
-"""Pillow's fixed-point precision of a weight: 32 - 8 bits of the values - 2 of headroom."""
+"""Pillow's fixed-point precision of a weight: 32 bits, less 8 for the values and 2 of headroom."""
 
 
 def _sinc(x: float) -> float:
@@ -25,7 +25,7 @@ def _sinc(x: float) -> float:
 
 
 def _weights(source: int, target: int, place: int) -> tuple[int, np.ndarray]:
-    """First source pixel and fixed-point weights of target pixel `place`, along one axis."""
+    """The first source pixel that contributes to target pixel `place` along one axis, and the fixed-point weights."""
     scale = source / target
     stretch = max(scale, 1.0)
     support = _LANCZOS * stretch
@@ -40,12 +40,12 @@ def _weights(source: int, target: int, place: int) -> tuple[int, np.ndarray]:
 
 
 def _resize_rows(pixels: np.ndarray, before: int, source: int, target: int, start: int, stop: int) -> np.ndarray:
-    """Rows `start` to `stop` of `target`, made of `source` rows, of which `pixels` begins with row `before`."""
+    """Rows `start` to `stop` of `source` rows resized to `target`; `pixels` holds source rows from `before` on."""
     rows = np.empty((stop - start, *pixels.shape[1:]), np.uint8)
     for place in range(start, stop):
         first, weights = _weights(source, target, place)
         part = pixels[first - before : first - before + len(weights)]
-        total = np.tensordot(weights, part.astype(np.float64), 1)  # of whole numbers below 2^53, so it is exact
+        total = np.tensordot(weights, part.astype(np.float64), 1)  # exact: whole numbers below 2^53
         rows[place - start] = np.clip(np.floor(total / (1 << _BITS) + 0.5), 0, 255)
     return rows
 
@@ -53,8 +53,8 @@ def _resize_rows(pixels: np.ndarray, before: int, source: int, target: int, star
 def resize_part(image: Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
     """`image.resize(size, LANCZOS).crop(box)` of an RGB picture, without resizing all of it.
 
-    Width is resized first, then height, with 8 bits between. Pillow 13 does it in the other order where a high picture
-    becomes smaller.
+    Width is resized first, then height, with 8-bit values in between. Pillow 13 does it in the other order for high
+    pictures that become smaller.
 
     Args:
       box: left, top, right and bottom within `size`.
@@ -66,7 +66,7 @@ def resize_part(image: Image, size: tuple[int, int], box: tuple[int, int, int, i
         last, weights = _weights(source, target, stop - 1)
         spans.append((_weights(source, target, start)[0], last + len(weights)))
     (left, right), (top, bottom) = spans
-    pixels = np.asarray(image.crop((left, top, right, bottom)))  # all that the part is made of
+    pixels = np.asarray(image.crop((left, top, right, bottom)))  # all pixels that contribute
     columns = np.ascontiguousarray(pixels.swapaxes(0, 1))
     columns = _resize_rows(columns, left, image.width, size[0], box[0], box[2])
     rows = np.ascontiguousarray(columns.swapaxes(0, 1))

@@ -1,7 +1,7 @@
-"""Checks of a SentencePiece model before the package `sentencepiece` opens it.
+"""Checks a SentencePiece model before the package `sentencepiece` opens it.
 
-The file is a protocol buffer (`sentencepiece_model.proto`): pieces in field 1, the normaliser in field 3. It is a table
-from characters to texts, and one character may become a text of megabytes.
+The file is a protocol buffer (`sentencepiece_model.proto`) with pieces in field 1 and the normaliser in field 3, a
+table that may replace a single character by megabytes of text.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 MOST_PIECES = 1 << 20
 LONGEST_PIECE = 1024
-"""Bytes of one piece, score and type included."""
+"""Most bytes of a piece, with its score and type."""
 LARGEST_TABLE = 1 << 20
-"""Bytes of the normaliser's table; that of NFKC has 240,000."""
+"""Most bytes of the normaliser's table; that of NFKC has 240,000."""
 LONGEST_REPLACEMENT = 64
-"""Bytes that one character may become; under NFKC, 33."""
+"""Most bytes that a character may be replaced by; with NFKC, 33."""
 
 _PIECE, _NORMALIZER, _TABLE = 1, 3, 2
 
 
 def check_model(model: bytes) -> None:
-    """Raises ValueError if a serialized model is damaged, or holds more than any tokenizer of text needs."""
+    """Raises `ValueError` if a serialized model is damaged, or larger than any text tokenizer needs."""
     pieces = 0
     for field, content in _fields(model):
         if field == _PIECE:
@@ -34,14 +34,14 @@ def check_model(model: bytes) -> None:
 
 
 def _check_table(table: bytes) -> None:
-    """A length, a trie of that many bytes, and the texts, each ended by a null byte."""
+    """The table is a length, a trie of that many bytes, and the replacements, each terminated by a null byte."""
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     if len(table) > LARGEST_TABLE or max(map(len, texts.split(b"\0"))) > LONGEST_REPLACEMENT:
-        raise ValueError("its normaliser replaces characters by texts longer than any that text needs")
+        raise ValueError("its normaliser replaces characters by longer texts than any tokenizer needs")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each field of a protocol buffer; numbers have no content."""
+    """Number and content of each field of a protocol buffer; the content of numbers is skipped."""
     place = 0
 
     def varint() -> int:
@@ -65,7 +65,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             yield key >> 3, b""
             continue
         if kind not in (1, 2, 5):
-            raise ValueError("damaged, or no SentencePiece model")
+            raise ValueError("damaged, or not a SentencePiece model")
         size = varint() if kind == 2 else 8 if kind == 1 else 4
         if size > len(message) - place:
             raise ValueError("cut short")

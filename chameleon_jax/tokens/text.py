@@ -1,4 +1,4 @@
-"""Text tokenizers, and the one that our own models learn: SentencePiece BPE with byte fallback."""
+"""Text tokenizers, and the kind that we train ourselves: SentencePiece BPE with byte fallback."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from chameleon_jax.runtime.reading import read_bytes
 from chameleon_jax.tokens.sentencepiece_checks import check_model
 
 LARGEST_MODEL = 16 << 20
-"""Bytes of a SentencePiece model; one of 256,000 pieces has 5 MB."""
+"""Most bytes of a SentencePiece model; one with 256,000 pieces has 5 MB."""
 
-# SentencePiece writes spaces as this character, so the character itself has to go around it, as its UTF-8 bytes.
+# SentencePiece represents spaces by this character, so the character itself is encoded as its UTF-8 bytes instead.
 _SPACE_MARK = "\u2581"
 
 LONGEST_LINE = 16384
-"""Characters of a line that the trainer is given at a time; each takes at most four bytes."""
+"""Most characters of a line that is passed to the trainer; each takes at most four bytes."""
 
 
 LONGEST_TEXT = 4 << 20
-"""Characters of a text that is encoded; the package `tokenizers` takes 250 bytes for each."""
+"""Most characters of a text to encode; the package `tokenizers` needs 250 bytes of memory for each."""
 
 
 class TextTokenizer(abc.ABC):
     """Text to pieces and back. Pieces are numbered from 0; the Vocabulary gives them their ids."""
 
     file_name: ClassVar[str]
-    """What its file is called in the folder of a DocumentTokenizer."""
+    """Name of its file in the folder of a DocumentTokenizer."""
     model: bytes
-    """Its file."""
+    """Contents of its file."""
     other_names: Mapping[str, int] = MappingProxyType({})
-    """Names and ids of the tokens in its file that are no text."""
+    """Names and ids of the tokens in its file that are not text."""
 
     @property
     @abc.abstractmethod
     def piece_names(self) -> list[str]:
-        """Name of each piece in a table of all tokens; no two are the same."""
+        """Unique name of each piece."""
 
     @property
     @abc.abstractmethod
@@ -60,12 +60,12 @@ class TextTokenizer(abc.ABC):
         return len(self._bytes_of_piece)
 
     def encode(self, text: str) -> np.ndarray:
-        """Pieces of `text`, int32 `[n]`. Names of special tokens and image codes typed as text stay text, so that no
-        document can close itself.
+        """Pieces of `text`, int32 `[n]`. Names of special tokens and image codes are encoded as plain text, so that no
+        text can inject them.
 
         Raises:
-          ValueError: if `text` has more than `LONGEST_TEXT` characters, lone surrogates, which no UTF-8 text has, or
-            what the tokenizer cannot represent.
+          ValueError: if `text` has more than `LONGEST_TEXT` characters, contains lone surrogates, which UTF-8 cannot
+            represent, or contains bytes for which the tokenizer has no piece.
         """
         if len(text) > LONGEST_TEXT:
             raise ValueError(
@@ -78,12 +78,12 @@ class TextTokenizer(abc.ABC):
         return np.asarray(self._encode(text), np.int32)
 
     def decode_bytes(self, pieces: Iterable[int]) -> bytes:
-        """The bytes that `pieces` stand for; they may end inside a character."""
+        """The bytes of `pieces`, which may end within a character."""
         table = self._bytes_of_piece
         return b"".join(table[int(piece)] for piece in pieces)
 
     def decode(self, pieces: Iterable[int]) -> str:
-        """Text of `pieces`; bytes that are not UTF-8 (a model may write such) become the replacement character."""
+        """Text of `pieces`; bytes that are not UTF-8, which a model may generate, become the replacement character."""
         return self.decode_bytes(pieces).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
@@ -91,7 +91,7 @@ class TextTokenizer(abc.ABC):
 
 
 class SentencePieceTokenizer(TextTokenizer):
-    """A SentencePiece model with byte fallback, as `train_text_tokenizer` makes them."""
+    """A SentencePiece model with byte fallback, as trained by `train_text_tokenizer`."""
 
     file_name = "text.model"
 
@@ -100,13 +100,13 @@ class SentencePieceTokenizer(TextTokenizer):
         model: a serialized SentencePiece model.
 
         Raises:
-          ValueError: if it is empty, damaged, larger than any that text needs, or has no byte fallback.
+          ValueError: if it is empty, damaged, larger than any text tokenizer needs, or has no byte fallback.
         """
         import sentencepiece
 
         if not model:
             raise ValueError("the SentencePiece model is empty")
-        _check_seal(model)
+        _verify_checksum(model)
         check_model(model)
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -116,7 +116,7 @@ class SentencePieceTokenizer(TextTokenizer):
 
     @classmethod
     def load(cls, path: str | Path) -> SentencePieceTokenizer:
-        """Raises a FileError if the file is missing or cannot be used."""
+        """Raises `FileError` if the file is missing or cannot be used."""
         if not Path(path).exists():
             raise FileError(f"{path}: no such text tokenizer; train one with `chameleon train-text-tokenizer`")
         model = read_bytes(path, LARGEST_MODEL)
@@ -127,13 +127,13 @@ class SentencePieceTokenizer(TextTokenizer):
 
     @functools.cached_property
     def piece_names(self) -> list[str]:
-        """SentencePiece's own, with spaces as spaces."""
+        """SentencePiece's names, with plain spaces."""
         count = self._processor.get_piece_size()
         return [self._processor.id_to_piece(piece).replace(_SPACE_MARK, " ") for piece in range(count)]
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
-        """Score of every piece that is learnt text; two neighbours merge into the piece with the highest."""
+        """Score of every learned piece; encoding merges the two neighbours whose piece scores highest."""
         processor = self._processor
         return {
             name: processor.get_score(piece)
@@ -161,7 +161,7 @@ class SentencePieceTokenizer(TextTokenizer):
 
 
 def _sample(lines: Iterable[str], count: int, seed: int) -> list[str]:
-    """All lines, or `count` of them drawn at random (algorithm R). SentencePiece draws with a seed of its own alone."""
+    """All lines, or a random sample of `count` (algorithm R): SentencePiece's own sampling cannot be seeded."""
     rng, chosen = random.Random(seed), []
     for number, line in enumerate(lines):
         if number < count:
@@ -172,17 +172,16 @@ def _sample(lines: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
-    """Learns a byte-pair encoding from `texts`.
+    """Trains a byte-pair encoding on `texts`, as in section 2.1 of the paper.
 
-    Digits are split, nothing is normalised, and what the alphabet lacks falls back to bytes (spec of the paper's
-    tokenizer: section 2.1).
+    Digits are split, nothing is normalised, and characters outside the alphabet fall back to bytes.
 
     Raises:
-      ValueError: if there is no text, or too little for the vocabulary asked for.
+      ValueError: if there is no text, or too little for `vocab_size`.
     """
     import sentencepiece
 
-    # The trainer drops sentences over its length limit without a word, so long lines are cut first.
+    # The trainer silently drops sentences over its length limit, so long lines are split first.
     lines = (
         line[start : start + LONGEST_LINE]
         for text in texts
@@ -216,20 +215,20 @@ def train_text_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]) -> S
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vocab_size = {config.vocab_size}: SentencePiece could not learn it: {error}") from None
-    return SentencePieceTokenizer(output.getvalue() + _seal(output.getvalue()))
+    return SentencePieceTokenizer(output.getvalue() + _checksum_field(output.getvalue()))
 
 
-_SEAL = b"\xc2\x0c\x20"
-"""Tag and length of field 200 of the model, the first that SentencePiece leaves to others; 32 bytes follow."""
+_CHECKSUM_TAG = b"\xc2\x0c\x20"
+"""Tag and length of field 200 of the model, the first that SentencePiece reserves for extensions; 32 bytes follow."""
 
 
-def _seal(model: bytes) -> bytes:
-    """A field that ends the file of a model: the SHA-256 of all before it. SentencePiece itself passes it over."""
-    return _SEAL + hashlib.sha256(model).digest()
+def _checksum_field(model: bytes) -> bytes:
+    """The last field of a model file, which SentencePiece ignores: the SHA-256 of everything before it."""
+    return _CHECKSUM_TAG + hashlib.sha256(model).digest()
 
 
-def _check_seal(model: bytes) -> None:
-    """Raises ValueError if the model has a seal, and it is not that of its content."""
+def _verify_checksum(model: bytes) -> None:
+    """Raises `ValueError` if the model has a checksum that does not match its content."""
     content, end = model[:-35], model[-35:]
-    if end.startswith(_SEAL) and end != _seal(content):
+    if end.startswith(_CHECKSUM_TAG) and end != _checksum_field(content):
         raise ValueError("damaged: it does not match its checksum")

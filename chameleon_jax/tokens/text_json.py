@@ -1,4 +1,4 @@
-"""Text tokenizers in the JSON of Hugging Face's `tokenizers`, which the released models use."""
+"""Text tokenizers in the JSON format of Hugging Face's `tokenizers`, which the released models use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chameleon_jax.tokens.text import TextTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary, VocabularyError, bracketed, check_ids, text_names
 
 LARGEST_FILE = 16 << 20
-"""Bytes of a file; the released one has 7 MB."""
+"""Most bytes of a file; the released one has 7 MB."""
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -27,23 +27,24 @@ class JSONTokenizer(TextTokenizer):
     """A byte-pair encoding over bytes (as in GPT-2) or with byte fallback (as in Llama). Its pieces are the text tokens
     of the file, numbered in order of their ids.
 
-    Text comes back byte for byte unless the file itself normalises it. Only `encode` needs the package `tokenizers`.
+    Decoding reproduces the text byte for byte, unless the file normalises it. Only `encode` needs the package
+    `tokenizers`.
 
     Attributes:
-      json: content of the file.
-      names: id of every token in it.
+      json: parsed content of the file.
+      names: id of every token in it, by name.
     """
 
     file_name = "text.json"
 
     def __init__(self, source: str | bytes | Mapping[str, Any], where: str = "text tokenizer"):
         """Args:
-        source: the file's text or its content.
-        where: the file's name, for messages.
+        source: the file's text or its parsed content.
+        where: the file's name, for error messages.
 
         Raises:
           FileError: if it is damaged or another kind of tokenizer.
-          VocabularyError: if its ids make no sense.
+          VocabularyError: if its ids are invalid.
         """
         if isinstance(source, Mapping):
             source = json.dumps(source, ensure_ascii=False)
@@ -65,7 +66,7 @@ class JSONTokenizer(TextTokenizer):
 
     @classmethod
     def load(cls, path: str | Path) -> JSONTokenizer:
-        """Raises a FileError if the file is missing or cannot be used."""
+        """Raises `FileError` if the file is missing or cannot be used."""
         if not Path(path).exists():
             raise FileError(f"{path}: no such text tokenizer")
         return cls(read_bytes(path, LARGEST_FILE), str(path))
@@ -87,7 +88,7 @@ class JSONTokenizer(TextTokenizer):
 
     @functools.cached_property
     def _backend(self) -> Any:
-        """The file as `tokenizers` reads it, with every token that is not text marked as special."""
+        """The tokenizer of `tokenizers`, with every token that is not text marked as special."""
         try:
             import tokenizers
         except ModuleNotFoundError:
@@ -105,7 +106,7 @@ class JSONTokenizer(TextTokenizer):
 
     @contextlib.contextmanager
     def _explained(self, failure: str) -> Iterator[None]:
-        """Turns what `tokenizers` raises into a FileError. Its panics derive from no Exception."""
+        """Turns errors of `tokenizers` into `FileError`, including panics, which are not subclasses of Exception."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -134,7 +135,7 @@ class JSONTokenizer(TextTokenizer):
 
 
 def vocabulary_from_json(content: Mapping[str, Any], where: str) -> Vocabulary:
-    """The vocabulary that a tokenizer's JSON describes. Text pieces are numbered as by JSONTokenizer.
+    """The vocabulary of a tokenizer's JSON. Text pieces are numbered as in JSONTokenizer.
 
     Raises:
       FileError: if it is damaged or another kind of tokenizer.
@@ -145,11 +146,11 @@ def vocabulary_from_json(content: Mapping[str, Any], where: str) -> Vocabulary:
 
 
 def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str]]:
-    """Every token's id, and the names of special tokens: those that the file marks so and, where text is byte-level,
-    those of Meta's rule too.
+    """The id of every token, and the names of special tokens: those that the file marks as special and, if it is
+    byte-level, those of Meta's rule (`bracketed`).
 
-    Byte-level text never starts with `<`, as its punctuation stands alone. Files with byte fallback call their bytes
-    `<0x41>`, so they have to mark their special tokens.
+    Meta's rule is safe there, as `<` is split from what follows. Files with byte fallback name their bytes `<0x41>`, so
+    only the marks in the file count.
     """
 
     def need(condition: bool, field: str, wanted: str) -> None:
@@ -187,7 +188,7 @@ def _token_names(content: Any, where: str) -> tuple[dict[str, int], set[str]]:
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a decoder or pre-tokenizer, however they are nested."""
+    """All steps of a decoder or pre-tokenizer, nested ones included."""
     if isinstance(step, Mapping):
         yield step
         inner = step.get("decoders") or step.get("pretokenizers")
@@ -201,7 +202,7 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
 
 
 def _space_marks(content: Mapping[str, Any]) -> dict[str, str]:
-    """What the decoder replaces in names: the mark that stands for a space, if any."""
+    """The decoder's replacements in names of pieces, usually of the character that represents a space."""
     marks = {}
     for step in _steps(content.get("decoder")):
         if step.get("type") == "Metaspace":
@@ -222,8 +223,7 @@ def _bytes_with_fallback(name: str, marks: Mapping[str, str]) -> bytes:
 
 @functools.cache
 def _byte_of_symbol() -> dict[str, int]:
-    """Byte-level files write each byte as one visible character: Latin-1's own where it has one, for the others those
-    from U+0100 on."""
+    """Byte-level files represent each byte by a visible character: that of Latin-1 if visible, else one from U+0100."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Which ids are text, image codes and special tokens. Built from tables or names; no id is written anywhere else."""
+"""Which ids are text, image codes and special tokens. Built from tables or names; no id is hard-coded anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chameleon_jax.tokens.text import TextTokenizer
 
 SPECIAL, TEXT, IMAGE = 0, 1, 2
-"""What kind of token an id is, as `Vocabulary.modality` gives it."""
+"""Kinds of tokens, as in `Vocabulary.modality`."""
 MODALITIES = ("special", "text", "image")
 
 SPECIAL_NAMES = {
@@ -27,19 +27,19 @@ SPECIAL_NAMES = {
     "end_image": "<eoss>",
     "end_of_turn": "<reserved08706>",
 }
-"""Released name of each special token of a Vocabulary. The names of the two picture marks say something else."""
+"""Name of each special token in the released models. Those of begin and end of image do not say what they mean."""
 
 PLACEHOLDER, RELEASED_PLACEHOLDER = "<image>", "<reserved08707>"
-"""Token that stands for an image code not yet known: its name in Hugging Face's files and in Meta's."""
+"""The token that Hugging Face's code replaces by image codes: its name in Hugging Face's files and in Meta's."""
 
 IMAGE_PREFIX = "IMGIMG"
 _IMAGE_NAME = re.compile(IMAGE_PREFIX + "(A|[B-J][A-J]{0,8})Z")
 _LARGEST_ID = 2**24
-"""A larger one is damage; tables of that length would fill the memory."""
+"""A larger id means damaged input; tables of that length would fill the memory."""
 
 
 class VocabularyError(ChameleonError, ValueError):
-    """Names or ids that are no vocabulary."""
+    """Names or ids that do not form a vocabulary."""
 
 
 def image_code_name(code: int) -> str:
@@ -54,7 +54,7 @@ def image_code(name: str) -> int | None:
 
 
 def check_ids(names: Mapping[str, Any], where: str) -> None:
-    """Raises a VocabularyError unless each name has an id of its own: a whole number from 0 up."""
+    """Raises `VocabularyError` unless every name has its own id, a whole number from 0 up."""
     name_of_id: dict[int, str] = {}
     for name, token in names.items():
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < _LARGEST_ID:
@@ -66,15 +66,15 @@ def check_ids(names: Mapping[str, Any], where: str) -> None:
 
 
 def bracketed(names: Iterable[str]) -> set[str]:
-    """Names that start with `<`, except `<` itself: special tokens in Meta's code."""
+    """Names that start with `<`, except `<` itself: Meta's rule for special tokens."""
     return {name for name in names if name.startswith("<") and name != "<"}
 
 
 def text_names(names: Mapping[str, int], special: Collection[str] | None = None) -> list[str]:
     """The names of text pieces, in order of their ids.
 
-    Image codes are told by the start of their names. Special are the names in `special`; without it, as in Meta's code,
-    all that start with `<` except `<` itself.
+    Image codes are recognised by the prefix of their names. `special` are the names of special tokens; by default, as
+    in Meta's code, all that start with `<` except `<` itself.
     """
     special = bracketed(names) if special is None else set(special)
     special |= set(SPECIAL_NAMES.values())
@@ -83,7 +83,7 @@ def text_names(names: Mapping[str, int], special: Collection[str] | None = None)
 
 
 def _image_names(names: Iterable[str], where: str) -> list[str]:
-    """Names of image codes in order of code, which is not the order of the names as strings."""
+    """Names of image codes in order of their codes, which is not alphabetical."""
     found = {}
     for name in names:
         if name.startswith(IMAGE_PREFIX):
@@ -106,7 +106,7 @@ def _image_names(names: Iterable[str], where: str) -> list[str]:
 class Vocabulary:
     """One vocabulary of text pieces, image codes and special tokens.
 
-    Image ids and text ids may stand in any order and place; everything goes through the two tables.
+    Text ids and image ids may be in any order and range; everything goes through the two tables.
 
     Raises:
       VocabularyError: if two tokens have the same id, an id is negative, or there is no text or no image code.
@@ -134,8 +134,8 @@ class Vocabulary:
 
     @classmethod
     def in_released_order(cls, num_pieces: int, num_codes: int) -> Vocabulary:
-        """The released layout in another size: <s> <pad> </s> <unk>, image codes, end and begin of image, end of
-        turn, then text. Piece 0 of a SentencePiece model is its own <unk>, so it takes id 3."""
+        """The layout of the released models for other sizes: <s> <pad> </s> <unk>, image codes, end and begin of image,
+        end of turn, text. Piece 0 of a SentencePiece model is its <unk>, which therefore has id 3."""
         after_codes = 4 + num_codes
         text_ids = np.concatenate([[3], np.arange(after_codes + 3, after_codes + 2 + num_pieces)])
         return cls(
@@ -151,16 +151,16 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, names: Mapping[str, int], where: str, special: Collection[str] | None = None) -> Vocabulary:
-        """Builds a vocabulary from a table of names and ids; text pieces are numbered in order of their ids.
+        """Builds a vocabulary from the ids of all names; text pieces are numbered in order of their ids.
 
         Args:
-          names: id of every token.
-          where: what the names come from, for messages.
-          special: names of tokens that are neither text nor image codes; without it, Meta's rule (`text_names`).
+          names: id of every token, by name.
+          where: where the names come from, for error messages.
+          special: names of tokens that are neither text nor image codes; by default Meta's rule (`text_names`).
 
         Raises:
-          VocabularyError: if a special token or an image code is missing, a name or an id makes no sense, two names
-            have the same id, or there is no text.
+          VocabularyError: if a special token or an image code is missing, a name or an id is invalid, two names have
+            the same id, or there is no text.
         """
         check_ids(names, where)
         for role, name in SPECIAL_NAMES.items():
@@ -176,10 +176,10 @@ class Vocabulary:
         )
 
     def names(self, text: TextTokenizer) -> dict[str, int]:
-        """Id of every name: special tokens, image codes, text pieces, and what else the file of `text` names.
+        """Ids by name: special tokens, image codes, text pieces, and any other tokens in the file of `text`.
 
-        The token that serves Hugging Face's code as placeholder for image codes is called `<image>`: the released
-        `<reserved08707>`, or the `<unk>` piece of a SentencePiece model, which no text gives.
+        The placeholder for image codes that Hugging Face's code needs is named `<image>`: it is `<reserved08707>` in
+        the released models, or the `<unk>` piece of a SentencePiece model, which never encodes text.
 
         Raises:
           VocabularyError: if `text` is not the text tokenizer of this vocabulary, or one name stands for two ids.
@@ -197,10 +197,10 @@ class Vocabulary:
             if names.setdefault(name, token) != token:
                 raise VocabularyError(f"{name!r} would be the name of two tokens, ids {names[name]} and {token}")
         if PLACEHOLDER not in names:
-            serving = "<unk>" if "<unk>" in text.piece_names else RELEASED_PLACEHOLDER
-            names = {PLACEHOLDER if name == serving else name: token for name, token in names.items()}
+            renamed = "<unk>" if "<unk>" in text.piece_names else RELEASED_PLACEHOLDER
+            names = {PLACEHOLDER if name == renamed else name: token for name, token in names.items()}
         check_ids(names, "the vocabulary")
-        _image_names(names, "the vocabulary")  # a text piece may start like one
+        _image_names(names, "the vocabulary")  # raises if a text piece is named like an image code
         return names
 
     @functools.cached_property
@@ -209,7 +209,7 @@ class Vocabulary:
 
     @functools.cached_property
     def size(self) -> int:
-        """Rows the model's embedding needs."""
+        """Number of rows that the model's embedding needs."""
         return int(self._all_ids.max()) + 1
 
     def _inverse(self, ids: np.ndarray) -> np.ndarray:
@@ -244,8 +244,8 @@ class Vocabulary:
         """Builds the vocabulary that `to_dict` described.
 
         Raises:
-          VocabularyError: if a value is not what it should be.
-          KeyError, TypeError: if one is missing or unknown.
+          VocabularyError: if a value is invalid.
+          KeyError, TypeError: if a key is missing or unknown.
         """
         arrays = {name: np.asarray(value) for name, value in values.items()}
         for name, array in arrays.items():

@@ -1,8 +1,8 @@
-"""Training: the loop, and its parts for a loop of one's own.
+"""The training loop, and its parts for writing your own.
 
-`train` takes a config and Batches, and does everything else: checkpoints, metrics, evaluation, going on after a stop.
-`make_train_step` and `make_evaluation_step` are the jitted functions inside it, `init_state` the state that they begin
-with, and `model_params` gives the parameters to save.
+`train` takes a config and Batches and does the rest: checkpoints, metrics, evaluation, resuming. `make_train_step` and
+`make_evaluation_step` are its jitted functions, `init_state` creates their first state, and `model_params` returns the
+parameters to save.
 """
 
 from chameleon_jax.runtime.lazy_names import lazy_names
@@ -18,6 +18,6 @@ HOMES = {
     "chameleon_jax.training.state": ("TrainState", "abstract_state", "init_state", "model_params"),
     "chameleon_jax.training.step": ("batch_loss", "make_evaluation_step", "make_train_step"),
 }
-"""Where the public names are defined; `__init__.pyi` says the same to type checkers."""
+"""The modules that define the public names; `__init__.pyi` is the same for type checkers."""
 
 __all__, __getattr__, __dir__ = lazy_names(__name__, HOMES)

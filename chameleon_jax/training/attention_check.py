@@ -1,4 +1,4 @@
-"""A look at the attention kernel of this very machine before it trains: does it compute what it should?"""
+"""Checks the attention kernel on the devices at hand before training: are its values and gradients correct?"""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import AXES, constraints_on, replicated
 
 LENGTH = 512
-"""Tokens that each device has of a row, where the length of a run's rows is not known yet."""
+"""Tokens per device of a test row, if the length of the run's rows is not known yet."""
 QUERIES = 512
-"""At most so many queries at a time are compared with, so that the scores of whole rows never exist."""
+"""Plain attention is computed for at most this many queries at a time, to avoid the scores of whole rows."""
 TIMES_PLAIN, AT_LEAST = 4.0, 1e-4
-"""A kernel may deviate from float32 so many times as far as plain attention in the same dtype does, plus so much."""
+"""A kernel may deviate from float32 by `TIMES_PLAIN` times as much as plain attention in the same dtype, plus
+`AT_LEAST`."""
 
 
 def check_attention(
     config: TransformerConfig, execution: ExecutionConfig, where: Any, length: int | None = None
 ) -> ExecutionConfig:
-    """Compares the kernel that `execution.attention` means on a mesh (or a device) with plain attention.
+    """Compares the kernel that `execution.attention` selects on a mesh (or a device) with plain attention.
 
-    Values and gradients, on a random packed row per part of the mesh: the run's length, heads, head dimension, dtype
-    and remat policy, so that blocks and kernels are those of the run. 'xla' and 'blockwise' are plain and not compared.
+    Compares values and gradients on one random packed row per data-parallel device. Length, heads, head dimension,
+    dtype and remat policy are those of the run, and so are the block sizes and kernels. 'xla' and 'blockwise' are plain
+    attention and are not compared.
 
     Args:
-      length: tokens of the run's rows; by default `LENGTH` on each device.
+      where: the mesh or device.
+      length: length of the run's rows; by default `LENGTH` per device.
 
     Returns:
-      `execution`; or with another backend if that of 'auto' does not compute what it should, which is said.
+      `execution`, with another backend if 'auto' selected a kernel that is wrong; a message says so.
 
     Raises:
       ConfigError: if `execution.attention` names a backend that cannot run there.
-      TrainingError: if it names a kernel that deviates by more than the dtype explains, or fails.
+      TrainingError: if it names a kernel that fails, or deviates by more than the dtype explains.
     """
     if not isinstance(where, Mesh):
         where = Mesh(np.asarray(where).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -60,18 +63,18 @@ def check_attention(
     problem = f"attention backend {kernel!r} on {where.devices.flat[0].device_kind}: {found}"
     if execution.attention != "auto":
         raise TrainingError(
-            f"{problem}. With this kernel, documents packed into one row may see each other or wrong tokens be learnt "
-            "from; set execution.attention = 'blockwise'"
+            f"{problem}. With this kernel, documents packed into one row may attend to each other, or gradients be "
+            "wrong; set execution.attention = 'blockwise'"
         )
     plain = "blockwise" if _problem(config, execution, "blockwise", where, length) is None else "xla"
-    console.print(f"{problem}. Going on with {plain!r}, which is slower.", style="bold red", markup=False)
+    console.print(f"{problem}. Continuing with {plain!r}, which is slower.", style="bold red", markup=False)
     return dataclasses.replace(execution, attention=plain)
 
 
 def _problem(
     config: TransformerConfig, execution: ExecutionConfig, backend: str, mesh: Mesh, length: int
 ) -> str | None:
-    """What is wrong with a backend; None if nothing is. All processes give the same answer."""
+    """What is wrong with a backend, or None. The same in all processes."""
     rows = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
     compare = jax.jit(
         functools.partial(deviations, config, execution, backend, rows, length), out_shardings=replicated(mesh)
@@ -80,7 +83,7 @@ def _problem(
         with jax.set_mesh(mesh), constraints_on(mesh):
             found, plain = map(np.asarray, compare(jax.random.key(0)))
         problem = too_far(found, plain, execution.compute_dtype)
-    except Exception as error:  # whatever a kernel does not bear: it is refused or left, with the reason
+    except Exception as error:  # whatever the kernel raises, it cannot be used; the reason is reported
         problem = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
     if jax.process_count() > 1:
         problem = next(filter(None, gather_texts(problem or "")), None)
@@ -99,7 +102,7 @@ def too_far(found: np.ndarray, plain: np.ndarray, dtype: str) -> str | None:
 def documents(rows: int, length: int) -> np.ndarray:
     """Segment ids `[rows, length]`: five documents, one of them a single token, and padding.
 
-    The first ends elsewhere in each row, so that they do not lie alike in all.
+    The first document ends at another position in each row, so that rows differ.
     """
     segments = []
     for row in range(rows):
@@ -111,9 +114,11 @@ def documents(rows: int, length: int) -> np.ndarray:
 def deviations(
     config: TransformerConfig, execution: ExecutionConfig, backend: str, rows: int, length: int, key: Array
 ) -> tuple[Array, Array]:
-    """Of the kernel and of plain attention in the same dtype from plain attention in float32: the largest difference
-    over the largest value, for values and the gradients of q, k and v. Plain attention is computed for one key head
-    after the other."""
+    """Deviations from plain attention in float32, of the kernel and of plain attention in the compute dtype.
+
+    A deviation is the largest difference divided by the largest value, for the values and the gradients of q, k and v:
+    two arrays `[4]`. Plain attention is computed for one key head after the other.
+    """
     D, K = config.head_dim, config.num_kv_heads
     segments = nn.with_logical_constraint(jnp.asarray(documents(rows, length)), ("batch", "length"))
     mask = Mask.of_rows(segments)
@@ -144,7 +149,7 @@ def deviations(
             exact = attended(plain, "float32", *inputs)
         usual = attended(plain, execution.compute_dtype, *inputs)
 
-        def largest(x: Array) -> Array:  # XLA's maximum on a CPU passes over NaN
+        def largest(x: Array) -> Array:  # XLA's maximum on a CPU ignores NaN
             return jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.inf))
 
         return jnp.stack([

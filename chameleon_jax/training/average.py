@@ -19,7 +19,9 @@ class Averaged(NamedTuple):
 
 def init_average(trained: Any) -> Any:
     """The average before the first step."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf.astype(jnp.float32)), trained)  # a copy: the step donates its state
+    return jax.tree.map(
+        lambda leaf: jnp.copy(leaf.astype(jnp.float32)), trained
+    )  # a copy, as the step donates its state
 
 
 def update_average(average: Any, trained: Any, decay: float, step: Array) -> Any:

@@ -1,4 +1,4 @@
-"""The best evaluation of a run, and when to stop waiting for a better one."""
+"""The best evaluation of a run, and early stopping."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from chameleon_jax.config import CheckpointConfig, ConfigError, require
 class Best:
     """Tracks the lowest value so far of the held-out loss that `checkpoint.best` names.
 
-    It is computed from the evaluations in metrics.jsonl alone, so that a resumed run decides as an uninterrupted one.
+    It depends only on the evaluations in metrics.jsonl, so that a resumed run decides like an uninterrupted one.
 
     Attributes:
       step: step of the lowest value; None before the first evaluation, or if `checkpoint.best` is not set.
       value: the lowest value, in nats per token.
-      evaluations_since: number of evaluations since then.
+      evaluations_since: number of evaluations after `step`.
     """
 
     def __init__(self, config: CheckpointConfig, sources: Collection[str], lines: Iterable[Mapping[str, Any]]):
@@ -40,7 +40,7 @@ class Best:
                 self.update(line["step"], line["held_out"])
 
     def update(self, step: int, held_out: Mapping[str, Mapping[str, float]]) -> bool:
-        """Takes the held-out losses after `step`; returns whether they are the best so far.
+        """Records the held-out losses after `step`; returns whether they are the best so far.
 
         Raises:
           ConfigError: if the loss was not measured.
@@ -59,5 +59,5 @@ class Best:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the run is to end early."""
+        """Whether there was no improvement for `checkpoint.patience` evaluations."""
         return 0 < self.patience <= self.evaluations_since

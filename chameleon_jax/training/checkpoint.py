@@ -37,7 +37,7 @@ from chameleon_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager: leaving waits for what is still being written."""
+    """The checkpoints of one run. Use as a context manager; leaving it waits until pending checkpoints are written."""
 
     def __init__(self, folder: str | Path, config: CheckpointConfig):
         self.folder = absolute(folder)
@@ -72,7 +72,7 @@ class Checkpoints:
             "format_version": FORMAT_VERSION,
             "config": to_dict(config),
             "data": {"next_batch": step, "fingerprint": data_fingerprint},
-            "unlogged": [_written_out(line) for line in unlogged],
+            "unlogged": [_json_values(line) for line in unlogged],
             "versions": versions(),
             "devices": jax.device_count(),
             "processes": jax.process_count(),
@@ -83,11 +83,11 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(step, {"state": state, "run": header}, force=True)
 
     def keep_best(self, step: int | None) -> None:
-        """The checkpoint of this step stays, whatever else is removed."""
+        """Never removes the checkpoint of this step."""
         self._best.step = step
 
     def load(self, step: int, abstract_state: TrainState) -> TrainState | None:
-        """The state after `step`; None if its checkpoint is not there any more, or damaged."""
+        """The state after `step`; None if its checkpoint no longer exists or is damaged."""
         if step not in [checkpoint.step for checkpoint in self._checkpointer.checkpoints]:
             return None
         path = self.folder / str(step)
@@ -101,17 +101,17 @@ class Checkpoints:
     def restore(
         self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str
     ) -> tuple[TrainState, list[dict[str, float]]] | None:
-        """The newest checkpoint that is whole, straight onto its devices and in the types of `abstract_state`.
+        """Restores the newest intact checkpoint directly onto the devices, in the dtypes of `abstract_state`.
 
-        All processes call this together and get the same one, the newest that is whole for each of them. Newer ones
-        that are not are renamed to `damaged-…`, so that the run can write these steps again.
+        All processes must call this together. They restore the same checkpoint, the newest that each of them can read;
+        newer, damaged ones are renamed to `damaged-…`, so that the run can write these steps again.
 
         Returns:
-          the state and the `unlogged` metrics; None if there is no checkpoint.
+          The state and the `unlogged` metrics; None if there is no checkpoint.
 
         Raises:
-          FileError: if the checkpoints belong to another config or other data, cannot be read for a reason that is not
-            their own, or none of them is whole.
+          FileError: if the checkpoints belong to another config or other data, cannot be read for a reason other than
+            damage, or all of them are damaged.
         """
         steps = self._steps()
         damaged: list[int] = []
@@ -126,19 +126,19 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if changed:
-                console.print(f"Going on with {', '.join(changed)}: no longer the same run bit for bit.")
+                console.print(f"Resuming with {', '.join(changed)}: results will differ in rounding.")
             if damaged:
                 self._rename_damaged(damaged)
             return state, [_numbers(line) for line in header.get("unlogged", [])]
         if steps:
             raise FileError(
                 f"{self.folder}: none of the checkpoints {', '.join(map(str, steps))} can be read; "
-                "restore a copy, or start anew in another output folder"
+                "restore a copy, or start a new run in another output folder"
             )
         return None
 
     def _steps(self) -> list[int]:
-        """Steps that process 0 sees, the newest first; also those too damaged for Orbax to see them."""
+        """Steps with a checkpoint according to process 0, newest first, even those that Orbax does not recognise."""
         children = self.folder.iterdir() if self.folder.exists() else ()  # buckets have no empty folders
         found = [int(path.name) for path in children if path.name.isdecimal()]
         return json.loads(gather_texts(json.dumps(sorted(found, reverse=True)))[0])
@@ -159,7 +159,7 @@ class Checkpoints:
 
 
 def _context() -> ocp.Context:
-    """Orbax's context for writing checkpoints: `run` is one file of JSON."""
+    """Orbax's settings for writing checkpoints: `run` is a JSON file."""
     context = ocp.Context()
     context.checkpointables.registry = ocp.handlers.local_registry()
     context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="run")
@@ -167,7 +167,7 @@ def _context() -> ocp.Context:
 
 
 def _read_run(path: Path, config: TrainConfig, data_fingerprint: str) -> tuple[dict[str, Any], list[str]]:
-    """The checkpoint's header, and what changed since then that changes rounding."""
+    """The checkpoint's header, and the config changes since then that affect rounding."""
     header = _read_header(path)
     return header, _check_same_run(header, config, data_fingerprint, path)
 
@@ -176,7 +176,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     file = path / "run" / "data.json"
     if file.exists():
         return read_header(file)
-    with without_barriers(ocp.Context()):  # of older versions
+    with without_barriers(ocp.Context()):  # written by an older version
         header = ocp.load_checkpointables(path, {"run": None})["run"]
     if "format_version" not in header:
         raise DamagedFile(f"{path}: damaged: its run has no format_version")
@@ -185,7 +185,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: Path) -> str:
-    """Compares header and arrays of a checkpoint with their checksums, on whatever devices are here.
+    """Compares header and arrays of a checkpoint with their checksums, on any devices. Returns a summary.
 
     Raises:
       FileError, DamagedFile: if it cannot be read, or is damaged.
@@ -209,8 +209,8 @@ def _read_state(path: Path, wanted: Any) -> Any:
         return ocp.load_checkpointables(path, {"state": wanted})["state"]
 
 
-def _written_out(line: dict[str, Any]) -> dict[str, Any]:
-    """Metrics as JSON has them, which knows no infinity and no NaN."""
+def _json_values(line: dict[str, Any]) -> dict[str, Any]:
+    """Metrics with infinity and NaN as strings, as JSON has neither."""
     return {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
 
 
@@ -232,7 +232,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     """The config that the newest checkpoint of a run was saved with, as plain data; None if there is none."""
     steps = sorted((path for path in folder.glob("[0-9]*") if path.name.isdecimal()), key=lambda path: -int(path.name))
     for step in steps:
-        with contextlib.suppress(Exception):  # whatever is wrong with it is said when it is restored
+        with contextlib.suppress(Exception):  # errors are reported when it is restored
             return _read_header(absolute(step))["config"]
     return None
 
@@ -246,43 +246,43 @@ def _preservation(config: CheckpointConfig, best: _Best) -> Any:
 
 
 def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> list[str]:
-    """Refuses to go on with another run; returns the changes that are allowed but change the numbers."""
+    """Raises unless the checkpoint belongs to this run; returns allowed config changes that affect rounding."""
     old = from_dict(TrainConfig, header["config"])
     difference = first_difference(*(keys_where(each, OnResume.ANOTHER_RUN) for each in (old, config)))
     if difference:
         key, was, value = difference
         raise FileError(
-            f"{path}: is a checkpoint of another config: {key} was {was!r}, now {value!r}. Go on with the old value, "
-            "or start anew in another output folder (--output)"
+            f"{path}: is a checkpoint of another config: {key} was {was!r}, now {value!r}. Resume with the old value, "
+            "or start a new run in another output folder (--output)"
         )
     if header["data"]["fingerprint"] != data_fingerprint:
         raise FileError(
             f"{path}: was trained on other data than {config.data} now holds. Prepare the same data again, "
-            "or start anew in another output folder (--output)"
+            "or start a new run in another output folder (--output)"
         )
     _check_steps(old, config, header["data"]["next_batch"], path)
     before, now = (keys_where(each, OnResume.OTHER_ROUNDING) for each in (old, config))
     changed = [f"{key} = {now[key]!r} (was {was!r})" for key, was in before.items() if now[key] != was]
     meshes = [(old.mesh, header.get("devices")), (config.mesh, jax.device_count())]
     if config.dropout and config.dropout_bits == "rbg" and meshes[0] != meshes[1]:
-        changed.append("another mesh (dropout_bits = 'rbg' draws other masks on it)")
+        changed.append("another mesh (dropout_bits = 'rbg' depends on it)")
     return changed
 
 
 def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -> None:
-    """Refuses other `steps` where they would change what was already learnt from; tells what they change from here."""
+    """Raises if another number of `steps` changes which rows have been read; prints its effect on the learning rate."""
     if now.steps == before.steps:
         return
     if now.steps < done:
-        raise FileError(f"{path}: steps = {now.steps}: this run has done {done} already; give at least as many")
+        raise FileError(f"{path}: steps = {now.steps}: this run has already done {done}; set at least as many")
     rows = done * now.batch_size
     first_end = min(stage_ends(config.stages, config.steps * config.batch_size)[0] for config in (before, now))
     if len(now.stages) > 1 and rows > first_end:
         raise FileError(
             f"{path}: steps was {before.steps}, now {now.steps}: stages are shares of all steps, and this run is past "
-            "the first, so that rows would be read again or never. Keep steps, or begin another run with its model "
+            "the first, so rows would be read twice or not at all. Keep steps, or start another run from its model "
             "(--initial)"
         )
     rates = [float(make_schedule(config.optimizer, config.steps)(done)) for config in (before, now)]
-    jump = f"; the learning rate goes on at {rates[1]:.3g} instead of {rates[0]:.3g}" if rates[0] != rates[1] else ""
+    jump = f"; the learning rate continues at {rates[1]:.3g} instead of {rates[0]:.3g}" if rates[0] != rates[1] else ""
     console.print(f"steps was {before.steps:,}, now {now.steps:,}{jump}.", style="bold yellow")

@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes."""
+"""Throughput of a run, and how its time is spent."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from chameleon_jax.models.flops import (
 from chameleon_jax.runtime.accelerators import find_accelerator
 
 WAITS = ("startup", "data", "checkpoint", "evaluation")
-"""What keeps a run from computing. 'startup' is the first step of a process, which includes compilation; 'data' counts
-only while the devices are idle."""
+"""Reasons why a run is not computing. 'startup' is the first step of a process, which includes compilation; 'data' only
+counts while the devices are idle."""
 
 
 class Clock:
-    """Divides up the time between two lines of metrics."""
+    """Measures how the time between two lines of metrics is spent."""
 
     def __init__(self):
         self._since = time.monotonic()
@@ -48,11 +48,11 @@ class Clock:
 
 
 def flops_per_token(config: TrainConfig, length: int) -> float:
-    """FLOPs of training on one token of a row. Gradients of frozen weights are not computed and do not count.
+    """FLOPs per trained token of a row, without gradients of frozen weights, which are not computed.
 
-    With adapters, a frozen matrix is used twice (forward and gradient of its input) instead of three times; attention
-    and the adapters themselves cost what they always do. The output layer alone needs the forward pass and its own
-    gradient, of all columns.
+    With adapters, a frozen matrix takes part in two matmuls (forward, and gradient of its input) instead of three;
+    attention and the adapters cost as usual. Training only the output layer takes the forward pass and the gradient of
+    all its columns.
     """
     model = config.model
     if config.lora.rank:
@@ -69,14 +69,14 @@ def speed(config: TrainConfig, length: int, tokens: int, seconds: dict[str, floa
     Args:
       length: tokens per row.
       tokens: number of tokens over all devices, without those of the first step of a process.
-      seconds: as `Clock.lap` returns them.
+      seconds: the result of `Clock.lap`.
 
     Returns:
-      tokens_per_second, which excludes startup and evaluation; the same and TFLOP/s per device; MFU (model FLOPs
-      utilization, the share of the peak in bf16) for known devices; and the seconds.
+      tokens_per_second, without startup and evaluation; tokens and TFLOP/s per device; MFU (model FLOPs utilization,
+      the fraction of the bf16 peak) for known devices; and the seconds.
     """
     elapsed = seconds["compute"] + seconds["data"] + seconds["checkpoint"]
-    if not tokens:  # only the first step, which can only be timed with its compilation
+    if not tokens:  # only the first step, whose time includes compilation
         tokens, elapsed = config.batch_size * length, sum(seconds.values())
     rate = tokens / max(elapsed, 1e-9)
     device = jax.devices()[0]

@@ -14,13 +14,13 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.sharding import batch_sharding
 
 Batches = Iterable[Batch] | Callable[[int, np.ndarray], Iterator[Batch]]
-"""The batches of a run. Either an iterable of whole batches, which yields the same ones again when the run is resumed;
-or, to read no more than is needed, a function `(start, rows)` that yields the batches from number `start` on, each with
-only the rows that this process needs."""
+"""The batches of a run. Either an iterable of whole batches, which must yield the same ones again when the run is
+resumed; or, to read only what is needed, a function `(start, rows)` that yields the batches from number `start` on,
+each with only the rows `rows`, those of this process."""
 
 HeldOut = Iterable[Batch] | Callable[[np.ndarray], Iterable[Batch]]
-"""The batches of a held-out source. Either something that can be iterated over repeatedly, such as a list; or a
-function of `rows` as for `Batches`. Rows that fill up the last batch have loss weights of 0."""
+"""The batches of a held-out source. Either an iterable that can be iterated repeatedly, such as a list; or a function
+of `rows` as for `Batches`. Rows that pad the last batch have loss weights of 0."""
 
 
 def batches_from(batches: Batches, start: int, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
@@ -46,10 +46,10 @@ def _selected(batches: Iterable[Batch], start: int, rows: np.ndarray, batch_size
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of each batch that the devices of this process hold, int64 `[n]` in increasing order.
+    """Indices of the rows of each batch that the devices of this process need, int64 `[n]` in increasing order.
 
-    With a single process these are all rows. Where rows are sharded along their length over several hosts, each of
-    these hosts needs the row.
+    For a single process these are all rows. If rows are sharded along their length over several hosts, each of these
+    hosts needs the whole row.
     """
     regions = batch_sharding(mesh).addressable_devices_indices_map((batch_size, mesh.shape["sequence"]))
     bounds = {region[0].indices(batch_size)[:2] for region in regions.values()}
@@ -61,7 +61,7 @@ def place(batch: Batch, mesh: Mesh, batch_size: int, rows: np.ndarray) -> Batch:
 
     Args:
       batch: NumPy arrays `[n, length]`.
-      rows: the numbers of these rows, as `local_rows` returns them.
+      rows: the indices of these rows, from `local_rows`.
     """
     sharding = batch_sharding(mesh)
 

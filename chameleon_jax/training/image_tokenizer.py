@@ -1,8 +1,8 @@
 """Training of the image tokenizer: reconstruction and commitment losses, and restarts of dead codes.
 
-The codebook follows moving averages of the latents assigned to each code (van den Oord et al. 2017, appendix A.1), is
-initialised from data, and dead codes are restarted at latents of the current batch. PSNR alone does not reveal a
-collapsed codebook, so the share of codes in use and their perplexity are always reported.
+The codebook is initialised from data and follows moving averages of the latents assigned to each code (van den Oord et
+al. 2017, appendix A.1); dead codes are restarted at latents of the current batch. PSNR alone does not reveal a
+collapsed codebook, so the fraction of codes in use and their perplexity are always reported.
 
 Legend: B batch, N codes, e code dimension, M = B * codes per picture.
 """
@@ -82,7 +82,7 @@ def update_codebook(
 
     dead = counts < config.restart_below * latents.shape[0] / N
     picks = jax.random.randint(key, (N,), 0, latents.shape[0])
-    fresh = latents.shape[0] / N  # the use of an average code, so that it lives long enough to be used
+    fresh = latents.shape[0] / N  # the mean use, so that a restarted code is not declared dead again at once
     counts = jnp.where(dead, fresh, counts)
     sums = jnp.where(dead[:, None], latents[picks] * fresh, sums)
     return sums / counts[:, None], counts, sums, jnp.sum(dead)

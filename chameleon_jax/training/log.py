@@ -1,4 +1,4 @@
-"""What a run reports: lines of metrics, the progress bar, and a record of bad steps."""
+"""Logging of a run: lines of metrics, the progress bar, and a record of bad steps."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from chameleon_jax.training.samples import write_samples
 from chameleon_jax.training.trackers import flat, open_trackers
 
 RowsOfBatch = Callable[[int], Sequence[tuple[str, int]]]
-"""From the number of a batch, counted from 0, to the source and the number of each of its rows, in order."""
+"""Maps the number of a batch, from 0, to the source and the number of each of its rows, in order."""
 
 
 class Log:
     """Collects the metrics of steps and writes them line by line. Only the first process writes.
 
     Attributes:
-      unlogged: metrics of the steps since the last line; some are still on the devices.
-      clock: measures where the time goes.
+      unlogged: metrics of the steps since the last line; some may still be on the devices.
+      clock: measures how the time is spent.
     """
 
     def __init__(self, config: TrainConfig, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
@@ -56,13 +56,13 @@ class Log:
         return min([time.time(), *(began for began in times if isinstance(began, float))])
 
     def add(self, metrics: dict[str, Any], timed: bool) -> None:
-        """Adds the metrics of a step; `timed` if it counts towards the speed."""
+        """Adds the metrics of a step; `timed` says whether it counts for the throughput."""
         self.unlogged.append(metrics)
         self._step += 1
         self._timed_steps += timed
 
     def pending(self) -> list[dict[str, float]]:
-        """`unlogged` as plain numbers, with those of rows summed by source."""
+        """`unlogged` as Python floats, with per-row metrics summed by source."""
         first = self._step - len(self.unlogged) + 1
         self.unlogged = [self._plain(step, each) for step, each in enumerate(self.unlogged, start=first)]
         return self.unlogged
@@ -78,10 +78,10 @@ class Log:
         return plain
 
     def summary(self, step: int, length: int) -> dict[str, Any]:
-        """The line of metrics for the steps since the last one. All processes compute it, so that they stop together.
+        """The line of metrics for the steps since the last line. All processes compute it, so that they stop together.
 
         Raises:
-          TrainingError: at a bad step, or after too many of them, as `bad_steps` says.
+          TrainingError: for a bad step, or too many of them in a row, depending on `config.bad_steps`.
         """
         pending = self.pending()
         good = [each for each in pending if not each["bad"]]
@@ -121,7 +121,7 @@ class Log:
             tracker.write(step, dict(flat(line)))
 
     def write_samples(self, step: int, answers: Sequence[Document]) -> None:
-        """Writes samples, the model's answers to the prompts of the config, to files and to the trackers."""
+        """Writes the model's answers to `config.samples.prompts` to files and trackers."""
         folder = write_samples(self.folder / "samples", step, self.config.samples.prompts, answers)
         console.print(f"Samples of step {step:,}: {folder}")
         for tracker in self._trackers:
@@ -152,7 +152,7 @@ class Log:
                 raise TrainingError(
                     f"{what}: the loss or its gradient is no longer a number, or too large. Its rows are listed in "
                     f"{path} (see them with `chameleon show`). The last checkpoint is kept; lower "
-                    "optimizer.learning_rate or lengthen optimizer.warmup_steps, or go on without such steps: "
+                    "optimizer.learning_rate or raise optimizer.warmup_steps, or continue without such steps: "
                     "--bad_steps.action skip"
                 )
             if self._bad_in_a_row >= bad.limit:
@@ -160,11 +160,11 @@ class Log:
                     f"{what}: bad step number {self._bad_in_a_row} in a row (bad_steps.limit). The last checkpoint is "
                     f"kept; the rows are listed in {path}"
                 )
-            console.print(f"{what}: left out, listed in {path}", style="bold red")
+            console.print(f"{what}: skipped, listed in {path}", style="bold red")
 
 
 def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:
-    """{"sources": {"digits": {"loss": 2.5}}}, in nats per token, of the sources that were trained on."""
+    """Losses in nats per token of the sources in these steps: {"sources": {"digits": {"loss": 2.5}}}."""
     weights = {
         name.partition(" of ")[2]: value for name, value in totals.items() if name.startswith("row_weight_sum of ")
     }
@@ -177,7 +177,7 @@ def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _by_source(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    """[("a", 3), ("b", 1), ("a", 4)] as [{"source": "a", "rows": [3, 4]}, {"source": "b", "rows": [1]}]."""
+    """Groups [("a", 3), ("b", 1), ("a", 4)] as [{"source": "a", "rows": [3, 4]}, {"source": "b", "rows": [1]}]."""
     grouped: dict[str, list[int]] = {}
     for name, row in rows:
         grouped.setdefault(name, []).append(row)
@@ -185,5 +185,5 @@ def _by_source(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no infinity and no NaN: they become text."""
+    """Infinity and NaN as strings, as JSON has neither."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""The training loop: Batches in, checkpoints and metrics out. It can be killed at any moment and resumes exactly."""
+"""The training loop: Batches in, checkpoints and metrics out. A run that is killed at any moment resumes exactly."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def train(
     """Trains for `config.steps` steps, resuming from the newest checkpoint in `config.output` if there is one.
 
     Args:
-      config: the run.
-      batches: one for each step; see `Batches`.
+      config: the config of the run.
+      batches: one batch per step; see `Batches`.
       is_image_id: bool `[vocab_size]`, which ids are image codes; their loss is reported separately. Default: none.
-      data_fingerprint: is stored with checkpoints; a run cannot be resumed with other data.
+      data_fingerprint: stored with checkpoints; a run cannot be resumed with other data.
       held_out: evaluation data by name.
-      initial_params: returns the initial parameters for a tree of `jax.ShapeDtypeStruct` with shardings, which has no
-        adapters (they start at zero). Called if there is no checkpoint. Default: random initialisation.
+      initial_params: returns the initial parameters for a tree of `jax.ShapeDtypeStruct` with shardings, without
+        adapters (which start at zero). Called if there is no checkpoint. Default: random initialisation.
       rows_of_batch: see `RowsOfBatch`; used for losses by source and to record the rows of bad steps.
-      sample: see `Sampler`; called for the prompts of `config.samples`.
+      sample: see `Sampler`; called as often as `config.samples` says.
 
     Returns:
-      the state after the last step; with `checkpoint.best`, after the best step.
+      The state after the last step, or with `checkpoint.best` after the best step.
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
       TrainingError: if the loss is not finite, or the attention kernel computes wrong values on these devices.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
-      Stopped: if the process was asked to stop (Ctrl-C, SIGTERM), after everything is saved.
+      Stopped: after Ctrl-C or SIGTERM, once everything is saved.
     """
     if is_image_id is None:
         is_image_id = np.zeros(config.model.vocab_size, bool)
@@ -89,9 +89,9 @@ def train(
             state, unlogged = found or (_first_state(config, mesh, target, is_image_id, initial_params), [])
             start = int(state.step)
             if start == config.steps:
-                console.print(f"All {start:,} steps of this run are done already.")
+                console.print(f"All {start:,} steps of this run are already done.")
             elif start:
-                console.print(f"Going on from the checkpoint at step {start:,} of {config.steps:,}.")
+                console.print(f"Resuming from the checkpoint at step {start:,} of {config.steps:,}.")
             stop.check(start, config.steps)
             log = Log(config, start, unlogged, rows_of_batch)
             best = _best_so_far(config, held_out, start)
@@ -116,26 +116,24 @@ def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> 
 
 
 def _best_state(best: Best, last: TrainState, checkpoints: Checkpoints, target: TrainState) -> TrainState:
-    """The state after the best step, or the last one if its checkpoint is gone."""
+    """The state after the best step, or the last state if the checkpoint of that step is gone."""
     state = last if best.step == int(last.step) else checkpoints.load(best.step, target)
     if state is None:
-        console.print(
-            f"The checkpoint of step {best.step:,}, the best, is gone; the last one serves.", style="bold red"
-        )
+        console.print(f"The checkpoint of the best step, {best.step:,}, is gone; using the last one.", style="bold red")
         return last
-    console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}: the model is of that step.")
+    console.print(f"The best {best.name} was {best.value:.4f}, at step {best.step:,}; the model is that of this step.")
     return state
 
 
 def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) -> TrainState:
-    """Raises early for what cannot work here; returns the abstract state."""
+    """Checks config, mesh and output folder before anything is compiled; returns the abstract state."""
     check_mesh(config, mesh)
     check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
     target = abstract_state(config, mesh)
     for array in replicated_arrays(target, mesh):
         axes, size = " and ".join(array.axes), array.nbytes / 2**20
         console.print(
-            f"{array.name} ({size:,.0f} MiB) is not cut over {axes}: every device holds all of it.", style="yellow"
+            f"{array.name} ({size:,.0f} MiB) is not sharded over {axes}: every device holds all of it.", style="yellow"
         )
     _check_folder(as_path(config.output), target)
     return target
@@ -193,9 +191,9 @@ class _Run:
                 if self.sample and (last or step % config.samples.every == 0):
                     with self._waiting_for("evaluation", "the samples"):
                         self.log.write_samples(step, self.sample(model_params(config, state)))
-                stopping = self.stop.came(step)  # asked last, so that a request that came during this step is seen
+                stopping = self.stop.came(step)  # last, to see requests that came during this step
                 if step % config.checkpoint.every == 0 or improved or last or stopping:
-                    jax.block_until_ready(metrics)  # computing is not waiting
+                    jax.block_until_ready(metrics)  # so that computing does not count as waiting
                     with self._waiting_for("checkpoint", "the checkpoint that is being written"):
                         save(state)
                 if last:
@@ -214,12 +212,12 @@ class _Run:
 
     @contextlib.contextmanager
     def _waiting_for(self, name: str, words: str) -> Iterator[None]:
-        """Counts the time as `name`; a request to stop meanwhile says that it waits for `words`."""
+        """Counts the time as `name`; if a stop is requested meanwhile, the message says that it waits for `words`."""
         with self.log.clock.waiting_for(name), self.stop.waiting_for(words):
             yield
 
     def _next(self, batches: Iterator[Batch], number: int, metrics: dict[str, Any] | None) -> Batch:
-        """The next batch. Waiting for it counts as such only if the devices have become idle."""
+        """The next batch. The wait only counts as time for data if the devices are idle."""
         began = time.monotonic()
         batch = next(batches, None)
         if batch is None:
@@ -249,7 +247,7 @@ class _Run:
         for name, batches in self.held_out.items():
             totals: Counter[str] = Counter()
             for batch in held_out_batches(batches, self.rows, self.config.batch_size):
-                # Waiting for each result keeps one batch on the devices instead of all that the host can read.
+                # Waiting for each result keeps only one batch at a time on the devices.
                 totals.update(jax.tree.map(float, self.evaluate_fn(params, self._place(batch))))
             results[name] = per_modality(totals)
         return results
@@ -278,12 +276,12 @@ def _first_state(
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
-    """The config without what may differ between processes: their numbers, and where their copy of the data is."""
+    """The config without what may differ between processes: their numbers, and the path of their copy of the data."""
     return {name: value for name, value in to_dict(config).items() if name not in ("distributed", "data")}
 
 
 def _check_folder(folder: Path, target: TrainState) -> None:
-    """Raises before the first step is compiled if the folder cannot be written, or has no room for a checkpoint."""
+    """Raises before the first step is compiled if the folder is not writable or lacks space for a checkpoint."""
     with explain_disk_errors(folder):
         if not is_cloud(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Losses as pure functions: those of the Transformer, per modality, and the adversarial ones of the image tokenizer.
 
-Cross-entropy and z-loss are over the whole vocabulary; nothing is masked. Legend: B batch, T length, V vocabulary.
+Cross-entropy and z-loss are over the whole vocabulary, without a mask. Legend: B batch, T length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def chunked_token_losses(
 ) -> TokenLosses:
     """`token_losses(readout(x), targets)`, computed for `chunk` positions of each row at a time.
 
-    The backward pass recomputes the logits of each chunk, so that those of all positions are never in memory together.
+    The backward pass recomputes the logits of each chunk, so that those of all positions are never in memory at once.
 
     Raises:
       ValueError: if `chunk` does not divide T.
@@ -50,8 +50,8 @@ def chunked_token_losses(
     if T % chunk:
         raise ValueError(f"loss_chunk = {chunk}: must divide the length of the rows, {T}")
 
-    # A chunk takes every (T / chunk)-th position, so that each device has a share of it where rows are sharded along
-    # their length.
+    # A chunk is every (T / chunk)-th position, so that it is spread over all devices if rows are sharded along their
+    # length.
     def split(values: Array) -> Array:
         return jnp.moveaxis(values.reshape(B, chunk, T // chunk, *values.shape[2:]), 2, 0)
 
@@ -72,12 +72,13 @@ def weighted_loss(
     """Mean cross-entropy over the weighted predictions plus `z_loss` times the mean of (log Z)^2 (section 2.3).
 
     Args:
-      losses: as `token_losses` returns them.
+      losses: the result of `token_losses`.
       is_image: 1 where the target is an image code, 0 elsewhere.
-      total: sum of weights to divide by, if these are a part of a batch. Default: the sum of `weights`.
+      z_loss: coefficient of the z-loss.
+      total: sum of weights to divide by, for a part of a batch. Default: the sum of `weights`.
 
     Returns:
-      the loss to minimise, and sums to be divided by their weights: `loss_sum`, `weight_sum`, the same for text and
+      The loss to minimise, and sums to be divided by their weights: `loss_sum` and `weight_sum`, the same for text and
       image targets, the sum of log Z, and the z-loss term.
     """
     own_total = jnp.sum(weights)

@@ -14,7 +14,7 @@ from chameleon_jax.runtime.progress import console
 
 
 def per_modality(sums: dict[str, Any]) -> dict[str, float]:
-    """Means in nats per token from the sums of `losses.weighted_loss`. Modalities that do not occur are omitted."""
+    """Mean losses in nats per token from the sums of `losses.weighted_loss`. Absent modalities are omitted."""
     metrics = {}
     for name, key in (("loss", ""), ("text_loss", "text_"), ("image_loss", "image_")):
         weight = float(sums[f"{key}weight_sum"])
@@ -26,7 +26,7 @@ def per_modality(sums: dict[str, Any]) -> dict[str, float]:
 class MetricsFile:
     """`metrics.jsonl` of a run that resumes from the checkpoint of step `at_step`.
 
-    Lines of later steps are removed, since these steps are done again. Lines that cannot be read are moved to
+    Lines of later steps are removed, as these steps are repeated. Lines that cannot be parsed are moved to
     `metrics.jsonl.damaged`.
     """
 
@@ -50,12 +50,12 @@ class MetricsFile:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Appends a line of JSON to a file, also after a line that a crash left incomplete."""
-    append_text(path, ("\n" if _is_torn(path) else "") + json.dumps(values) + "\n")
+    """Appends a line of JSON to a file, on a new line even if a crash left the last one incomplete."""
+    append_text(path, ("\n" if _is_incomplete(path) else "") + json.dumps(values) + "\n")
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file is incomplete. Objects in a bucket are written whole."""
+def _is_incomplete(path: Path) -> bool:
+    """Whether the last line of a file is incomplete, which is impossible in a bucket."""
     if is_cloud(path) or not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
@@ -83,7 +83,7 @@ def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]
         values = _parse(text)
         if values is not None:
             lines.append((text, values))
-        elif text != last.strip():  # an incomplete last line is left by a crash; it is not damaged
+        elif text != last.strip():  # an incomplete last line is that of a crash, not damage
             broken.append(text)
     return lines, broken
 

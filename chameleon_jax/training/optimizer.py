@@ -41,11 +41,11 @@ _MATRIX_AXES = {
     "o": ((1, 2), (3,)),
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
 }
-"""Input and output axes of the matrices inside the layers. Axis 0 is that of the layers."""
+"""Input and output axes of the matrices in the layers. Axis 0 is the layer axis."""
 
 
 def _optimizer_of_each(params: Any) -> Any:
-    """Muon for the matrices inside the layers; embedding, output and norms stay with AdamW, as its authors advise."""
+    """Muon for the matrices in the layers; AdamW for embedding, output and norms, as Muon's authors recommend."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _name(path) in _MATRIX_AXES else "adamw", params)
 
 
@@ -63,7 +63,7 @@ def keep_moments_in(optimizer: optax.GradientTransformation, dtype: Any) -> opta
 
     def cast(state: Any, dtype: Any) -> Any:
         def leaf(path: tuple, value: Any) -> Any:
-            # By name, since other floats, such as the coefficients in Muon's state, must not be rounded.
+            # By name, as other floats, such as the coefficients in Muon's state, must not be rounded.
             is_moment = any(getattr(key, "name", None) in ("mu", "nu") for key in path)
             return value.astype(dtype) if is_moment else value
 

@@ -1,4 +1,4 @@
-"""The output folder of a run, which only one run may write at a time."""
+"""The output folder of a run, to which only one run may write at a time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ RUN = Kind(
 
 
 def check_run(folder: str | Path) -> None:
-    """Checks that a run may write into `folder`: it is the folder of a run, or has no files by the names of a run's.
+    """Checks that a run may write into `folder`: it is the folder of a run, or has no files with a run's file names.
 
     Raises:
-      FileError: otherwise, since these files would be lost; or if the folder cannot be written.
+      FileError: if not, as these files would be overwritten; or if the folder is not writable.
     """
     folder = as_path(folder)
     check_writable(folder)
@@ -36,7 +36,9 @@ def check_run(folder: str | Path) -> None:
         names = {pattern.split("/")[0] for pattern in RUN.contents if not pattern.startswith(".")}
         taken = next((name for name in sorted(names) if (folder / name).exists()), None)
         if taken:
-            raise FileError(f"{folder}: holds {taken}, but is no training run; choose another output folder")
+            raise FileError(
+                f"{folder}: contains {taken}, but is not the folder of a training run; choose another output folder"
+            )
 
 
 @contextlib.contextmanager
@@ -49,7 +51,7 @@ def only_trainer(folder: Path) -> Iterator[None]:
       FileError: if another run, on any host, holds the lock.
     """
     if is_cloud(folder):
-        console.print(f"{folder}: a bucket has no locks; see to it that no second run writes there.")
+        console.print(f"{folder}: buckets have no locks; make sure that no other run writes there.")
         yield
         return
     with contextlib.ExitStack() as first:

@@ -1,4 +1,4 @@
-"""Samples: what a model in training writes after fixed prompts, as files to look at."""
+"""Samples: the answers of a model in training to fixed prompts, written to files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.files import new_file, write_text
 
 Sampler = Callable[[Any], Sequence[Document]]
-"""From the parameters to the model's answer to each prompt of `config.samples`."""
+"""Maps parameters to the model's answer to each of `config.samples.prompts`."""
 
 
 def write_samples(folder: Path, step: int, prompts: Sequence[SamplePrompt], answers: Sequence[Document]) -> Path:
-    """Writes `samples.md` and its pictures into the subfolder `step-N`; returns it."""
+    """Writes `samples.md` and its pictures into the subfolder `step-N`; returns the subfolder."""
     folder = folder / f"step-{step}"
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,5 +44,5 @@ def _lines(folder: Path, step: int, prompts: Sequence[SamplePrompt], answers: Se
 
 
 def _quoted(text: str) -> Iterator[str]:
-    """Text as a code block of Markdown."""
+    """Text as a Markdown code block."""
     yield from (f"    {line}" for line in text.splitlines())

@@ -20,7 +20,7 @@ from chameleon_jax.training.trainable import join, split
 
 
 class TrainState(NamedTuple):
-    step: Array  # [] int32; updates done
+    step: Array  # [] int32; number of updates so far
     params: Any
     opt_state: Any  # of the trained parameters; with `ema` also their average, see `average.Averaged`
 
@@ -64,7 +64,7 @@ def state_shardings(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, to restore it straight onto the mesh."""
+    """Shapes, dtypes and shardings of the state, to restore it directly onto the mesh."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         _abstract(config),
@@ -73,7 +73,7 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
-    """The adapters before the first step, when they add nothing."""
+    """The adapters before the first step, which do not change the model."""
     shardings, _ = split(state_shardings(config, mesh).params, config)
     init = jax.jit(lambda key: split(_init_params(config, key), config)[0], out_shardings=shardings)
     with jax.set_mesh(mesh):
@@ -81,13 +81,13 @@ def fresh_adapters(config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
 
 
 def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None) -> TrainState:
-    """A new state, each array created on its own devices; with `params` if they are given."""
+    """A new state, with every array created on its devices; uses `params` if they are given."""
     shardings = state_shardings(config, mesh)
     with jax.set_mesh(mesh):
         if params is None:
             init = jax.jit(lambda key: _init(config, key), out_shardings=shardings)
             return init(jax.random.key(config.seed))
-        # The parameters stay the arrays that they are; only what belongs to the optimizer is made.
+        # The parameters are not copied; only the optimizer's state is created.
         rest = jax.jit(lambda params: start(config, params)._replace(params=None),
                        out_shardings=shardings._replace(params=None))  # fmt: skip
         return rest(params)._replace(params=params)

@@ -26,8 +26,7 @@ from chameleon_jax.training.trainable import join, only_image_columns, split
 
 
 class Measures(NamedTuple):
-    """Metrics of a step: `sums` and `maxima` are reduced over the parts of a batch, `rows` have one number per row,
-    `[B]`."""
+    """Metrics of a step: `sums` and `maxima` are reduced over the parts of a batch; `rows` have one value per row."""
 
     sums: dict[str, Array]
     maxima: dict[str, Array]
@@ -50,7 +49,7 @@ def batch_loss(
 
     Args:
       is_image_id: bool `[vocab_size]`, which ids are image codes.
-      total_weight: sum of the loss weights of the whole batch if `batch` is a part of it.
+      total_weight: sum of the loss weights of the whole batch, if `batch` is a part of it.
     """
     x = Transformer(config.model, config.execution, config.lora).apply(
         {"params": params},
@@ -68,7 +67,7 @@ def batch_loss(
         losses = token_losses(logits_of(x), batch.targets)
     is_image = jnp.asarray(is_image_id, jnp.float32)[batch.targets]
     loss, sums = weighted_loss(losses, batch.loss_weights, is_image, config.z_loss, total_weight)
-    # The paper's early signs of divergence (section 2.3), over all tokens except padding.
+    # Early signs of divergence (section 2.3 of the paper), over all tokens except padding.
     real = (batch.segment_ids > 0).astype(jnp.float32)
     squares = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
     sums |= {"output_square_sum": jnp.sum(squares * real), "token_sum": jnp.sum(real)}
@@ -80,7 +79,7 @@ def batch_loss(
 
 
 def _in_parts(config: TrainConfig, batch: Batch) -> Batch:
-    """The batch as `[accumulation, rows, length]`. Every part has rows of all devices, so that no row moves."""
+    """The batch as `[accumulation, rows, length]`. Each part has rows of every device, so that no row is moved."""
     parts = config.accumulation
     return jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), batch)
 
@@ -90,7 +89,7 @@ def accumulated_gradients(
 ) -> tuple[Array, Measures, Any]:
     """Loss, metrics and gradients of the trained parameters, accumulated over `config.accumulation` parts of a batch.
 
-    Gradients of several parts are summed in float32.
+    Gradients of the parts are summed in float32.
     """
     trained, frozen = split(params, config)
 
@@ -126,7 +125,7 @@ def accumulated_gradients(
 
 
 def _unless(bad: Array, new: Any, old: Any) -> Any:
-    """`new`, or where the step is bad, the arrays of `old` with the counters of `new`: schedules go by the step."""
+    """`new`, or if the step is bad, the arrays of `old` with the counters of `new`, as schedules depend on the step."""
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(bad, old, new) if jnp.issubdtype(new.dtype, jnp.floating) else new
@@ -135,7 +134,7 @@ def _unless(bad: Array, new: Any, old: Any) -> Any:
 
 
 def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> TrainConfig:
-    """`config` with the attention backend for these devices and the length of these rows."""
+    """`config` with the attention backend for these devices and this row length."""
     backend = backend_for(config.model, config.execution, mesh, batch.inputs.shape[1])
     return dataclasses.replace(config, execution=dataclasses.replace(config.execution, attention=backend))
 
@@ -143,7 +142,7 @@ def _resolved(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Tra
 def step_compiler_options(
     config: TrainConfig | BenchTrainConfig, mesh: jax.sharding.Mesh
 ) -> dict[str, bool | int | str]:
-    """Options of XLA with which train and evaluation steps are compiled."""
+    """XLA options with which train and evaluation steps are compiled."""
     outside = config.execution.remat_outside_loop(config.model.num_layers)
     return compiler_options(mesh, config.compiler_options, remat_outside_loop=outside)
 
@@ -206,7 +205,7 @@ def make_train_step(
 def make_signals(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, Array]]:
     """Returns a jitted function of the parameters: their norm, and per layer the RMS of the QK-norms' scales.
 
-    Growing scales are how the attention of a diverging run sharpens (paper section 2.3); they begin at 1.
+    The scales start at 1; growing scales indicate diverging attention (section 2.3 of the paper).
     """
 
     def signals(params):
@@ -224,9 +223,9 @@ def make_signals(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[Any]
 def make_evaluation_step(
     config: TrainConfig, is_image_id: np.ndarray, mesh: jax.sharding.Mesh
 ) -> Callable[[Any, Batch], dict[str, Array]]:
-    """Returns a jitted function of parameters and a Batch that gives the sums of `weighted_loss`.
+    """Returns a jitted function of parameters and a Batch that returns the sums of `weighted_loss`.
 
-    The batch is read in `config.accumulation` parts as in training, so that it needs no more memory.
+    Like training, it processes the batch in `config.accumulation` parts, so that it needs no more memory.
     """
 
     def evaluate(params, batch: Batch):

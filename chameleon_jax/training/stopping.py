@@ -19,22 +19,22 @@ from chameleon_jax.runtime.progress import console
 class StopRequest:
     """Context manager that handles Ctrl-C (SIGINT) and SIGTERM.
 
-    The first signal asks the run to stop, and prints at once what stopping waits for; a second Ctrl-C ends the process.
-    A thread receives the signals, because Python's handlers would wait for the main thread, which may be compiling for
-    minutes.
+    The first signal requests a stop, and prints immediately what the stop is waiting for; a second Ctrl-C ends the
+    process. A thread receives the signals, as Python's handlers would wait for the main thread, which may be compiling
+    for minutes.
 
-    With several processes, JAX's preemption service handles SIGTERM in each of them and makes all agree on the step at
-    which they stop; Ctrl-C in one process is passed on to it as a SIGTERM.
+    With several processes, JAX's preemption service handles SIGTERM and makes all processes agree on the step after
+    which they stop; Ctrl-C in one process is forwarded to it as a SIGTERM.
     """
 
     def __init__(self):
         self._asked_by: int | None = None
-        self._waits_for = "what is under way"
+        self._waits_for = "the current work"
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may listen for signals
+            return self  # only the main thread can install signal handlers
         numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
         reading, writing = socket.socketpair()
         writing.setblocking(False)
@@ -67,7 +67,7 @@ class StopRequest:
         if number == signal.SIGINT:
             self._asked_by = number
             print(
-                f"\nchameleon: stopping after {self._waits_for}; what is learnt is saved. Ctrl-C again stops at once.",
+                f"\nchameleon: stopping after {self._waits_for}; everything is saved. Ctrl-C again stops at once.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -76,13 +76,13 @@ class StopRequest:
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """`what` is printed as the reason to wait if a request to stop comes inside this context."""
+        """If a stop is requested within this context, the message says that it waits for `what`."""
         before, self._waits_for = self._waits_for, what
         yield
         self._waits_for = before
 
     def came(self, step: int) -> bool:
-        """Whether the run is to stop after `step`; the same in all processes. Call it once per step."""
+        """Whether the run should stop after `step`; the same in all processes. Must be called once per step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -90,7 +90,7 @@ class StopRequest:
         return self._asked_by is not None
 
     def check(self, step: int, steps: int) -> None:
-        """Raises `Stopped` if a request came before the first step. Several processes only agree after that step."""
+        """Raises `Stopped` if a stop was requested before the first step; several processes agree only after it."""
         if self._asked_by is not None and jax.process_count() == 1:
             raise self.stopped(step, steps)
 
@@ -98,8 +98,8 @@ class StopRequest:
         """The exception to raise once the state after `step` is saved."""
         by_hand = self._asked_by == signal.SIGINT
         return Stopped(
-            f"stopped after step {step:,} of {steps:,}, as asked ({'Ctrl-C' if by_hand else 'SIGTERM'}); everything is "
-            "saved, and the same command goes on from there",
+            f"stopped after step {step:,} of {steps:,} by {'Ctrl-C' if by_hand else 'SIGTERM'}; everything is saved, "
+            "and the same command resumes from there",
             # The statuses of processes ended by these signals; schedulers restart after 143.
             status=130 if by_hand else 143,
         )

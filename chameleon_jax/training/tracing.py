@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profile page, xprof or Perfetto."""
+"""Profiler traces of some steps, for TensorBoard's profile page, XProf or Perfetto."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StepTrace:
         self.first = start + config.profile.start + 1
         self.last = min(start + config.profile.start + config.profile.steps, config.steps)
         self.asked = config.profile.steps > 0
-        self.step = start  # the last step that is done
+        self.step = start  # the last completed step
         self.running = False
 
     def __enter__(self) -> StepTrace:
@@ -34,7 +34,7 @@ class StepTrace:
         return self
 
     def after(self, step: int, metrics: Any) -> None:
-        """Starts or ends the trace after `step`, whose results are `metrics`."""
+        """Starts or stops the trace after `step`, whose results are `metrics`."""
         self.step = step
         if self.asked and step == self.first - 1 < self.last:
             jax.block_until_ready(metrics)

@@ -17,7 +17,7 @@ from chameleon_jax.runtime.files import absolute, write_text
 
 
 class Tracker(Protocol):
-    """Receives metrics by name. `close` flushes what is still in memory."""
+    """Receives metrics by name. `close` writes whatever is still buffered."""
 
     def write(self, step: int, figures: dict[str, float]) -> None: ...
 
@@ -66,8 +66,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project WANDB_PROJECT (default: chameleon_jax), resumed when training is.
 
-    Its id is random and kept in `<output>/wandb_id`, so that runs of several people do not collide; its name is that of
-    the folder.
+    Its id is random and stored in `<output>/wandb_id`, so that runs of several people do not collide; its name is that
+    of the folder.
     """
 
     def __init__(self, config: TrainConfig):
@@ -102,16 +102,16 @@ class WeightsAndBiases:
 
 
 def _run_id(output: Path) -> str:
-    """The id of a run at Weights & Biases, drawn at the first start."""
+    """The run's id at Weights & Biases, generated at the first start."""
     path = output / "wandb_id"
     if path.exists():
         return path.read_text(encoding="utf-8").strip()
-    if (output / "wandb").is_dir():  # older versions made the id from the path
-        drawn = str(output.absolute()).replace("/", "-").strip("-")[-100:]
+    if (output / "wandb").is_dir():  # older versions derived the id from the path
+        run_id = str(output.absolute()).replace("/", "-").strip("-")[-100:]
     else:
-        drawn = secrets.token_hex(8)
-    write_text(path, drawn + "\n")
-    return drawn
+        run_id = secrets.token_hex(8)
+    write_text(path, run_id + "\n")
+    return run_id
 
 
 def _named(answers: Sequence[Document]) -> Iterator[tuple[str, Any]]:

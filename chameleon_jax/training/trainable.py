@@ -26,7 +26,7 @@ def is_trained(path: tuple[str, ...], config: TrainConfig) -> bool:
 def split(params: Params, config: TrainConfig) -> tuple[Params, Params]:
     """Splits the parameters into trained and frozen ones; each tree lacks the leaves of the other.
 
-    Gradients and optimizer states exist only for the first.
+    Only the former have gradients and optimizer state.
     """
 
     def part(tree: Params, wanted: bool, path: tuple[str, ...] = ()) -> Params:
@@ -59,12 +59,12 @@ def only_image_columns(tree: Params, config: TrainConfig, is_image_id: np.ndarra
 
 
 def with_fresh_image_head(params: Params, config: TrainConfig, is_image_id: np.ndarray, key: Array) -> Params:
-    """`params` with the image columns of the output layer redrawn from a normal of variance 2 / d_model.
+    """`params` with the image columns of the output layer redrawn from a normal distribution of variance 2 / d_model.
 
-    The released weights have nothing useful there. The public recipe that taught them to draw again (Anole) starts from
-    the same distribution.
+    In the released weights these columns are of no use. Anole, which taught the model to draw again, starts from the
+    same distribution.
     """
     output = params["output"]
-    # Drawn in float32, as in bfloat16 the mean is not quite 0 and large values are missing.
+    # Drawn in float32: in bfloat16 the mean is not exactly 0 and large values are missing.
     fresh = jax.random.normal(key, output.shape) * math.sqrt(2 / config.model.d_model)
     return {**params, "output": jnp.where(jnp.asarray(is_image_id), fresh.astype(output.dtype), output)}

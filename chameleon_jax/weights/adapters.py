@@ -1,6 +1,6 @@
 """Reads and writes low-rank adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors.
 
-So adapters trained here on a released model can be put on transformers' copy of it, and the other way round.
+Adapters trained here on a released model can be loaded onto transformers' copy of that model, and vice versa.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ _MODULES = {
     for rule in TRANSFORMER
     if rule.leaf.rsplit("/")[-1] in LoRAConfig.targets
 }
-"""Our name of each matrix that may have an adapter, and transformers'."""
+"""Our name for each matrix that may have an adapter, mapped to transformers' name."""
 
-_UNKNOWN = {
+_SUPPORTED = {
     "use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
     "alpha_pattern": {}, "layers_to_transform": None, "fan_in_fan_out": False,
 }  # fmt: skip
-"""Options of PEFT that change what adapters compute, and the only value of each that is read here."""
+"""PEFT options that change what adapters compute, each with the only supported value."""
 
 
 def _keys(leaf: str, layers: int) -> list[str]:
-    """Names in the file of the layers of a leaf such as 'layers/attention/q_lora_a'."""
+    """Keys in the file, one per layer, of a leaf such as 'layers/attention/q_lora_a'."""
     name = leaf.rsplit("/")[-1]
     module, factor = _MODULES[name.removesuffix(A).removesuffix(B)], "lora_A" if name.endswith(A) else "lora_B"
     return [f"base_model.model.model.layers.{layer}.{module}.{factor}.weight" for layer in range(layers)]
 
 
-def _stored(leaf: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Shape in the file of one layer of a leaf: [rank, inputs] or [outputs, rank]."""
+def _stored_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape of one layer of a leaf in the file: [rank, inputs] or [outputs, rank]."""
     _, *sizes = shape
     return (sizes[-1], int(np.prod(sizes[:-1]))) if leaf.endswith(A) else (int(np.prod(sizes[1:])), sizes[0])
 
 
 def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> None:
-    """Writes the adapters among `params` to a folder, replacing older adapters. All processes must call it.
+    """Writes the adapters in `params` to a folder, replacing older adapters. All processes must call it.
 
     Args:
-      base: the model they belong to, as it is to be named in the file.
+      base: name of the model they were trained on, recorded in the file.
     """
     leaves = {name: leaf for name, leaf in leaves_of(params).items() if is_adapter(name)}
     values = {}
@@ -73,7 +73,7 @@ def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> No
         return
     header = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": lora.rank,
-        "lora_alpha": lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_UNKNOWN,
+        "lora_alpha": lora.alpha, "lora_dropout": 0.0, "inference_mode": True, **_SUPPORTED,
         "target_modules": [_MODULES[name].rsplit(".")[-1] for name in lora.targets],
     }  # fmt: skip
     with new_folder(folder, ADAPTERS) as tmp:
@@ -83,13 +83,16 @@ def write_adapters(folder: Path, lora: LoRAConfig, params: Any, base: str) -> No
 
 
 def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRAConfig, Any]:
-    """Reads the adapters of a folder, or of the run in it, for a model of these sizes.
+    """Reads adapters from their folder, or from the folder of the run that trained them.
+
+    Args:
+      config: architecture of the model they are for.
 
     Returns:
-      their config, and a tree of their float32 leaves alone.
+      Their config, and a tree of the adapters' leaves alone, in float32.
 
     Raises:
-      FileError: if they are damaged, of a kind that is not known, or belong to a model of other sizes.
+      FileError: if they are damaged, of an unsupported kind, or for a model of another shape.
     """
     folder = Path(on_disk(folder))
     if not (folder / CONFIG).is_file() and (folder / "adapters" / CONFIG).is_file():
@@ -101,21 +104,23 @@ def read_adapters(folder: str | Path, config: TransformerConfig) -> tuple[LoRACo
     for name, leaf_shape in parameter_shapes(config, lora).items():
         if not is_adapter(name):
             continue
-        shape, layers = _stored(name, leaf_shape), []
+        shape, layers = _stored_shape(name, leaf_shape), []
         for key in _keys(name, config.num_layers):
             tensor = tensors.pop(key, None)
             if tensor is None or tensor.shape != shape:
                 found = f"has shape {tensor.shape}" if tensor else "is missing"
                 raise FileError(
-                    f"{path}: {key} {found}, adapters of rank {lora.rank} for this model need {shape}; they belong to "
-                    "another model"
+                    f"{path}: {key} {found}, but adapters of rank {lora.rank} for this model need {shape}; they belong "
+                    "to another model"
                 )
             if tensor.dtype not in FLOATS or not all_finite(tensor.view()):
                 raise FileError(f"{path}: {key} holds infinite values or NaN, or is of type {tensor.dtype}")
             layers.append(tensor.view().astype(np.float32).T.reshape(leaf_shape[1:]))
         leaves[name] = np.stack(layers)
     if tensors:
-        raise FileError(f"{path}: {next(iter(tensors))} has no place in this model; the adapters belong to another one")
+        raise FileError(
+            f"{path}: {next(iter(tensors))} is not a parameter of this model; the adapters belong to another model"
+        )
     return lora, tree_of(leaves)
 
 
@@ -123,9 +128,9 @@ def _read_config(path: Path) -> LoRAConfig:
     header = read_json(path)
     if not isinstance(header, dict) or header.get("peft_type") != "LORA":
         raise FileError(f"{path}: does not describe low-rank adapters (peft_type LORA)")
-    for key, known in _UNKNOWN.items():
-        if header.get(key, known) not in (known, None):
-            raise FileError(f"{path}: {key} = {str(header[key])[:60]!r}: only {known!r} is read here")
+    for key, supported in _SUPPORTED.items():
+        if header.get(key, supported) not in (supported, None):
+            raise FileError(f"{path}: {key} = {str(header[key])[:60]!r}: only {supported!r} is supported")
     rank, alpha, modules = header.get("r"), header.get("lora_alpha"), header.get("target_modules")
     if type(rank) is not int or not 0 < rank <= 65536 or type(alpha) not in (int, float) or not alpha > 0:
         raise FileError(f"{path}: r = {str(rank)[:60]}, lora_alpha = {str(alpha)[:60]}: must be positive numbers")
@@ -140,7 +145,7 @@ def _read_config(path: Path) -> LoRAConfig:
 
 
 def add_adapters(params: Any, config: TransformerConfig, folder: str | Path) -> Any:
-    """Merges the adapters of a folder into the matrices of `params`, whose buffers are donated.
+    """Merges the adapters in a folder into `params`, whose buffers are donated.
 
     Raises:
       FileError: as `read_adapters` does.

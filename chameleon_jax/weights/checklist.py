@@ -1,4 +1,4 @@
-"""Lists of MD5 sums, as the released models have them: lines of a sum and a file's name, for `md5sum -c` too."""
+"""Lists of MD5 checksums in the format of `md5sum`, as the released models come with."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _LINE = re.compile(r"([0-9a-fA-F]{32})\s+\*?(\S.*)")
 
 
 def write_checklist(folder: Path) -> None:
-    """Lists all files of a folder that is complete but for this list."""
+    """Writes the checklist of a folder, which must otherwise be complete."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_md5(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKLIST).write_text("".join(lines), encoding="utf-8")
 
 
 def verify_checklist(path: Path) -> int:
-    """Compares the files named in a checklist with its checksums; returns their number.
+    """Verifies the files that a checklist names; returns how many there are.
 
     Raises:
-      DamagedFile: naming the first file that is missing or another one.
-      FileError: if it is no such list, or names files outside of its folder.
+      DamagedFile: if the list is malformed, or a file is missing or has another checksum; names the first such file.
+      FileError: if it names a file outside its folder.
     """
     text = read_bytes(path, LARGEST_JSON).decode("utf-8", "replace")
     found = [_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
     if not found or None in found:
-        raise DamagedFile(f"{path}: not a list of MD5 sums and names of files")
+        raise DamagedFile(f"{path}: not a list of MD5 checksums and file names")
     for line in found:
         file = path.parent / line[2]
         if ".." in file.parts or not file.is_relative_to(path.parent):
@@ -38,7 +38,7 @@ def verify_checklist(path: Path) -> int:
         if not file.is_file():
             raise DamagedFile(f"{file}: is missing, though {path} lists it")
         if _md5(file) != line[1].lower():
-            raise DamagedFile(f"{file}: damaged: its MD5 sum is not that of {path}; download or copy it again")
+            raise DamagedFile(f"{file}: damaged: its MD5 checksum is not the one in {path}; download or copy it again")
     return len(found)
 
 

@@ -39,15 +39,15 @@ from chameleon_jax.weights.sources import Weights, leaves_of, tree_of
 
 Format = Literal["chameleon", "huggingface", "meta"]
 NOTE_FILE = "chameleon_jax.json"
-"""What neither Hugging Face's nor Meta's files can say, beside them."""
+"""Written beside Hugging Face's or Meta's files; holds what those formats have no place for."""
 
 
 UNREADABLE = "it cannot be read: "
-"""How the reason in `Checkpoint.missing` begins where an image tokenizer is there, but damaged or of another kind."""
+"""Prefix of the reason in `Checkpoint.missing` if an image tokenizer exists but is damaged or of an unknown kind."""
 
 
 class ConversionError(ChameleonError):
-    """A model that another format cannot hold."""
+    """A model that cannot be represented in the requested format."""
 
 
 @dataclasses.dataclass
@@ -55,22 +55,22 @@ class Checkpoint:
     """The contents of a model directory; arrays are read on demand.
 
     Attributes:
-      folder: where it lies.
-      format: whose format it is.
-      layout: which variant of it, in words.
+      folder: the directory.
+      format: the format of its files.
+      layout: the variant of that format, in words.
       config: architecture of the Transformer.
-      weights: its parameters.
-      image_config: sizes of the image tokenizer, if known.
-      image_weights: its parameters, maybe without the decoder.
-      vocabulary: if there is a tokenizer or a list of names.
+      weights: parameters of the Transformer.
+      image_config: architecture of the image tokenizer, if known.
+      image_weights: parameters of the image tokenizer, possibly without the decoder.
+      vocabulary: None without a text tokenizer or a map from names to ids.
       text: the text tokenizer.
-      missing: what is not there ('text', 'image', 'decoder', 'vocabulary') and why.
-      ignored: names of tensors that nobody needs.
-      warnings: what is odd, in words.
-      names: the names in the vocabulary, where they are known without a text tokenizer.
-      image_head_trained: whether the output layer learned to write pictures; None if nothing says so.
-      preprocessing: how pictures are brought to size.
-      chat_template: how the turns of its conversations were joined; None if nothing says so.
+      missing: which parts are missing ('text', 'image', 'decoder', 'vocabulary'), and why.
+      ignored: names of tensors that are not used.
+      warnings: anything unusual, one sentence each.
+      names: the map from names to ids, if it is known without a text tokenizer.
+      image_head_trained: whether the output layer was trained on image codes; None if unknown.
+      preprocessing: how pictures are resized to the tokenizer's resolution.
+      chat_template: how the turns of conversations were joined in training; None if unknown.
     """
 
     folder: Path
@@ -92,19 +92,19 @@ class Checkpoint:
 
     @property
     def dtype(self) -> DType:
-        """bfloat16 if that is what the files hold, else float32."""
+        """bfloat16 if the files are in bfloat16, else float32."""
         return "bfloat16" if str(self.weights.dtype) == "bfloat16" else "float32"
 
     def load_params(self, mesh: Mesh | None, dtype: DType | None, progress: Callable[[int], None]) -> Any:
-        """The parameter tree, born on `mesh` (or on the first device) in `dtype`, by default that of the files."""
+        """Loads the parameters onto `mesh` (or the first device) as `dtype`, by default the files' own."""
         abstract = abstract_params(self.config, dtype or self.dtype, mesh)
         return tree_of(self.weights.place(leaves_of(abstract), progress))
 
     def load_tokenizer(self, *, tolerant: bool = False) -> DocumentTokenizer:
-        """The tokenizer with what there is of it.
+        """Loads those parts of the tokenizer that exist.
 
         Args:
-          tolerant: whether to go without an image tokenizer whose arrays are damaged, which `missing` then says.
+          tolerant: if the arrays of the image tokenizer are damaged, leave it out and say why in `missing`.
         """
         image = None
         if self.image_config is not None and self.image_weights is not None:
@@ -125,10 +125,10 @@ class Checkpoint:
 
 
 def abstract_params(config: TransformerConfig, dtype: DType = "float32", mesh: Mesh | None = None) -> Any:
-    """Shapes, types and (on a mesh) shardings of the Transformer's parameters.
+    """Shapes, dtypes and (with a mesh) shardings of the Transformer's parameters.
 
     Raises:
-      ConversionError: if the mesh does not divide them.
+      ConversionError: if the mesh does not divide a parameter evenly.
     """
     boxed = transformer.abstract_params(config, dtype)
     abstract = nn.unbox(boxed)
@@ -151,7 +151,7 @@ def check_parts(checkpoint: Checkpoint) -> Checkpoint:
     """Checks that Transformer, vocabulary and image tokenizer belong together.
 
     Raises:
-      FileError: naming what does not fit.
+      FileError: naming the parts that do not.
     """
     vocabulary, image = checkpoint.vocabulary, checkpoint.image_config
     if vocabulary is None:
@@ -171,7 +171,7 @@ def check_parts(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextlib.contextmanager
 def without_image_tokenizer(missing: dict[str, str]) -> Iterator[None]:
-    """Notes in `missing` why an image tokenizer cannot be read: the Transformer beside it can be used without."""
+    """Records errors of the image tokenizer in `missing` instead of raising: the Transformer is usable without it."""
     try:
         yield
     except (FileError, ConfigError) as error:
@@ -180,7 +180,7 @@ def without_image_tokenizer(missing: dict[str, str]) -> Iterator[None]:
 
 
 def check_layers(config: TransformerConfig, tensors: int, folder: Path) -> None:
-    """Raises `FileError` if a config has more layers than there are tensors, before all of them are listed."""
+    """Raises `FileError` if a config has more layers than the files have tensors, before listing those layers."""
     if config.num_layers > tensors:
         raise FileError(
             f"{folder}: its config has {config.num_layers} layers, but its files hold only {tensors} tensors; is the "
@@ -189,15 +189,19 @@ def check_layers(config: TransformerConfig, tensors: int, folder: Path) -> None:
 
 
 def check_template(name: Any, path: Path) -> ChatTemplate | None:
-    """Raises a FileError unless a file names a chat template, or none."""
+    """Returns the chat template that a file names, if any; raises `FileError` if it is unknown."""
     if name is not None and name not in TEMPLATES:
         raise FileError(f"{path}: chat_template = {shortened(name)}: must be one of {', '.join(TEMPLATES)}")
     return name
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """What one of our own conversions wrote down, if there is anything: `image_head_trained`, `preprocessing` and
-    `chat_template` of a Checkpoint, and `context_length` of its config."""
+    """Reads what an earlier conversion of ours recorded in `NOTE_FILE`.
+
+    Returns:
+      Keyword arguments `image_head_trained`, `preprocessing` and `chat_template` for a `Checkpoint`, and the
+      `context_length` of its config if it was recorded; nothing if there is no such file.
+    """
     path = folder / NOTE_FILE
     if not path.exists():
         return {}
@@ -214,7 +218,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def write_note(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes what `read_note` reads, if there is anything to say."""
+    """Writes what `read_note` reads, unless all of it is at its default."""
     note: dict[str, Any] = {}
     if checkpoint.image_head_trained is not None:
         note["image_head_trained"] = checkpoint.image_head_trained
@@ -241,17 +245,19 @@ _KINDS = {
 
 
 def require_kinds(values: Any, kinds: Mapping[str, type], where: str | Path) -> None:
-    """Raises `FileError` unless each value of a file is of its kind, or null, or not there. Numbers are of a size that
-    can be reckoned with; what is too large for a model, its config says."""
+    """Raises `FileError` unless each value of a file has its type, is null, or is absent.
+
+    The bounds on numbers only keep arithmetic safe; whether a size makes sense for a model is up to its config.
+    """
     if not isinstance(values, dict):
-        raise FileError(f"{where}: must be a mapping, not {_start_of(values)!r}")
+        raise FileError(f"{where}: must be a mapping, not {_excerpt(values)!r}")
     for key, kind in kinds.items():
         words, fits = _KINDS[kind]
         if values.get(key) is not None and not fits(values[key]):
-            raise FileError(f"{where}: {key} = {_start_of(values[key])!r}: must be {words}")
+            raise FileError(f"{where}: {key} = {_excerpt(values[key])!r}: must be {words}")
 
 
-def _start_of(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return value[:40] if isinstance(value, str) else shortened(value, 40)[:40]
 
 

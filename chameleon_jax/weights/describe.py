@@ -1,4 +1,4 @@
-"""What a model folder holds, as data for programs and as lines for people."""
+"""Describes the contents of a model folder, as data and as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARCHITECTURE = (
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Format, sizes, dtypes, vocabulary and missing parts of a checkpoint, as JSON-serializable data.
 
-    Without a vocabulary, a text tokenizer or an image tokenizer the key of that name is null, and `missing` says why.
+    The value of a vocabulary, text tokenizer or image tokenizer that does not exist is None; `missing` says why.
     """
     config, weights = checkpoint.config, checkpoint.weights
     return {
@@ -44,7 +44,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _count(shapes: dict[str, tuple[int, ...]], num_layers: int) -> int:
-    """Parameters of the Transformer; shapes are those of one layer."""
+    """Number of the Transformer's parameters; `shapes` are those of one layer."""
     return sum(
         (num_layers if leaf.startswith("layers/") else 1) * int(np.prod(shape)) for leaf, shape in shapes.items()
     )
@@ -82,7 +82,7 @@ def _image_tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What `describe` found, for people: names of facts, empty where one goes on, and sentences."""
+    """The result of `describe` as pairs of label and text; the label is empty on continuation lines."""
     config, image, vocabulary = found["architecture"], found["image_tokenizer"], found["vocabulary"]
     for name in ("folder", "format", "layout"):
         yield name, found[name]
@@ -90,7 +90,8 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "transformer",
         (
             f"{config['num_layers']} layers, width {config['d_model']}, {config['num_heads']} heads "
-            f"({config['num_kv_heads']} for keys and values) of {config['head_dim']}, feed-forward {config['mlp_dim']}"
+            f"({config['num_kv_heads']} for keys and values) of size {config['head_dim']}, feed-forward width "
+            f"{config['mlp_dim']}"
         ),
     )
     parameters = f", image tokenizer {image['parameters']:,}" if image else ""
@@ -116,9 +117,9 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{_types(image['tensors_by_dtype'])}"
             ),
         )
-    heads = {True: "was trained on pictures", False: "was not trained on pictures (they were taken out of the weights)"}
+    heads = {True: "trained on pictures", False: "not trained on pictures (cannot draw)"}
     trained = found["output_layer_trained_on_pictures"]
-    yield "output_layer", heads.get(trained, "nothing says whether it learned to draw")
+    yield "output_layer", heads.get(trained, "unknown whether trained on pictures")
     if found["chat_template"]:
         yield "chat_template", found["chat_template"]
     missing = [f"{part}: {why}" for part, why in found["missing"].items()] or ["nothing"]
@@ -139,7 +140,7 @@ def _vocabulary_line(found: dict[str, Any]) -> str:
 
 
 def _types(tensors_by_dtype: dict[str, int]) -> str:
-    """'bfloat16', or how many tensors there are of each type if there are several."""
+    """'bfloat16', or the number of tensors of each dtype if there are several."""
     if len(tensors_by_dtype) == 1:
         return next(iter(tensors_by_dtype))
     return ", ".join(f"{dtype} ({count} tensors)" for dtype, count in tensors_by_dtype.items())

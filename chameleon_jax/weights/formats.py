@@ -33,8 +33,8 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
 
     Args:
       path: a directory, or hf://org/name on the Hugging Face Hub; see `hub`.
-      image_tokenizer: a directory to take the image tokenizer from instead, such as `tokenizer` of Meta's release:
-        Hugging Face's releases come without the decoder.
+      image_tokenizer: another directory to take the image tokenizer from, such as `tokenizer` in Meta's release;
+        Hugging Face's releases lack the image decoder.
 
     Raises:
       FileError: if there is no model, or it is damaged or incomplete.
@@ -68,9 +68,9 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _open_fetched(fetched: Fetched) -> Checkpoint:
-    """Other tools may have put files of another format into the same folder of the cache."""
+    """Opens a download in the format that was fetched: the shared cache may hold files of another format beside it."""
     if fetched.format == "image tokenizer":
-        raise FileError(f"{fetched.folder}: holds an image tokenizer alone, no model")
+        raise FileError(f"{fetched.folder}: holds only an image tokenizer, not a model")
     if fetched.format == "chameleon":
         return open_native(fetched.folder)
     return open_meta(fetched.folder) if fetched.format == "meta" else open_huggingface(fetched.folder, fetched.weights)
@@ -102,34 +102,34 @@ def write_checkpoint(
     progress: Callable[[int], None] = lambda size: None,
     replace: bool = False,
 ) -> None:
-    """Writes a checkpoint in another format. The folder appears only when it is complete.
+    """Writes a checkpoint in another format. The folder appears only once it is complete.
 
-    Hugging Face's and Meta's formats are written tensor by tensor; for our own, the Transformer is in memory once.
+    Hugging Face's and Meta's formats are written one tensor at a time; our own needs the whole Transformer in memory.
 
     Args:
-      checkpoint: what to write.
-      folder: where; must not exist.
+      checkpoint: the opened model.
+      folder: the output folder; must not exist unless `replace`.
       format: 'chameleon', 'huggingface' or 'meta'.
-      dtype: type of the Transformer's parameters; by default as they are. The image tokenizer stays float32.
-      shards: model-parallel size, for 'meta' only. By default as many as rows of QK-norm ask for.
-      progress: told the bytes of each tensor.
-      replace: whether a folder that holds a model and nothing else is replaced. Anything else never is.
+      dtype: dtype of the Transformer's parameters, by default unchanged. The image tokenizer stays float32.
+      shards: model-parallel size, for 'meta' only; by default `qk_norm_groups`.
+      progress: called with the size in bytes of each tensor written.
+      replace: replace `folder` if it holds a model and nothing else. Any other folder is never replaced.
 
     Raises:
-      FileError: if there is something at `folder` already, or it cannot be written.
-      ConversionError: if the format cannot hold the model.
+      FileError: if `folder` exists already or cannot be written.
+      ConversionError: if the format cannot represent the model.
     """
     folder = as_path(folder)
     if not replace and folder.exists():
         raise FileError(f"{folder}: is there already; choose another folder or remove it first")
     if shards is not None and (format != "meta" or shards < 1):
-        raise ConversionError(f"shards = {shards}: only format 'meta' is cut into shards, 1 or more")
+        raise ConversionError(f"shards = {shards}: only format 'meta' has shards, 1 or more")
     config = checkpoint.config
     numbers = numpy_dtype(dtype or checkpoint.dtype)
     if format != "chameleon" and checkpoint.preprocessing.fit == "pad":
         console.print(
-            f"{folder}: pictures in prompts are padded (fit: pad), which only {NOTE_FILE} says; other programs do not "
-            "read it and crop"
+            f"{folder}: this model pads pictures in prompts (fit: pad), which only {NOTE_FILE} records; other programs "
+            "crop them"
         )
     with new_folder(folder, ANY_MODEL) as tmp:
         if format == "huggingface":
@@ -140,7 +140,7 @@ def write_checkpoint(
             params = checkpoint.load_params(None, dtype, progress)
             trained, template = checkpoint.image_head_trained, checkpoint.chat_template
             write_native(tmp, config, params, checkpoint.load_tokenizer(), trained, template)
-        if format != "chameleon":  # whose own arrays carry checksums
+        if format != "chameleon":  # our own format stores checksums of its arrays
             write_checklist(tmp)
 
 
@@ -163,7 +163,7 @@ ANY_MODEL = Kind(
 
 
 def bytes_to_write(checkpoint: Checkpoint, dtype: DType | None) -> int:
-    """About how many bytes `write_checkpoint` will report."""
+    """About how many bytes `write_checkpoint` reports in all."""
     size = checkpoint.weights.nbytes * numpy_dtype(dtype or checkpoint.dtype).itemsize
     size //= checkpoint.weights.dtype.itemsize
     if checkpoint.image_config is not None and checkpoint.image_weights is not None:

@@ -1,8 +1,8 @@
 """Models on the Hugging Face Hub, named hf://org/name, hf://org/name@revision or hf://org/name/folder.
 
-Of a repository exactly the files of one format are fetched, those that our readers open; nothing in it is executed.
-huggingface_hub keeps them in its cache, goes on with downloads that were cut off, and locks what it writes, so that
-several processes of one host fetch each file once.
+Only the files of one format are downloaded, those that our readers open, and nothing is executed. huggingface_hub
+caches them, resumes interrupted downloads, and locks what it writes, so that the processes of one host download each
+file once.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Fetched(NamedTuple):
     """A model from the Hub, in the local cache.
 
     Attributes:
-      folder: where.
-      format: whose format its files have; 'image tokenizer' for the folder of one alone.
-      weights: name of the file with Hugging Face's weights, or of their index.
+      folder: the local folder.
+      format: the format of its files; 'image tokenizer' if it holds nothing else.
+      weights: for Hugging Face's format, name of the weights file or of its index.
     """
 
     folder: Path
@@ -47,11 +47,11 @@ def is_remote(name: str | Path) -> bool:
 
 
 def _fetch_model(name: str | Path) -> Path:
-    """A copy of a model in a bucket, which may be that of a run."""
+    """Downloads a model, or the model of a training run, from a bucket."""
     places = [as_path(name), as_path(name) / "model", as_path(name) / "run" / "model"]
     with explain_cloud_errors(name):
-        marks = ("config.json", "params.json", f"tokenizer/{TEXT_FILE}", IMAGE_FILE)
-        found = [folder for folder in places if any((folder / mark).exists() for mark in marks)]
+        signs = ("config.json", "params.json", f"tokenizer/{TEXT_FILE}", IMAGE_FILE)
+        found = [folder for folder in places if any((folder / sign).exists() for sign in signs)]
     for folder in places:
         finish(folder)
     if not found:
@@ -60,10 +60,10 @@ def _fetch_model(name: str | Path) -> Path:
 
 
 def require_folder(name: str | Path) -> Path:
-    """The local folder of a model.
+    """The local folder of a model; a model in a bucket is downloaded.
 
     Raises:
-      FileError: if there is none; with the way to the Hub if the name could be one of there.
+      FileError: if there is none. The message suggests hf:// if the name looks like one on the Hub.
     """
     if is_cloud(name):
         return _fetch_model(name)
@@ -75,20 +75,22 @@ def require_folder(name: str | Path) -> Path:
         raise FileError(f"{text}: is a file; expected a folder")
     hint = ""
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
-        hint = f"; to fetch from the Hugging Face Hub write hf://{text}"
+        hint = f"; for a model on the Hugging Face Hub write hf://{text}"
     raise FileError(f"{text}: is not a model folder (there is no such folder{hint})")
 
 
 def fetch(name: str) -> Fetched:
-    """Fetches a model, or finds it in the cache. All processes of a run must call it: the first downloads, the
-    others then find the same commit in the cache, or download it where their host has a cache of its own.
+    """Downloads a model, or finds it in the cache.
+
+    All processes of a run must call it. The first downloads; the others then find the same commit in the cache, or
+    download it if their host has a cache of its own.
 
     Raises:
-      FileError: if the name is none, or there is no such model, no access, no network or no room.
+      FileError: if the name is malformed, or there is no such model, no access, no network or no disk space.
     """
     found = _NAME.fullmatch(name)
     if not found:
-        raise FileError(f"{name}: must be hf://organisation/model, with @revision or /folder behind it if needed")
+        raise FileError(f"{name}: must be hf://organisation/model, optionally followed by @revision or /folder")
     revision = urllib.parse.unquote(found["revision"]) if found["revision"] else None
     repository = _Repository(name, found["repo"], revision, found["inside"].strip("/"))
     fetched = None
@@ -103,14 +105,14 @@ def fetch(name: str) -> Fetched:
 
 
 class _Repository:
-    """What is asked of one repository of the Hub. `commit` is known after the first answer."""
+    """One repository on the Hub. `commit` is known after the first download."""
 
     def __init__(self, name: str, repo: str, revision: str | None, inside: str):
         self.name, self.repo, self.revision, self.inside = name, repo, revision, inside
         self.commit: str | None = None
 
     def fetch(self) -> Fetched:
-        console.print(f"{self.name}: looking at the Hugging Face Hub")
+        console.print(f"{self.name}: looking it up on the Hugging Face Hub")
         params = "params.json"
         first = ["config.json", _INDEX, params, f"models/*/{params}", IMAGE_CONFIG_FILE]
         folder = self._download(first)
@@ -138,7 +140,7 @@ class _Repository:
         return "/".join(part for part in (f"{self.repo}{revision}", self.inside, folder.as_posix()) if part)
 
     def _huggingface(self, folder: Path) -> Fetched | None:
-        """Safetensors if there are any, else pickles."""
+        """Downloads safetensors if there are any, else pickles."""
         beside = ["config.json", "tokenizer.json", "chameleon_jax.json", DECODER_FILE]
         if (folder / _INDEX).is_file():
             return Fetched(self._download([*beside, _INDEX, *_files_of(folder / _INDEX)]), "huggingface", _INDEX)
@@ -153,7 +155,7 @@ class _Repository:
         return Fetched(folder, "huggingface", _PICKLE) if (folder / _PICKLE).is_file() else None
 
     def _meta(self, inside: str) -> Fetched:
-        """The weights in one folder, and the tokenizer beside them or up to two folders above."""
+        """Downloads the weights in one folder, and the tokenizer beside them or up to two folders above."""
         weights = "/".join(part for part in (self.inside, inside) if part)
         own = ("params.json", "consolidate_params.json", "chameleon_jax.json", "consolidated*.pth")
         parts = weights.split("/") if weights else []
@@ -163,7 +165,7 @@ class _Repository:
         return Fetched(self._download(wanted, from_root=True) / inside, "meta")
 
     def _download(self, patterns: list[str], from_root: bool = False) -> Path:
-        """Fetches the files that match; returns the folder that was asked for, which may be empty."""
+        """Downloads the matching files and returns their folder, which may be empty."""
         try:
             from huggingface_hub import snapshot_download
         except ModuleNotFoundError:
@@ -179,7 +181,7 @@ class _Repository:
         except Exception as error:
             raise FileError(f"{self.name}: {_why(error, self)}") from None
         if re.fullmatch(r"[0-9a-f]{40}", snapshot.name):
-            self.commit = snapshot.name  # and no other from now on, whatever is pushed meanwhile
+            self.commit = snapshot.name  # pinned from here on, whatever is pushed in the meantime
         return snapshot / self.inside
 
 
@@ -196,25 +198,28 @@ def _files_of(index: Path) -> list[str]:
 
 
 def _why(error: Exception, repository: _Repository) -> str:
-    """Why a download failed and what to do, in one line. Errors are told by name: they moved between versions."""
+    """Explains in one line why a download failed and what to do.
+
+    Errors are recognised by class name, as huggingface_hub has moved the classes between versions.
+    """
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if "GatedRepoError" in kinds or (status in (401, 403) and "RepositoryNotFoundError" not in kinds):
         return (
-            f"access to it must be granted: accept its terms at https://huggingface.co/{repository.repo}, then log in "
+            f"access must be granted: accept its terms at https://huggingface.co/{repository.repo}, then log in "
             "with `hf auth login` or set HF_TOKEN"
         )
     if "RevisionNotFoundError" in kinds:
-        return f"there is no revision {repository.revision!r} of it on the Hugging Face Hub"
+        return f"it has no revision {repository.revision!r} on the Hugging Face Hub"
     if "RepositoryNotFoundError" in kinds or status == 404:
         return (
-            "there is no such model on the Hugging Face Hub, or it is private: then log in with `hf auth login` or set "
-            "HF_TOKEN"
+            "there is no such model on the Hugging Face Hub, or it is private; if so, log in with `hf auth login` or "
+            "set HF_TOKEN"
         )
     if isinstance(error, OSError) and error.errno:
         return f"could not be written into the cache of huggingface_hub ({reason})"
     return (
-        f"could not be fetched from the Hugging Face Hub ({reason}). Is there a network? A download that was cut off "
-        "goes on where it stopped; or give the folder of a download"
+        f"could not be downloaded from the Hugging Face Hub ({reason}). Check the network and try again: the download "
+        "resumes where it stopped. Or give a local folder"
     )

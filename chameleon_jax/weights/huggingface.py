@@ -1,4 +1,4 @@
-"""Reads Hugging Face's directories, in all their layouts: config.json, safetensors, tokenizer.json."""
+"""Reads model directories in Hugging Face's format, in every layout: config.json, safetensors, tokenizer.json."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from chameleon_jax.weights.vqgan import read_vqgan_config
 
 VQ = "model.vqmodel."
 DECODER_FILE = "image_decoder/model.safetensors"
-"""Where we put the image decoder, for which transformers has no module: a folder of its own, which it does not read."""
+"""The image decoder, for which transformers has no module, goes into a folder of its own that transformers ignores."""
 
 LAYOUT_NAMES = {
-    "H0": "H0 (the fork that Anole ships: channels in Meta's order, one row of QK-norm)",
-    "H1": "H1 (transformers since 4.43: a row of QK-norm for every head)",
-    "H2": "H2 (Lumina-mGPT: a row of QK-norm for every shard)",
+    "H0": "H0 (the fork that Anole uses: Meta's channel order, one row of QK-norm)",
+    "H1": "H1 (transformers since 4.43: one row of QK-norm per head)",
+    "H2": "H2 (Lumina-mGPT: one row of QK-norm per shard)",
 }
 
 
@@ -52,10 +52,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
-    """Reads configs, headers and tokenizer of a directory; checks that they belong together.
+    """Reads configs, headers and tokenizer of a directory, and checks that they belong together.
 
     Args:
-      weights_file: name of the weights or of their index, where there may be several.
+      weights_file: name of the weights file or of its index; by default the only one there.
 
     Raises:
       FileError: if anything is missing, damaged, or does not fit the rest.
@@ -67,9 +67,9 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
     if header.get("model_type") != "chameleon":
         raise FileError(f"{where}: model_type is {shortened(header.get('model_type'))}; expected 'chameleon'")
     config = _transformer_config(header, where)
-    layout = _detect(tensors, config, folder)
-    shards = _row_count(tensors, config, layout, header.get("model_parallel_size") or 1)
-    config = dataclasses.replace(config, qk_norm_groups=shards)
+    layout = _detect_layout(tensors, config, folder)
+    groups = _qk_norm_groups(tensors, config, layout, header.get("model_parallel_size") or 1)
+    config = dataclasses.replace(config, qk_norm_groups=groups)
     check_layers(config, len(tensors), folder)
     found, extra = match(transformer_entries(config, layout), [tensors], folder)
     weights = FileWeights(found)
@@ -81,7 +81,7 @@ def open_huggingface(folder: Path, weights_file: str = "") -> Checkpoint:
     ignored += [key for key in extra if not key.startswith(VQ)]
     vocabulary, text = _open_vocabulary(folder, header, missing)
     note = read_note(folder)
-    note.pop("context_length", None)  # config.json says it
+    note.pop("context_length", None)  # config.json has it
     if layout == "H2":
         note = {"chat_template": "lumina"} | note
     return Checkpoint(
@@ -121,7 +121,7 @@ _DEFAULTS = {
     "num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-5, "swin_norm": False,
     "initializer_range": 0.02, "max_position_embeddings": 4096,
 }  # fmt: skip
-"""What transformers takes for keys that config.json leaves out: the sizes of the 7B model."""
+"""transformers' defaults for keys missing from config.json: the sizes of the 7B model."""
 
 _KINDS = {
     "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
@@ -137,13 +137,13 @@ def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfi
     for key, only in _UNSUPPORTED.items():
         if header.get(key, only) not in (only, None):
             raise FileError(
-                f"{where}: {key} = {shortened(header[key])}: only {only!r} can be read, as in the released models"
+                f"{where}: {key} = {shortened(header[key])}: only {only!r} is supported, as in the released models"
             )
     rope = header.get("rope_parameters") or header.get("rope_scaling") or {}
     require_kinds(rope, {"rope_theta": float}, f"{where}: rope_parameters")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise FileError(
-            f"{where}: rope_parameters = {shortened(rope)}: only plain RoPE can be read, as in the released models"
+            f"{where}: rope_parameters = {shortened(rope)}: only plain RoPE is supported, as in the released models"
         )
     values = {key: default if header.get(key) is None else header[key] for key, default in _DEFAULTS.items()}
     heads = values["num_attention_heads"]
@@ -163,10 +163,10 @@ def _transformer_config(header: dict[str, Any], where: Path) -> TransformerConfi
             context_length=values["max_position_embeddings"],
         )
     except (TypeError, ZeroDivisionError, ValueError) as error:
-        raise FileError(f"{where}: is no config of a Chameleon: {error}") from None
+        raise FileError(f"{where}: not the config of a Chameleon model: {error}") from None
 
 
-def _detect(tensors: Mapping[str, Tensor], config: TransformerConfig, folder: Path) -> Layout:
+def _detect_layout(tensors: Mapping[str, Tensor], config: TransformerConfig, folder: Path) -> Layout:
     key = "model.layers.0.self_attn.q_norm.weight"
     if key not in tensors:
         raise FileError(f"{folder}: {key} is missing; every layout of Chameleon has it. Is it another kind of model?")
@@ -175,22 +175,22 @@ def _detect(tensors: Mapping[str, Tensor], config: TransformerConfig, folder: Pa
         return "H0"
     if len(shape) == 2 and shape[0] == config.num_heads:
         return "H1"
-    if len(shape) == 2 and _may_share(config, shape[0]):
+    if len(shape) == 2 and _can_group(config, shape[0]):
         return "H2"
     raise FileError(
-        f"{tensors[key].file}: {key} has shape {shape}; expected ({config.head_dim},), or a row for each of the "
-        f"{config.num_heads} heads, or one for each shard"
+        f"{tensors[key].file}: {key} has shape {shape}; expected ({config.head_dim},), or one row for each of the "
+        f"{config.num_heads} heads, or one row per shard"
     )
 
 
-def _may_share(config: TransformerConfig, groups: int) -> bool:
-    """Whether the heads can be divided into so many groups."""
+def _can_group(config: TransformerConfig, groups: int) -> bool:
+    """Whether the heads can be divided into this many groups of QK-norm."""
     H, K = config.num_heads, config.num_kv_heads
     return groups > 0 and H % groups == 0 and 0 in (K % groups, groups % K)
 
 
-def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout: Layout, shards: int) -> int:
-    """Groups of heads that share a row of QK-norm: as many as the shards of the model, more if their rows differ."""
+def _qk_norm_groups(tensors: Mapping[str, Tensor], config: TransformerConfig, layout: Layout, shards: int) -> int:
+    """Number of groups of heads that share a row of QK-norm: the model's shards, or more if their rows differ."""
     if layout == "H0":
         return 1
     rows = {}
@@ -199,17 +199,17 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
         if layout == "H2":
             return found[0].shape[0]
         if not found or any(tensor.shape != (heads, config.head_dim) for tensor in found):
-            return 1  # `match` will say which
+            return 1  # `match` reports which
         rows[heads, name] = np.concatenate([np.ascontiguousarray(tensor.view()).view(np.uint8) for tensor in found], 1)
 
-    def tied(groups: int) -> bool:
+    def equal_within(groups: int) -> bool:
         return all(
             (values == np.repeat(values[:: heads // min(groups, heads)], heads // min(groups, heads), 0)).all()
             for (heads, _), values in rows.items()
         )
 
-    candidates = [groups for groups in range(max(1, shards), config.num_heads + 1) if _may_share(config, groups)]
-    return next((groups for groups in candidates if tied(groups)), config.num_heads)
+    candidates = [groups for groups in range(max(1, shards), config.num_heads + 1) if _can_group(config, groups)]
+    return next((groups for groups in candidates if equal_within(groups)), config.num_heads)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -220,10 +220,10 @@ def _row_count(tensors: Mapping[str, Tensor], config: TransformerConfig, layout:
 def _open_image_tokenizer(
     folder: Path, header: dict[str, Any], tensors: Mapping[str, Tensor], extra: list[str], missing: dict[str, str]
 ) -> tuple[ImageTokenizerConfig | None, FileWeights | None, list[str]]:
-    """Its sizes, its weights if they are there, and the names of tensors that it does not need.
+    """The image tokenizer's config, its weights if there are any, and the names of tensors that it does not use.
 
     Raises:
-      FileError: if it is damaged or of another kind.
+      FileError: if it is damaged or of an unknown kind.
     """
     vq = {key: tensors[key] for key in extra if key.startswith(VQ)}
     where = f"{folder / 'config.json'}: vq_config"
@@ -237,7 +237,7 @@ def _open_image_tokenizer(
     entries = image_tokenizer_entries(config, VQ)
     has_decoder = any(is_decoder(entry) and entry.key in vq for entry in entries)
     if not has_decoder:
-        missing["decoder"] = f"the weights in {folder} come without the image decoder, as Hugging Face's releases do"
+        missing["decoder"] = f"the weights in {folder} lack the image decoder, as Hugging Face's releases do"
     found, unneeded = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not has_decoder)
     return config, FileWeights(found), unneeded
 
@@ -262,5 +262,5 @@ def _open_vocabulary(
     missing["text"] = f"there is no tokenizer.json in {folder}"
     if isinstance(names, dict) and {"<s>", "<racm3:break>"} <= names.keys():
         return Vocabulary.from_names(names, f"{folder / 'config.json'}: vocabulary_map"), None
-    missing["vocabulary"] = f"neither tokenizer.json nor a whole vocabulary_map is in {folder}"
+    missing["vocabulary"] = f"{folder} has neither tokenizer.json nor a complete vocabulary_map"
     return None, None

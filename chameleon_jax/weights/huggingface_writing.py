@@ -1,4 +1,4 @@
-"""Writes Hugging Face's directories, in layout H1: what transformers loads."""
+"""Writes model directories in Hugging Face's format, in layout H1, which transformers loads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LARGEST_FILE = 5 * 10**9
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress) -> None:
-    """Writes a checkpoint as transformers reads it, into a new folder; use inside `runtime.folders.new_folder`.
+    """Writes a checkpoint for transformers into an empty folder; use inside `runtime.folders.new_folder`.
 
     Raises:
-      ConversionError: if transformers has no such model.
+      ConversionError: if transformers cannot represent the model.
     """
     config, image = checkpoint.config, checkpoint.image_config
-    _require_expressible(checkpoint)
+    _require_supported(checkpoint)
     entries = transformer_entries(config, "H1")
     sources = {entry.key: (checkpoint.weights, entry, dtype) for entry in entries}
     decoder = {}
@@ -59,22 +59,22 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, pro
     write_note(checkpoint, folder)
 
 
-def _require_expressible(checkpoint: Checkpoint) -> None:
+def _require_supported(checkpoint: Checkpoint) -> None:
     config, image = checkpoint.config, checkpoint.image_config
     unreleased = why_not_released(image) if image is not None else ""
-    for holds, key, why in (
+    for supported, key, why in (
         (config.qk_norm, "qk_norm = False", "its models always normalise queries and keys"),
         (
             config.head_dim * config.num_heads == config.d_model,
             f"head_dim = {config.head_dim}",
-            f"its heads divide d_model, {config.d_model} / {config.num_heads}",
+            f"its head size is d_model / num_heads = {config.d_model} / {config.num_heads}",
         ),
-        (not unreleased, f"an image tokenizer with {unreleased}", "its VQGAN is of the released kind"),
+        (not unreleased, f"an image tokenizer with {unreleased}", "it only has VQGANs of the released kind"),
     ):
-        if not holds:
+        if not supported:
             raise ConversionError(
                 f"{checkpoint.folder}: {key} cannot be written for transformers: {why}. Format 'chameleon' "
-                "holds every model"
+                "can hold every model"
             )
 
 
@@ -109,7 +109,7 @@ def _header(
     names: Mapping[str, int] | None,
     dtype: np.dtype,
 ) -> dict[str, Any]:
-    """config.json, with the keys of older transformers beside those of newer ones."""
+    """The contents of config.json, with the keys of both older and newer versions of transformers."""
     header = {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",

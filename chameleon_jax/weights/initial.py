@@ -1,4 +1,4 @@
-"""Parameters for a training run to begin with, from a finished model in any format."""
+"""Initial parameters of a training run, taken from a finished model in any format."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from chameleon_jax.weights.sources import leaves_of, tree_of
 def initial_params(
     checkpoint: Checkpoint, config: TrainConfig, vocabulary: Vocabulary
 ) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that creates the parameters of a tree of `jax.ShapeDtypeStruct` on their devices.
+    """Returns a function that loads the parameters described by a tree of `jax.ShapeDtypeStruct` onto their devices.
 
     Args:
       checkpoint: the opened model.
-      vocabulary: that of the prepared data.
+      config: the config of the run.
+      vocabulary: the vocabulary of the prepared data.
 
     Raises:
-      ConfigError: if its sizes are not those of `config.model`, or its ids mean something else than those of the data.
+      ConfigError: if the model's architecture is not `config.model`, or its vocabulary is not that of the data.
     """
-    # Nothing is drawn any more, and rows may be of another length.
+    # Nothing is initialised at random, and training may use another sequence length.
     may_differ = {name: getattr(config.model, name) for name in ("init_std", "context_length")}
     own_sizes = dataclasses.replace(checkpoint.config, **may_differ)
     if difference := first_difference(to_dict(own_sizes), to_dict(config.model)):
@@ -36,7 +37,7 @@ def initial_params(
         raise ConfigError(f"model.{name} = {wanted!r}: {checkpoint.folder} has {found!r}; give the model's own sizes")
     own = checkpoint.vocabulary
     if own is None and is_first():
-        console.print(f"{checkpoint.folder} says nothing of its vocabulary; it is taken to be that of the data.")
+        console.print(f"{checkpoint.folder} does not describe its vocabulary; assuming that it is that of the data.")
     elif own is not None and not _same(own, vocabulary):
         raise ConfigError(
             f"data = {config.data!r}: its ids are not those of {checkpoint.folder}; prepare the data with "

@@ -1,9 +1,9 @@
-"""The mapping of our parameters to the tensors of every released format, as data.
+"""How our parameters map to the tensors of every released format, as data.
 
-The canonical tree is the one of `models/` (see `TRANSFORMER`). A stored tensor holds one piece of one of its leaves, of
-one layer: the leaf's axes in another order and partly merged, cut along one axis where Meta shards a model, and with
-the channels of a head in another order where RoPE is interleaved. An `Entry` says all that for one stored tensor, and
-folds and unfolds its values, be they NumPy's or JAX's.
+The parameter tree is that of `models/` (see `TRANSFORMER`). A stored tensor holds a piece of one leaf, for one layer:
+its axes are transposed and partly merged, it covers a slice of one axis where Meta shards a model, and the channels of
+each head are permuted where RoPE is interleaved. An `Entry` describes this for one stored tensor, and converts values
+in both directions, of NumPy or of JAX.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from chameleon_jax.models.transformer import parameter_shapes
 from chameleon_jax.models.vq import VQModel
 
 Layout = Literal["meta", "H0", "H1", "H2"]
-"""'meta': Meta's own files. 'H1': transformers since 4.43. 'H0': the earlier fork that Anole ships; it keeps Meta's
-order of channels and one row of QK-norm. 'H2': Lumina-mGPT; as H1, with one row of QK-norm a shard."""
+"""'meta': Meta's own files. 'H1': transformers since 4.43. 'H0': the earlier fork that Anole uses, with Meta's channel
+order and a single row of QK-norm. 'H2': Lumina-mGPT; as H1, but with one row of QK-norm per shard."""
 
 
 class _Rule(NamedTuple):
     leaf: str
     huggingface: str
     meta: str
-    axes: tuple[int, ...]  # axes of the leaf (without layers), in the order in which they are stored
-    cut: int | None  # axis of the leaf along which Meta's shards lie side by side; None: every shard has a copy
-    rotary: bool = False  # the last axis holds RoPE pairs: half-split here, interleaved in Meta's files
+    axes: tuple[int, ...]  # axes of the leaf (without layers) in stored order
+    shard_axis: int | None  # axis of the leaf that Meta's shards split; None: every shard has a copy
+    rotary: bool = False  # RoPE rotates the last axis: half-split pairs here, interleaved in Meta's files
 
 
 TRANSFORMER = (
@@ -55,24 +55,24 @@ TRANSFORMER = (
 )  # fmt: skip
 
 IGNORED = ("rope.freqs", "rotary_emb.inv_freq")
-"""Endings of tensors that some files hold and nobody needs: RoPE's frequencies follow from the config."""
+"""Suffixes of tensors that some files contain but that are not used: RoPE's frequencies follow from the config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One stored tensor and the piece of the canonical tree that it holds.
+    """One stored tensor and the piece of the parameter tree that it holds.
 
     Attributes:
       key: its name in the file.
-      shard: number of the shard whose file has it; 0 where there are none.
+      shard: index of the shard whose file contains it; 0 without shards.
       leaf: path of the leaf, such as 'layers/attention/q'.
-      layer: which layer of the leaf; None for leaves without layers.
-      start: where the piece begins along each axis of the leaf (without layers).
-      piece: shape of the piece, its axes in the leaf's order.
-      axes: axes of the piece in the order in which they are stored.
+      layer: index into the layers of the leaf; None for leaves without layers.
+      start: offset of the piece along each axis of the leaf (without layers).
+      piece: shape of the piece, with its axes in the leaf's order.
+      axes: axes of the piece in stored order.
       stored: shape of the stored tensor.
-      rotary: whether the last axis of the piece is stored interleaved.
-      repeat: how often each row is stored; only QK-norm in H1, which has a copy for every head.
+      rotary: whether the last axis of the piece is stored as interleaved RoPE pairs.
+      repeat: number of copies of each row; more than 1 only for QK-norm in H1, which stores one per head.
     """
 
     key: str
@@ -87,24 +87,24 @@ class Entry:
     repeat: int = 1
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """Stored values with every axis of the piece apart (a view), and without repeated rows."""
+        """Stored values with merged axes split again and repeated rows dropped (a view)."""
         if self.repeat > 1:
             values = values[:: self.repeat]
         return values.reshape([self.piece[axis] for axis in self.axes])
 
     @property
     def rotary_axis(self) -> int | None:
-        """The stored axis with interleaved pairs, if there is one."""
+        """The stored axis with interleaved RoPE pairs, if there is one."""
         return self.axes.index(len(self.axes) - 1) if self.rotary else None
 
     def unfold(self, spread: np.ndarray) -> np.ndarray:
-        """Values as `spread` gives them, or a part of them with whole last axes, in the leaf's order."""
+        """The result of `spread`, or a part of it with whole rotary axes, in the leaf's order of axes and channels."""
         if self.rotary:
             spread = swap_pairs(spread, self.rotary_axis, pairs_last=True)
         return spread.transpose(np.argsort(self.axes))
 
     def fold(self, piece: np.ndarray) -> np.ndarray:
-        """Undoes `unfold` and `spread`: the piece as it is stored."""
+        """The inverse of `spread` and `unfold`: the piece as it is stored."""
         values = piece.transpose(self.axes)
         if self.rotary:
             values = swap_pairs(values, self.rotary_axis, pairs_last=False)
@@ -114,7 +114,7 @@ class Entry:
 
 
 def swap_pairs(values: np.ndarray, axis: int, pairs_last: bool) -> np.ndarray:
-    """Interleaved pairs (0 1)(2 3)… to half-split 0 2 … 1 3 … along an axis, or back."""
+    """Permutes an axis from interleaved pairs (0 1)(2 3)… to half-split 0 2 … 1 3 …, or back if not `pairs_last`."""
     shape = values.shape
     pairs = (shape[axis] // 2, 2) if pairs_last else (2, shape[axis] // 2)
     values = values.reshape(*shape[:axis], *pairs, *shape[axis + 1 :])
@@ -122,13 +122,13 @@ def swap_pairs(values: np.ndarray, axis: int, pairs_last: bool) -> np.ndarray:
 
 
 def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every leaf of the Transformer, without the axis of layers."""
+    """Shape of every leaf of the Transformer, without the layer axis."""
     shapes = parameter_shapes(config).items()
     return {leaf: shape[1:] if leaf.startswith("layers/") else shape for leaf, shape in shapes}
 
 
 def transformer_entries(config: TransformerConfig, layout: Layout, shards: int = 1) -> list[Entry]:
-    """Every tensor of a Transformer in a layout, shard by shard and in the order of the network.
+    """Every tensor of a Transformer in a layout, shard by shard, from the embedding to the output.
 
     Args:
       shards: model-parallel size; only Meta's layout has more than one.
@@ -159,28 +159,28 @@ def _entry(
         key = f"layers.{layer}.{key}" if layout == "meta" else f"model.layers.{layer}.{key}"
     start, piece, repeat = [0] * len(shape), list(shape), 1
     is_qk_norm = "_norm/" in rule.leaf and "attention/" in rule.leaf
-    if is_qk_norm and layout == "meta":  # one row a shard; a row may serve several shards
+    if is_qk_norm and layout == "meta":  # one row per shard; several shards may share a row
         start[0], piece[0] = shard * shape[0] // shards, 1
-    elif is_qk_norm and layout == "H1":  # one row a head
+    elif is_qk_norm and layout == "H1":  # one row per head
         heads = config.num_heads if "q_norm" in rule.leaf else config.num_kv_heads
         repeat = heads // shape[0]
-    elif rule.cut is not None:
-        piece[rule.cut] = shape[rule.cut] // shards
-        start[rule.cut] = shard * piece[rule.cut]
+    elif rule.shard_axis is not None:
+        piece[rule.shard_axis] = shape[rule.shard_axis] // shards
+        start[rule.shard_axis] = shard * piece[rule.shard_axis]
     stored = [piece[axis] for axis in rule.axes]
     if is_qk_norm:
         stored = [shape[1]] if layout in ("meta", "H0") else [shape[0] * repeat, shape[1]]
-    elif len(piece) == 3:  # heads and their channels are merged: in front (q, k, v) or behind (o)
-        stored = [stored[0] * stored[1], stored[2]] if rule.cut == 1 else [stored[0], stored[1] * stored[2]]
+    elif len(piece) == 3:  # heads and channels are merged into the first axis (q, k, v) or the last (o)
+        stored = [stored[0] * stored[1], stored[2]] if rule.shard_axis == 1 else [stored[0], stored[1] * stored[2]]
     rotary = rule.rotary and layout in ("meta", "H0")
     return Entry(key, shard, rule.leaf, layer, tuple(start), tuple(piece), rule.axes, tuple(stored), rotary, repeat)
 
 
 @functools.lru_cache
 def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> tuple[Entry, ...]:
-    """Every tensor of the image tokenizer, named as in the released VQGAN with `prefix` before it.
+    """Every tensor of the image tokenizer, named as in the released VQGAN after `prefix`.
 
-    Torch keeps convolutions as (out, in, height, width), we keep them as (height, width, in, out).
+    Torch stores convolutions as (out, in, height, width), Flax as (height, width, in, out).
     """
     pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
     tree = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
@@ -194,7 +194,7 @@ def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> t
 
 
 def _vq_key(leaf: str) -> str:
-    """'encoder/down_0_block_1/norm1/scale' -> 'encoder.down.0.block.1.norm1.weight', and so on."""
+    """For example 'encoder/down_0_block_1/norm1/scale' -> 'encoder.down.0.block.1.norm1.weight'."""
     if leaf == "codebook":
         return "quantize.embedding.weight"
     *modules, kind = leaf.split("/")
@@ -211,5 +211,5 @@ def _vq_key(leaf: str) -> str:
 
 
 def is_decoder(entry: Entry) -> bool:
-    """Whether it is of the image decoder, which Hugging Face's releases leave out."""
+    """Whether an entry belongs to the image decoder, which Hugging Face's releases lack."""
     return entry.leaf.startswith("decoder/")

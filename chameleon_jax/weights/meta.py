@@ -1,4 +1,4 @@
-"""Meta's directories: params.json, consolidated*.pth, and the folder `tokenizer`; read and written without torch."""
+"""Meta's format: params.json, consolidated*.pth, and the folder `tokenizer`; read and written without torch."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from chameleon_jax.weights.vqgan import meta_config, read_vqgan_config, why_not_
 
 TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE = "text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"
 ROPE_KEY = "rope.freqs"
-"""Meta's loader wants this one tensor to be in the file and its model not to know it."""
+"""Meta's loader expects this tensor in the file, though the model does not use it."""
 
 
 def find_meta(folder: Path) -> Path | None:
-    """The folder with the weights: `folder` itself, or the one under its `models`.
+    """The folder with the weights: `folder` itself, or the one in its subfolder `models`.
 
     Raises:
       FileError: if there are several.
@@ -52,7 +52,7 @@ def find_meta(folder: Path) -> Path | None:
 
 
 def open_meta(folder: Path) -> Checkpoint:
-    """Reads configs, pickles and tokenizer of a directory; checks that they belong together.
+    """Reads configs, pickles and tokenizer of a directory, and checks that they belong together.
 
     Raises:
       FileError: if anything is missing, damaged, or does not fit the rest.
@@ -70,7 +70,7 @@ def open_meta(folder: Path) -> Checkpoint:
     check_layers(config, min(map(len, shards)), folder)
     found, extra = match(transformer_entries(config, "meta", len(shards)), shards, folder)
     refuse_unknown(extra, folder)
-    weights = FileWeights(_once(found, warnings))
+    weights = FileWeights(_merge_copies(found, warnings))
     missing: dict[str, str] = {}
     tokenizer = _find_tokenizer(folder)
     image_config = image_weights = text = vocabulary = None
@@ -120,7 +120,7 @@ _DEFAULTS = {
     "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": None, "vocab_size": -1, "ffn_dim_multiplier": None,
     "multiple_of": 256, "norm_eps": 1e-5, "rope_theta": 10000.0, "qk_normalization": False, "swin_norm": False,
 }  # fmt: skip
-"""What Meta's code takes for keys that params.json leaves out."""
+"""The defaults of Meta's code for keys missing from params.json."""
 
 
 _KINDS = {
@@ -131,7 +131,7 @@ _KINDS = {
 
 
 def _read_params(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """params.json and consolidate_params.json merged as Meta's loader does; and what is odd about them."""
+    """params.json and consolidate_params.json, merged as Meta's loader does, and warnings about them."""
     where, consolidated = folder / "params.json", folder / "consolidate_params.json"
     header = read_json(where)
     require_kinds(header, _KINDS | {"model": dict}, where)
@@ -145,7 +145,7 @@ def _read_params(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def feed_forward_width(dim: int, multiplier: float | None, multiple_of: int) -> int:
-    """Hidden width of the feed-forward by Meta's rule: two thirds of 4 dim, times `multiplier`, rounded up."""
+    """Meta's rule for the feed-forward width: 2/3 of 4 dim, times `multiplier`, rounded up to `multiple_of`."""
     hidden = int(2 * 4 * dim / 3)
     if multiplier is not None:
         hidden = int(multiplier * hidden)
@@ -176,7 +176,7 @@ def _transformer_config(header: dict[str, Any], shards: list[dict[str, Tensor]],
             rope_theta=float(values["rope_theta"]),
         )
     except (TypeError, ZeroDivisionError, ValueError) as error:
-        raise FileError(f"{where}: is no config of a Chameleon: {error}") from None
+        raise FileError(f"{where}: not the config of a Chameleon model: {error}") from None
     _require_divisible(config, len(shards), FileError, folder)
     return config
 
@@ -188,7 +188,7 @@ def _require_divisible(config: TransformerConfig, shards: int, error: type[Excep
 
 
 def _split_fused(tensors: dict[str, Tensor], config: TransformerConfig, shards: int) -> dict[str, Tensor]:
-    """Also takes q, k and v (or gate and up) that lie row under row in one tensor, as in Meta's running model."""
+    """Splits tensors that stack the rows of q, k and v (or gate and up), as Meta's inference code does."""
     H, K, D = config.num_heads // shards, config.num_kv_heads // shards, config.head_dim
     width = config.mlp_dim // shards
     fused = {
@@ -209,8 +209,8 @@ def _split_fused(tensors: dict[str, Tensor], config: TransformerConfig, shards: 
     return split
 
 
-def _once(found: dict[Entry, Tensor], warnings: list[str]) -> dict[Entry, Tensor]:
-    """Keeps one copy of what every shard holds. If they differ, their mean, as Hugging Face's conversion takes it."""
+def _merge_copies(found: dict[Entry, Tensor], warnings: list[str]) -> dict[Entry, Tensor]:
+    """Keeps one copy of tensors that every shard holds; if copies differ, their mean, as Hugging Face's conversion."""
     copies: dict[tuple, list[Entry]] = {}
     for entry in found:
         copies.setdefault((entry.leaf, entry.layer, entry.start), []).append(entry)
@@ -237,7 +237,7 @@ def _find_tokenizer(folder: Path) -> Path | None:
 
 
 def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeights, list[str]]:
-    """The image tokenizer in vqgan.yaml and vqgan.ckpt, and the names of tensors that it does not need.
+    """Opens the image tokenizer in vqgan.yaml and vqgan.ckpt; also returns the names of tensors that it does not use.
 
     Raises:
       FileError: if a file or a tensor is missing or does not fit.
@@ -265,26 +265,26 @@ def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeight
 
 
 def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: Progress, shards: int) -> None:
-    """Writes a checkpoint as Meta's code reads it, into a new folder; use inside `runtime.folders.new_folder`.
+    """Writes a checkpoint for Meta's code into an empty folder; use inside `runtime.folders.new_folder`.
 
     Raises:
-      ConversionError: if it cannot be cut into so many shards, or its image tokenizer is of another kind.
+      ConversionError: if it cannot be divided into `shards`, or Meta's code cannot represent its image tokenizer.
     """
     config, image = checkpoint.config, checkpoint.image_config
     _require_divisible(config, shards, ConversionError, checkpoint.folder)
     if config.head_dim * config.num_heads != config.d_model:
         raise ConversionError(
-            f"{checkpoint.folder}: Meta's code takes head_dim = d_model / num_heads, but it is {config.head_dim}"
+            f"{checkpoint.folder}: Meta's code assumes head_dim = d_model / num_heads, but it is {config.head_dim}"
         )
     if config.qk_norm and shards % config.qk_norm_groups:
         raise ConversionError(
             f"{checkpoint.folder}: its heads have {config.qk_norm_groups} different rows of QK-norm, and Meta's format "
-            f"keeps one a shard; {shards} shards cannot hold them, choose {config.qk_norm_groups}"
+            f"has one per shard; {shards} shards cannot hold them, choose {config.qk_norm_groups}"
         )
     if image is not None and (unreleased := why_not_released(image)):
         raise ConversionError(
-            f"{checkpoint.folder}: an image tokenizer with {unreleased} cannot be written in Meta's format, which has "
-            "VQGANs of the released kind. Format 'chameleon' holds every model"
+            f"{checkpoint.folder}: an image tokenizer with {unreleased} cannot be written in Meta's format, which only "
+            "has VQGANs of the released kind. Format 'chameleon' can hold every model"
         )
     entries = transformer_entries(config, "meta", shards)
     for shard in range(shards):
@@ -320,10 +320,10 @@ def _write_shard(
 
 
 def meta_params(config: TransformerConfig) -> dict[str, Any]:
-    """The sizes as the keys of params.json."""
+    """The architecture in the keys of params.json."""
     multiple_of, multiplier = 256, None
     if feed_forward_width(config.d_model, None, multiple_of) != config.mlp_dim:
-        # The rule ends with rounding up to a multiple, so that this gives any width.
+        # The rule rounds up to a multiple at the end, so a multiple of the width itself yields any width.
         multiple_of = config.mlp_dim
         multiplier = min(1.0, config.mlp_dim / int(2 * 4 * config.d_model / 3))
     return {

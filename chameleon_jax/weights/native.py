@@ -1,4 +1,4 @@
-"""Our own format: config.json, parameters in Orbax folders, and the tokenizer's folder."""
+"""Our own format: config.json, an Orbax folder of parameters, and the tokenizer's folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MODEL = Kind(
 class OrbaxWeights:
     """Parameters in one of our Orbax folders.
 
-    `fetch`, which writing another format uses, reads the whole folder into memory once.
+    `fetch`, used when converting to another format, reads the whole folder into memory once.
     """
 
     def __init__(self, path: Path, abstract: Any, checksums: Mapping[str, str] | None):
@@ -81,7 +81,7 @@ def _all_finite(leaf: jax.Array) -> jax.Array:
 
 
 def find_native(folder: Path) -> Path | None:
-    """The folder of a model: `folder` itself, or the one inside the folder of a run or of the demo."""
+    """The model folder: `folder` itself, or the model inside the folder of a run or of the demo."""
     for place in (folder, folder / "model", folder / "run" / "model"):
         if (place / "params").exists() or "format_version" in _header(place):
             return place
@@ -95,10 +95,10 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 def open_native(folder: Path) -> Checkpoint:
-    """Reads config and tokenizer of a model that `write_native` wrote, and checks its arrays against the config.
+    """Opens a model that `write_native` wrote: reads config and tokenizer, and checks the arrays against the config.
 
     Raises:
-      FileError: if anything is missing or damaged, or a newer version wrote it.
+      FileError: if anything is missing or damaged, or was written by a newer version.
     """
     path = folder / "config.json"
     header = read_header(path)
@@ -150,13 +150,13 @@ def write_trained(
     prompt_fit: Literal["crop", "pad"] | None = None,
     chat_template: ChatTemplate | None = None,
 ) -> None:
-    """Writes the model of a training run. All processes must call it; each writes the arrays of its devices.
+    """Writes the model of a training run. All processes must call it; each writes the arrays of its own devices.
 
     Args:
-      params: with the adapters that `lora` says, which are added to their matrices.
+      params: the parameters; adapters of config `lora` are merged into them.
       tokenizer: folder of the tokenizer that the run's data was prepared with.
-      prompt_fit: how pictures in prompts became squares there, where that is not the tokenizer's own way.
-      chat_template: how the turns of its conversations were joined.
+      prompt_fit: how the data's pictures in prompts were made square, if not in the tokenizer's own way.
+      chat_template: how the turns of the data's conversations were joined.
     """
     if lora.rank:
         params = jax.jit(functools.partial(merge, config=lora))(params)
@@ -177,7 +177,7 @@ def write_native(
     image_head_trained: bool | None,
     chat_template: ChatTemplate | None = None,
 ) -> None:
-    """Writes a model into a new folder; use inside `runtime.folders.new_folder`."""
+    """Writes a model into an empty folder; use inside `runtime.folders.new_folder`."""
     checksums = save_arrays(folder / "params", params)
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", _header_of(config, image_head_trained, checksums, None, chat_template))

@@ -1,13 +1,14 @@
-"""Safetensors files: a header that is read into offsets, and a writer that holds one tensor at a time.
+"""Safetensors files: a reader that only parses the header, and a writer that holds one tensor in memory at a time.
 
-The format is eight bytes of length, a JSON header of names, types, shapes and offsets, and the data. The `safetensors`
-package (0.8.0) does not do what is needed here:
+A file is the length of the header in eight bytes, a JSON header of names, dtypes, shapes and offsets, and the data. The
+`safetensors` package (0.8.0) does not meet our needs:
 
-- Its writer takes all tensors at once, so that a model would be held in memory a second time. Writing 201 MB took
-  0.38 s of CPU time and 192 MB of memory with it, 0.10 s and none here.
-- Its reader has no bfloat16 for NumPy, the type of every released model, and copies what it reads: 0.15 s of CPU time
-  for the same file, 0.08 s here. `StoredTensor` also serves torch's files, so conversion code sees one kind of tensor.
-- It takes a header that names a tensor twice, or has a million axes; and no error names the file or the tensor.
+- Its writer takes all tensors at once, so a model would be in memory twice. Writing 201 MB took 0.38 s of CPU time and
+  192 MB of memory; the writer here takes 0.10 s and no memory.
+- Its NumPy reader does not support bfloat16, the dtype of every released model, and copies what it reads: 0.15 s of CPU
+  time for the same file, against 0.08 s here. `StoredTensor` also represents tensors in torch's files, so conversion
+  code deals with one kind of tensor.
+- It accepts headers that name a tensor twice or give it a million axes, and its errors name neither file nor tensor.
 """
 
 from __future__ import annotations
@@ -44,62 +45,81 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """Reads the header of a file and returns its tensors by name; their data is not read.
 
     Raises:
-      FileError: if the file is missing, cut short, or not a safetensors file: as the format demands, its tensors
-        have to fill it without gaps or overlaps.
+      FileError: if the file is missing, cut short, or not a safetensors file. As the format demands, the tensors must
+        fill the file without gaps or overlaps.
     """
     path = Path(path)
-
-    def wrong(reason: str) -> FileError:
-        return FileError(f"{path}: not a whole safetensors file: {reason}; download or copy it again")
-
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            if len(start) < 8:
-                raise wrong(f"it has {size} bytes")
-            (length,) = struct.unpack("<Q", start)
-            if length > size - 8:
-                raise wrong(f"its header claims {length} bytes, the file has {size}")
-            if length > LARGEST_JSON:
-                raise wrong(f"its header claims {length:,} bytes, more than the {LARGEST_JSON:,} that weights can need")
-            content = file.read(length)
+        header, start, size = _read_header(path)
+        tensors = {key: _stored_tensor(path, key, entry, start, size) for key, entry in header.items()}
+        _require_contiguous(tensors.values(), start, size)
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except _Malformed as error:
+        raise FileError(f"{path}: not a whole safetensors file: {error}; download or copy it again") from None
+    return tensors
+
+
+class _Malformed(Exception):
+    """What is wrong with a file; the message does not name it."""
+
+
+def _read_header(path: Path) -> tuple[dict, int, int]:
+    """The header without its metadata, the offset of the data, and the size of the file."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise _Malformed(f"it has {size} bytes")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > size - 8:
+            raise _Malformed(f"its header claims {length} bytes, the file has {size}")
+        if length > LARGEST_JSON:
+            raise _Malformed(
+                f"its header claims {length:,} bytes, more than the {LARGEST_JSON:,} that weights can need"
+            )
+        content = file.read(length)
     try:
         header = parse_json(content)
     except ValueError as error:
-        raise wrong(f"its header is not JSON ({error})") from None
+        raise _Malformed(f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
-        raise wrong("its header is not a mapping of tensors")
+        raise _Malformed("its header is not a mapping of tensors")
     header.pop("__metadata__", None)
-    tensors = {}
-    for key, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError):
-            raise wrong(f"{key} is described as {printable(entry)}") from None
-        if len(shape) > MOST_AXES:
-            raise wrong(f"{key} has {len(shape)} axes")
-        if sizes_are_whole and math.prod(max(1, axis) for axis in shape) >= 2**60:  # NumPy's limit, also for none
-            raise wrong(f"{key} has the impossible shape {printable(shape)}")
-        if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
-            raise wrong(f"{key} of shape {printable(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
-        if 8 + length + end > size:
-            raise wrong(f"{key} should end at byte {8 + length + end}, the file has {size}")
-        tensors[key] = StoredTensor(path, key, 8 + length + begin, shape, dtype)
-    position = 8 + length
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+    return header, 8 + length, size
+
+
+def _stored_tensor(path: Path, key: str, entry: object, start: int, size: int) -> StoredTensor:
+    """The tensor that an entry of the header describes, in a file of `size` bytes whose data begins at `start`."""
+    try:
+        dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        raise _Malformed(f"{key} is described as {printable(entry)}") from None
+    if len(shape) > MOST_AXES:
+        raise _Malformed(f"{key} has {len(shape)} axes")
+    # NumPy's limit, which also applies to empty arrays.
+    if sizes_are_whole and math.prod(max(1, axis) for axis in shape) >= 2**60:
+        raise _Malformed(f"{key} has the impossible shape {printable(shape)}")
+    if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
+        raise _Malformed(f"{key} of shape {printable(shape)} and type {entry['dtype']} claims bytes {begin} to {end}")
+    if start + end > size:
+        raise _Malformed(f"{key} should end at byte {start + end}, the file has {size}")
+    return StoredTensor(path, key, start + begin, shape, dtype)
+
+
+def _require_contiguous(tensors: Iterable[StoredTensor], start: int, size: int) -> None:
+    """Raises unless the tensors fill the file from `start` to its end."""
+    position = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != position:
             fault = "is shared with another tensor" if tensor.offset < position else "comes after bytes of no tensor"
-            raise wrong(f"the data of {tensor.key}, from byte {tensor.offset}, {fault}")
+            raise _Malformed(f"the data of {tensor.key}, from byte {tensor.offset}, {fault}")
         position += tensor.nbytes
     if position != size:
-        raise wrong(f"its tensors end at byte {position}, the file has {size}")
-    return tensors
+        raise _Malformed(f"its tensors end at byte {position}, the file has {size}")
 
 
 def write_safetensors(
@@ -108,10 +128,10 @@ def write_safetensors(
     """Writes a file one tensor at a time, so that no more than one is in memory.
 
     Args:
-      path: the file, best inside `runtime.folders.new_folder`.
-      specs: shape and dtype of every tensor, in the order in which they are written.
+      path: the file, usually inside `runtime.folders.new_folder`.
+      specs: shape and dtype of every tensor by name, in the order in which they are written.
       value: returns the tensor of a name; called once for each.
-      progress: called with the number of bytes of each tensor that was written.
+      progress: called with the size in bytes of each tensor written.
     """
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for key, (shape, dtype) in specs.items():
@@ -119,7 +139,7 @@ def write_safetensors(
         header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the data as arrays and want it aligned
+    text += b" " * (-len(text) % 8)  # keeps the data aligned for readers that memory-map it
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, (shape, dtype) in specs.items():
@@ -133,12 +153,12 @@ def write_safetensors(
 def read_index(
     path: Path, read: Callable[[Path], dict[str, StoredTensor]] = read_safetensors
 ) -> dict[str, StoredTensor]:
-    """Reads the tensors of several files, as a `….index.json` lists them; `read` opens each file.
+    """Reads the tensors of several files listed in a `….index.json`; `read` opens each file.
 
-    Tensors that every loader ignores (`IGNORED`) may be in the files but not in the index, or in the index only.
+    Tensors that every loader ignores (`IGNORED`) may be in the files but not in the index, or the reverse.
 
     Raises:
-      FileError: if the index is damaged, names a file that is not there, or a tensor that is not in its file.
+      FileError: if the index is damaged, a file is missing, or index and files disagree about a tensor.
     """
     index = read_json(path)
     where = index.get("weight_map") if isinstance(index, dict) else None

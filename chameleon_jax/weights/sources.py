@@ -1,6 +1,6 @@
-"""Sources of weights, files or memory, that give any stored tensor of any layout.
+"""Weights, in files or in memory, from which any tensor of any layout can be read.
 
-Files are read piece by piece: onto the devices of a mesh, or into a file of another format.
+Files are read in pieces, onto the devices of a mesh or into a file of another format.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from chameleon_jax.weights.layout import IGNORED, Entry, swap_pairs
 from chameleon_jax.weights.stored import BFLOAT16, FLOATS, Tensor, all_finite
 
 STRIP = 2 << 20
-"""Bytes of a file that are looked at, cast and moved at a time by one of `THREADS`: what a core caches."""
+"""Bytes of a file that each of `THREADS` checks, casts and copies at a time: few enough for a core's cache."""
 THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 256 << 20
-"""Bytes that are sent to an accelerator at a time."""
+"""Bytes transferred to an accelerator at a time."""
 
 Progress = Callable[[int], None]
 
@@ -41,9 +41,9 @@ class Weights(Protocol):
     """Parameters of a Transformer or an image tokenizer.
 
     Attributes:
-      dtype: the widest type among them.
-      dtypes: how many tensors there are of each type.
-      nbytes: their size as they are kept.
+      dtype: the widest dtype among them.
+      dtypes: number of tensors of each dtype.
+      nbytes: their size as stored.
     """
 
     dtype: np.dtype
@@ -51,13 +51,13 @@ class Weights(Protocol):
     nbytes: int
 
     def __contains__(self, leaf: str) -> bool:
-        """Whether there is a leaf of this path."""
+        """Whether there is a leaf with this path."""
 
     def place(self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = _ignore) -> dict[str, jax.Array]:
-        """Leaves as arrays of the shape, type and sharding that `abstract` gives them."""
+        """Loads leaves as arrays of the shapes, dtypes and shardings given by `abstract`."""
 
     def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
-        """The tensor that `entry` describes, as it is stored."""
+        """The tensor that `entry` describes, in the form in which it is stored."""
 
 
 def match(
@@ -70,17 +70,17 @@ def match(
     """Finds the tensor of every entry.
 
     Args:
-      entries: what is expected.
-      shards: the tensors of each shard's files.
-      where: the folder or file, for messages.
-      prefix: only tensors whose names begin so are looked at.
-      optional: entries that may be missing.
+      entries: the expected tensors.
+      shards: the tensors in each shard's file, by name.
+      where: the folder or file, for error messages.
+      prefix: of the unused tensors, only names with this prefix are returned.
+      optional: whether an entry may be missing.
 
     Returns:
-      The tensors found, and the names of those that nobody needs.
+      The tensors found, and the names of those that are not used.
 
     Raises:
-      FileError: for a tensor that is missing, has another shape, or is not of floating-point numbers.
+      FileError: for a tensor that is missing, has another shape, or is not floating-point.
     """
     found, missing = {}, []
     for entry in entries:
@@ -106,7 +106,7 @@ def match(
 
 
 def refuse_unknown(extra: list[str], where: str | Path) -> None:
-    """Raises `FileError` for tensors that no config explains; RoPE's tables may stay."""
+    """Raises `FileError` if there are tensors that the config does not account for, other than those in `IGNORED`."""
     unknown = [key for key in extra if not key.endswith(IGNORED)]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -117,7 +117,7 @@ def refuse_unknown(extra: list[str], where: str | Path) -> None:
 
 
 class FileWeights:
-    """Weights in files, each tensor wherever it lies."""
+    """Weights in files; each tensor may be in any file, at any offset."""
 
     def __init__(self, tensors: Mapping[Entry, Tensor]):
         self._pieces: dict[tuple[str, int | None], list[tuple[Entry, Tensor]]] = collections.defaultdict(list)
@@ -138,7 +138,7 @@ class FileWeights:
             _require_finite(values, tensor)
             piece = first.unfold(first.spread(values))
         else:
-            # Laid out as it will be stored, so that shards are copied row by row.
+            # In stored memory order, so that shards are copied row by row.
             stored = np.empty([entry.piece[axis] for axis in entry.axes], self.dtype)
             piece = stored.transpose(np.argsort(entry.axes))
             for source, tensor in sources:
@@ -154,12 +154,12 @@ class FileWeights:
     def place(self, abstract: Mapping[str, jax.ShapeDtypeStruct], progress: Progress = _ignore) -> dict[str, jax.Array]:
         """Loads leaves onto their devices.
 
-        Every process reads only what its own devices hold. In its memory beyond the arrays are at most `CHUNK` bytes
-        (or one layer of a leaf) on their way to a device, and some `STRIP` bytes of the file.
+        Every process reads only what its own devices hold. Besides the arrays, host memory holds at most `CHUNK` bytes
+        (or one layer of a leaf) in transfer to a device, and a few times `STRIP` bytes of the files.
 
         Args:
-          abstract: shape, type and sharding of each leaf, by path. Leaves without a sharding go to the first device.
-          progress: told the bytes read, now and then.
+          abstract: shape, dtype and sharding of each leaf, by path. Leaves without a sharding go to the first device.
+          progress: called repeatedly with the number of bytes read since the last call.
 
         Raises:
           FileError: for values that are infinite or NaN.
@@ -177,7 +177,7 @@ class FileWeights:
         for bounds, devices in devices_of.items():
             shape = [high - low for low, high in bounds]
             row_bytes = math.prod(shape[1:]) * target.dtype.itemsize
-            # An array on a CPU is the memory it is assembled in; other devices are sent one chunk after the other.
+            # A CPU array adopts the memory it is assembled in; other devices are sent one chunk after the other.
             rows = shape[0] if devices[0].platform == "cpu" else max(1, CHUNK // row_bytes)
             for first in range(0, shape[0], rows):
                 begin = bounds[0][0] + first
@@ -196,24 +196,24 @@ class FileWeights:
     def _assemble(
         self, leaf: str, bounds: tuple[tuple[int, int], ...], dtype: np.dtype, progress: Progress
     ) -> np.ndarray:
-        """The region `bounds` of a leaf, read from its files."""
+        """Reads the region `bounds` of a leaf from its files."""
         out = _aligned_empty([high - low for low, high in bounds], dtype)
 
-        def move(strip: _Strip) -> int:
+        def copy_strip(strip: _Strip) -> int:
             _require_finite(strip.values, strip.tensor)
             values = strip.values.astype(dtype, copy=False)
             if strip.entry.rotary:
                 values = swap_pairs(values, strip.entry.rotary_axis, pairs_last=True)
-            _copy(strip.place, values)
+            _copy(strip.target, values)
             return strip.values.nbytes
 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            for size in pool.map(move, self._strips(leaf, bounds, out)):
+            for size in pool.map(copy_strip, self._strips(leaf, bounds, out)):
                 progress(size)
         return out
 
     def _strips(self, leaf: str, bounds: tuple[tuple[int, int], ...], out: np.ndarray) -> Iterator[_Strip]:
-        """What fills `out`, the region `bounds` of a leaf."""
+        """The strips that together fill `out`, the region `bounds` of a leaf."""
         stacked = (leaf, None) not in self._pieces
         inner = bounds[1:] if stacked else bounds
         origin = [low for low, _ in inner]
@@ -224,22 +224,22 @@ class FileWeights:
                     continue
                 region = _slices(low, high, entry.start)
                 stored = entry.spread(tensor.view())[tuple(region[axis] for axis in entry.axes)]
-                place = out[layer - bounds[0][0]] if stacked else out
-                place = place[_slices(low, high, origin)].transpose(entry.axes)
+                target = out[layer - bounds[0][0]] if stacked else out
+                target = target[_slices(low, high, origin)].transpose(entry.axes)
                 step = max(1, STRIP // max(1, stored[0].nbytes))
                 for first in range(0, len(stored), step):
-                    yield _Strip(entry, tensor, stored[first : first + step], place[first : first + step])
+                    yield _Strip(entry, tensor, stored[first : first + step], target[first : first + step])
 
 
 class _Strip(NamedTuple):
     entry: Entry
     tensor: Tensor
-    values: np.ndarray  # as they are stored, axes apart
-    place: np.ndarray  # where they go, its axes in the same order
+    values: np.ndarray  # as stored, with merged axes split
+    target: np.ndarray  # view of the output, with its axes in the same order
 
 
 def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """Memory that starts at a multiple of 64 bytes, which JAX on a CPU takes over without a copy."""
+    """An uninitialised array aligned to 64 bytes, which JAX on a CPU adopts without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -247,13 +247,13 @@ def _aligned_empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, values: np.ndarray) -> None:
-    """target[...] = values, quickly if one of them is transposed."""
-    if target.dtype == BFLOAT16:  # to NumPy a foreign type, which it moves one by one
+    """target[...] = values, fast even if one of them is transposed."""
+    if target.dtype == BFLOAT16:  # NumPy copies types that are not its own one element at a time
         target, values = target.view(np.uint16), values.view(np.uint16)
     if target.ndim == 3 and target.strides[0] == target.shape[1] * target.strides[1]:
         target = np.reshape(target, (-1, target.shape[2]), copy=False)
         values = values.reshape(target.shape)
-    # Sixteen rows at a time: what is written stays in the cache until its lines are full.
+    # Sixteen rows at a time, so that cache lines stay in the cache until they have been written completely.
     rows = 16 if target.ndim > 1 and target.strides[-1] != target.itemsize else len(target)
     for first in range(0, len(target), rows):
         target[first : first + rows] = values[first : first + rows]
@@ -265,7 +265,7 @@ def _update(buffer: jax.Array, values: jax.Array, first: int) -> jax.Array:
 
 
 def _overlap(entry: Entry, low, high) -> tuple[list[int], list[int]]:
-    """The part of an entry's piece that lies between `low` and `high` in its leaf."""
+    """Intersection of an entry's piece with the region from `low` to `high` of its leaf."""
     starts = [max(a, b) for a, b in zip(entry.start, low, strict=True)]
     ends = [min(a + n, b) for a, n, b in zip(entry.start, entry.piece, high, strict=True)]
     return starts, ends
@@ -284,7 +284,7 @@ def _require_finite(values: np.ndarray, tensor: Tensor) -> None:
 
 
 class MemoryWeights:
-    """Weights in memory, such as those of an open model; `leaves` maps paths to arrays."""
+    """Weights in memory, such as those of a loaded model; `leaves` maps paths to arrays."""
 
     def __init__(self, leaves: Mapping[str, jax.Array]):
         self._leaves = leaves
@@ -304,9 +304,8 @@ class MemoryWeights:
 
     def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
         start = entry.start if entry.layer is None else (entry.layer, *entry.start)
-        spec = dataclasses.replace(
-            entry, key="", shard=0, leaf="", layer=None, start=()
-        )  # what decides about the program
+        # Only what the compiled program depends on, so that layers and shards share one.
+        spec = dataclasses.replace(entry, key="", shard=0, leaf="", layer=None, start=())
         return np.asarray(_fold(self._leaves[entry.leaf], np.array(start, np.int32), spec, dtype))
 
 
@@ -317,18 +316,18 @@ def _fold(leaf: jax.Array, start: jax.Array, entry: Entry, dtype: np.dtype) -> j
 
 
 def leaves_of(tree: Any) -> dict[str, Any]:
-    """A tree of nested mappings as one mapping of paths such as 'layers/attention/q'."""
+    """Flattens nested mappings into one, keyed by paths such as 'layers/attention/q'."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes `leaves_of`."""
+    """The inverse of `leaves_of`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")
-        place = tree
+        parent = tree
         for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = leaf
+            parent = parent.setdefault(folder, {})
+        parent[name] = leaf
     return tree

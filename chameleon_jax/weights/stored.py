@@ -1,4 +1,4 @@
-"""Tensors in files: the offset of their bytes, and a memory-mapped view that takes no memory until it is read."""
+"""Tensors in files: where their bytes are, and memory-mapped views, which use no memory until they are read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chameleon_jax.errors import FileError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16), np.dtype(np.float64))
-"""Dtypes that weights may have."""
+"""Supported dtypes of weights."""
 MOST_AXES = 8
-"""Most axes of a tensor in a file; weights have up to four."""
+"""The most axes that a tensor in a file may have; weights have up to four."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StoredTensor:
 
     Attributes:
       file: the file that holds it.
-      key: its name there.
+      key: its name in that file.
       offset: byte offset of its data in the file.
       shape: its shape.
       dtype: its dtype, little-endian.
@@ -93,7 +93,7 @@ Tensor = StoredTensor | ComputedTensor
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """Whether no value is infinite or NaN. Looks at the exponent bits of 16-bit types, which NumPy knows nothing of."""
+    """Whether no value is infinite or NaN. Tests the exponent bits of 16-bit types: NumPy has no bfloat16."""
     values = np.asarray(values)
     if values.dtype.itemsize != 2:
         return bool(np.isfinite(values).all())
@@ -103,7 +103,7 @@ def all_finite(values: np.ndarray) -> bool:
 
 
 def _strips(array: np.ndarray, elements: int = 1 << 20):
-    """Index ranges along the first axis of about `elements` values each, so that temporaries stay in the cache."""
+    """Slices of the first axis with about `elements` values each, so that temporaries stay in the cache."""
     if array.ndim == 0:
         return [()]
     step = max(1, elements // max(1, math.prod(array.shape[1:])))

@@ -1,11 +1,11 @@
 """Reads torch's checkpoint files without torch.
 
 A checkpoint is a pickle in which a tensor is a call, `_rebuild_tensor_v2(storage, offset, shape, strides, ...)`, and a
-storage is a reference to bytes kept outside the pickle (`torch/serialization.py`). Since torch 1.6 all of it lies
-in a zip archive: `<name>/data.pkl`, and one uncompressed member `<name>/data/<key>` for each storage. Before, the file
-was five pickles (magic number, version, machine, object, order of the storages) and then the storages' bytes.
+storage is a reference to bytes outside the pickle (`torch/serialization.py`). Since torch 1.6 the file is a zip
+archive with a member `<name>/data.pkl` and one uncompressed member `<name>/data/<key>` for each storage. Before, it was
+five pickles (magic number, version, machine, object, order of the storages) followed by the bytes of the storages.
 
-The pickles are run by `torch_pickle.unpickle`; what they describe is built here within a budget of its own.
+`torch_pickle.unpickle` runs the pickles; the values that they describe are built here, within limits of their own.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_pickle import PLAIN, MalformedFile, Storage, UnplacedTensor, unpickle
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_LARGEST_PICKLE = 16 << 20  # a tensor takes some 150 bytes
-_MOST_VALUES = 500_000
-_DEEPEST = 32
-_MOST_VIEWS = 4
-"""Bytes of tensors for each byte of the file: tensors may share a storage, or be expanded a little."""
-_SMALL = 1 << 20  # bytes that need no such proof
+_MAX_PICKLE_BYTES = 16 << 20  # a tensor takes some 150 bytes
+_MAX_VALUES = 500_000
+_MAX_DEPTH = 32
+_MAX_EXPANSION = 4
+"""Bytes of tensors per byte of the file: tensors may share a storage or be expanded views of one."""
+_ALWAYS_ALLOWED = 1 << 20  # bytes of tensors in any file, however small
 
 
 def read_torch_file(path: str | Path) -> Any:
     """Reads what `torch.save` wrote to `path`, with a `StoredTensor` for every tensor; their data is not read.
 
-    Dictionaries of every kind come back as `dict`, parameters as their tensors. The key of a tensor is its key in
-    the dictionary nearest around it, or '' if there is none. Checksums of tensors are not verified, as that would
-    read them.
+    Dictionaries of every kind are returned as `dict`, parameters as their tensors. The key of a tensor is its key in
+    the innermost dictionary that contains it, or '' if there is none. Checksums of tensors are not verified, as that
+    would mean reading them.
 
     Raises:
-      FileError: if the file cannot be read, is damaged, cut short, compressed, big-endian or no torch checkpoint,
-        or if it asks for anything but plain values and dense tensors. Nothing that a file asks for is ever imported
-        or run.
+      FileError: if the file cannot be read, is damaged, cut short, compressed, big-endian or not a torch checkpoint,
+        or contains anything but plain values and dense tensors. Nothing that a file names is ever imported or run.
     """
     path = Path(path)
     try:
@@ -55,12 +54,12 @@ def read_torch_file(path: str | Path) -> Any:
                 value, places = _read_legacy(file)
             else:
                 raise MalformedFile(f"{'not a' if start else 'empty, no'} torch checkpoint, as torch.save writes it")
-            return _Placing(path, places, _size(file)).place(value)
-    except MalformedFile as complaint:
-        raise FileError(f"{path}: {complaint}") from None
+            return _Builder(path, places, _size(file)).build(value)
+    except MalformedFile as error:
+        raise FileError(f"{path}: {error}") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # a damaged archive or pickle can raise nearly anything
+    except Exception as error:  # zipfile and pickletools raise nearly anything for damaged input
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise FileError(
             f"{path}: damaged, cut short, or not what torch.save writes ({reason}); fetch or save it again"
@@ -71,7 +70,7 @@ def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
     """Reads a state dict that `torch.save` wrote.
 
     Raises:
-      FileError: as `read_torch_file`, and if there is anything but a mapping from names to tensors.
+      FileError: as `read_torch_file`, and if it is anything but a mapping from names to tensors.
     """
     tensors = read_torch_file(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
@@ -80,7 +79,7 @@ def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The pickled object, and the place of each storage: its first byte in the file, and how many there are."""
+    """The pickled object, and the place of each storage: its offset in the file and its size in bytes."""
     archive = zipfile.ZipFile(_Bounded(file))
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
@@ -92,7 +91,9 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
 
     def place(info: zipfile.ZipInfo) -> tuple[int, int]:
         if info.compress_type != zipfile.ZIP_STORED:
-            raise MalformedFile(f"{info.filename!r} is compressed, which torch never does; pack the archive without")
+            raise MalformedFile(
+                f"{info.filename!r} is compressed, which torch never does; store its members uncompressed"
+            )
         file.seek(info.header_offset)
         signature, name_length, extra_length = struct.unpack("<4s22xHH", file.read(30))
         if signature != b"PK\3\4":
@@ -105,8 +106,8 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         if archive.open(root + "byteorder").read(16).strip() != b"little":
             raise MalformedFile("not little-endian; save it again on a little-endian machine")
     _, size = place(members[pickles[0]])
-    if size > _LARGEST_PICKLE:
-        raise MalformedFile(f"its pickle has {size} bytes, more than the {_LARGEST_PICKLE} that weights can need")
+    if size > _MAX_PICKLE_BYTES:
+        raise MalformedFile(f"its pickle has {size} bytes, more than the {_MAX_PICKLE_BYTES} that weights can need")
     storages: dict[str, Storage] = {}
     value = unpickle(io.BytesIO(archive.read(pickles[0])), storages)
     names = {key: f"{root}data/{key}" for key in storages}
@@ -120,16 +121,18 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
 
 
 class _Bounded:
-    """A file for `zipfile`, which reads its list of members at once, however long the file says it is."""
+    """A file that limits what `zipfile` reads at once: it reads the whole list of members, however long."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        content = self._file.read(min(size, _LARGEST_PICKLE + 1) if size >= 0 else _LARGEST_PICKLE + 1)
-        if len(content) > _LARGEST_PICKLE:
-            raise MalformedFile(f"its list of members has more than the {_LARGEST_PICKLE} bytes that weights can need")
+        content = self._file.read(min(size, _MAX_PICKLE_BYTES + 1) if size >= 0 else _MAX_PICKLE_BYTES + 1)
+        if len(content) > _MAX_PICKLE_BYTES:
+            raise MalformedFile(
+                f"its list of members has more than the {_MAX_PICKLE_BYTES} bytes that weights can need"
+            )
         return content
 
 
@@ -137,7 +140,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     """Like `_read_zip`, for files of torch before 1.6."""
     size = _size(file)
     file.seek(0)
-    with io.BytesIO(file.read(_LARGEST_PICKLE)) as pickles:
+    with io.BytesIO(file.read(_MAX_PICKLE_BYTES)) as pickles:
         magic = unpickle(pickles)
         if type(magic) is not int or magic != _LEGACY_MAGIC:
             raise MalformedFile("a pickle, but no torch checkpoint; expected what torch.save writes")
@@ -153,13 +156,13 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         keys = unpickle(pickles)
         position = pickles.tell()
     if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
-        raise MalformedFile("damaged: its list of storages is none; fetch it again")
+        raise MalformedFile("damaged: its list of storages is not one; fetch it again")
 
     places = {}
     for key in keys:
         file.seek(position)
         if len(count := file.read(8)) < 8:
-            break  # cut short: the tensor that misses its bytes will say so
+            break  # cut short: reported for the tensor whose bytes are missing
         if key not in storages or int.from_bytes(count, "little") != storages[key].numel:
             raise MalformedFile(f"damaged: storage {key!r} is not as long as its tensors say; fetch it again")
         nbytes = storages[key].numel * storages[key].dtype.itemsize
@@ -172,23 +175,23 @@ def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-class _Placing:
-    """Copies what a pickle holds, with every tensor at its place in the file, into values of a bounded size.
+class _Builder:
+    """Copies the values of a pickle, replacing each tensor by a `StoredTensor`, within limits on their size.
 
-    What the pickle refers to twice is copied twice, so that the result is a tree and no walk over it has surprises.
+    Values that the pickle refers to twice are copied twice, so that the result is a tree and safe to walk.
     """
 
     def __init__(self, path: Path, places: dict[str, tuple[int, int]], size: int):
         self._path, self._places = path, places
-        self._values = _MOST_VALUES
-        self._bytes = _MOST_VIEWS * size + _SMALL
+        self._values = _MAX_VALUES
+        self._bytes = _MAX_EXPANSION * size + _ALWAYS_ALLOWED
 
-    def place(self, value: Any, key: str = "", depth: int = 0) -> Any:
+    def build(self, value: Any, key: str = "", depth: int = 0) -> Any:
         self._values -= 1
-        if self._values < 0 or depth > _DEEPEST:
+        if self._values < 0 or depth > _MAX_DEPTH:
             raise MalformedFile(
-                f"holds more than {_MOST_VALUES:,} values, or lists more than {_DEEPEST} deep in each other; weights "
-                "need neither. Save the state dict alone"
+                f"holds more than {_MAX_VALUES:,} values, or lists nested more than {_MAX_DEPTH} deep; weights need "
+                "neither. Save only the state dict"
             )
         if isinstance(value, PLAIN):
             return value
@@ -197,17 +200,17 @@ class _Placing:
             self._bytes -= stored.nbytes
             if self._bytes < 0:
                 raise MalformedFile(
-                    f"its tensors, up to {key!r}, have more than {_MOST_VIEWS} times the bytes of the file"
+                    f"its tensors, up to {key!r}, have more than {_MAX_EXPANSION} times the bytes of the file"
                 )
             return stored
         if type(value) is dict:
-            return {name: self.place(item, str(name), depth + 1) for name, item in value.items()}
+            return {name: self.build(item, str(name), depth + 1) for name, item in value.items()}
         if type(value) in (list, tuple):
-            return type(value)([self.place(item, key, depth + 1) for item in value])
+            return type(value)([self.build(item, key, depth + 1) for item in value])
         raise MalformedFile(f"holds something at {key!r} that is neither a tensor nor a plain value")
 
 
-def _stored(tensor: _Tensor, key: str, path: Path, places: dict[str, tuple[int, int]]) -> StoredTensor:
+def _stored(tensor: UnplacedTensor, key: str, path: Path, places: dict[str, tuple[int, int]]) -> StoredTensor:
     storage, shape = tensor.storage, tensor.shape
     start, present = places.get(storage.key, (0, 0))
     present = min(present, storage.numel * storage.dtype.itemsize)
@@ -222,7 +225,7 @@ def _stored(tensor: _Tensor, key: str, path: Path, places: dict[str, tuple[int, 
             "fetch it again"
         )
     plain = row_major(shape)
-    # The step along an axis of one element is never taken, and torch writes anything there.
+    # The stride of an axis of size 1 is never used, and torch may write any value there.
     strides = tuple(a if size == 1 else b for size, a, b in zip(shape, plain, tensor.strides, strict=True))
     return StoredTensor(path, key, start + offset, shape, storage.dtype, None if strides == plain else strides)
 

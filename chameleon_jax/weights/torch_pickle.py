@@ -1,9 +1,9 @@
 """Reads the pickles inside torch's checkpoint files without executing them.
 
-A pickle is a program and may call anything that can be imported. Ours is run by `unpickle`, which knows plain values,
-tensors, and nothing else, in a bounded number of steps. A kilobyte of pickle can stand for terabytes, by holding the
-same list in itself again and again, or for a tuple so deep that hashing it ends the interpreter. So nothing that it
-makes is hashed, compared, copied or printed before its type and size are known.
+A pickle is a program that may call anything that can be imported. `unpickle` interprets such programs itself, knows
+only plain values and tensors, and bounds the number of steps. A kilobyte of pickle can still describe terabytes, with
+lists that contain the same list again and again, or a tuple nested so deeply that hashing it crashes the interpreter.
+So no value of a pickle is hashed, compared, copied or printed before its type and size are known.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_MOST_STEPS = 300_000  # a tensor takes some 30, and the largest released file has 700 tensors
-_LARGEST_INTEGER = 2**1024
-_LARGEST_KEY = 2**60  # of larger numbers, many have the same hash
+_MAX_STEPS = 300_000  # a tensor takes some 30, and the largest released file has 700 tensors
+_MAX_INTEGER = 2**1024
+_MAX_KEY = 2**60  # many larger numbers share a hash, which makes dictionaries slow
 
 
 class MalformedFile(Exception):
@@ -47,7 +47,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class UnplacedTensor:
-    """A tensor whose place in the file is not yet known."""
+    """A tensor whose position in the file is not known yet."""
 
     storage: Storage
     offset: int
@@ -60,19 +60,19 @@ PLAIN = (type(None), bool, int, float, str, bytes)
 
 def _set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
     if type(target) is not dict:
-        raise ValueError("items for something that is no dictionary")
+        raise ValueError("items for something that is not a dictionary")
     for key, value in zip(keys, values, strict=True):
         if not isinstance(key, PLAIN):  # a deeply nested tuple would crash Python when hashed
             raise MalformedFile(f"a dictionary in it has a {type(key).__name__} for a key; expected text or a number")
-        if isinstance(key, int) and abs(key) >= _LARGEST_KEY:
+        if isinstance(key, int) and abs(key) >= _MAX_KEY:
             raise MalformedFile("a dictionary in it has a very large number for a key; expected text or a number")
         target[key] = value
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    """As Python 2 pickles it, with a list of pairs; as Python 3 does, without."""
+    """Python 2 pickles an OrderedDict with a list of pairs, Python 3 without."""
     if type(items) not in (list, tuple) or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in items):
-        raise ValueError("an OrderedDict of something that is no list of pairs")
+        raise ValueError("an OrderedDict of something that is not a list of pairs")
     result: dict[Any, Any] = {}
     _set_items(result, [key for key, _ in items], [value for _, value in items])
     return result
@@ -84,7 +84,7 @@ def _tensor(
     if metadata:  # a conjugated or negated view: its bytes are not its values
         raise MalformedFile("a tensor in it has metadata that changes its values; save a plain copy of the tensor")
     if type(storage) is not Storage or not (_is_axes(shape) and _is_axes(strides) and _is_axes((offset,))):
-        raise ValueError("a tensor of no storage, or of an impossible shape")
+        raise ValueError("a tensor without a storage, or of an impossible shape")
     elements = math.prod(max(1, size) for size in shape)
     if len(shape) != len(strides) or elements * storage.dtype.itemsize >= 2**63:  # NumPy's limit
         raise ValueError("a tensor of an impossible shape")
@@ -103,7 +103,7 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
 
 def _torch_size(shape: Any) -> tuple[Any, ...]:
     if not _is_axes(shape):
-        raise ValueError("a torch.Size of something that is no shape")
+        raise ValueError("a torch.Size of something that is not a shape")
     return shape
 
 
@@ -131,10 +131,10 @@ def _refusal(what: str) -> MalformedFile:
 
 def _storage(reference: Any, storages: dict[str, Storage] | None) -> Storage:
     if storages is None or type(reference) is not tuple or len(reference) not in (5, 6):
-        raise ValueError("a reference to something that is no storage")
+        raise ValueError("a reference to something that is not a storage")
     kind, dtype, key, _location, numel, *view = reference
     if type(kind) is not str or kind != "storage" or not (isinstance(dtype, np.dtype) and type(key) is str):
-        raise ValueError("a reference to something that is no storage")
+        raise ValueError("a reference to something that is not a storage")
     if view and view[0] is not None:
         raise MalformedFile("a storage in it is a view of another; save it again with a newer torch")
     if type(numel) is not int or not 0 <= numel < 2**63:
@@ -146,7 +146,7 @@ def _storage(reference: Any, storages: dict[str, Storage] | None) -> Storage:
 
 
 def _call(function: Any, arguments: Any, budget: list[int]) -> Any:
-    """Nothing on the stack of `unpickle` can be called but the functions of `_GLOBALS`."""
+    """Calls a function. Only those in `_GLOBALS` can be on the stack, so nothing else can be called."""
     if type(arguments) is not tuple or len(arguments) > 7:
         raise ValueError("a call without arguments, or with too many")
     if function is _ordered_dict and arguments and type(arguments[0]) in (list, tuple):
@@ -157,7 +157,7 @@ def _call(function: Any, arguments: Any, budget: list[int]) -> Any:
 
 def _require_budget(budget: list[int]) -> None:
     if budget[0] < 0:
-        raise MalformedFile(f"its pickle takes more than the {_MOST_STEPS:,} steps that weights can need")
+        raise MalformedFile(f"its pickle takes more than the {_MAX_STEPS:,} steps that weights can need")
 
 
 def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
@@ -170,7 +170,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    budget = [_MOST_STEPS]
+    budget = [_MAX_STEPS]
 
     def pop_to_mark() -> list[Any]:
         start = marks.pop()
@@ -187,7 +187,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
             case "STOP":
                 return stack.pop()
             case "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
-                if type(argument) is int and abs(argument) >= _LARGEST_INTEGER:
+                if type(argument) is int and abs(argument) >= _MAX_INTEGER:
                     raise MalformedFile("a number in it has hundreds of digits, which weights cannot need")
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":

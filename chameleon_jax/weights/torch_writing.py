@@ -1,4 +1,4 @@
-"""Torch's checkpoint files, written without torch and tensor by tensor. Their form: see `torch_files.py`."""
+"""Writes torch's checkpoint files without torch, one tensor at a time. For the format see `torch_files.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from chameleon_jax.weights.torch_files import row_major
 from chameleon_jax.weights.torch_pickle import STORAGES
 
-_ALIGNMENT = 64  # of tensors, as torch does
-_CHUNK = 4 << 20  # bytes: still in the processor's cache when they are written after the checksum
+_ALIGNMENT = 64  # of tensors, as in torch's own files
+_CHUNK = 4 << 20  # bytes: few enough to stay in the cache between computing the checksum and writing
 
 
 def write_torch_file(
@@ -28,14 +28,14 @@ def write_torch_file(
     """Writes a dictionary of tensors that `torch.load` reads, also with `weights_only=True` or `mmap=True`.
 
     Args:
-      path: the file; it is overwritten, and left half written if something goes wrong (see `files.new_file`).
-      specs: shape and type of each tensor, by key, in the order of the file.
-      value: gives the tensor of a key. Called once for each, in order, and no tensor is kept longer than its turn.
-      progress: told the bytes of each tensor that was written.
-      top: the dictionary is put under this key of another one, as 'state_dict' often is.
+      path: the file; it is overwritten, and left incomplete if writing fails (see `runtime.files.new_file`).
+      specs: shape and dtype of each tensor by key, in the order in which they are written.
+      value: returns the tensor of a key; called once for each, in order, and no tensor is kept.
+      progress: called with the size in bytes of each tensor written.
+      top: if given, the dictionary is written as the value of this key of another one, often 'state_dict'.
 
     Raises:
-      ValueError: if torch has no such type, or `value` gives another shape or type than `specs`.
+      ValueError: if torch has no such dtype, or `value` returns another shape or dtype than in `specs`.
       OSError: if the file cannot be written.
     """
     with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
@@ -54,8 +54,8 @@ def _checked(array: np.ndarray, key: str, shape: tuple[int, ...], dtype: np.dtyp
 
 def _write_tensor(archive: zipfile.ZipFile, position: int, number: int, array: np.ndarray) -> int:
     member = zipfile.ZipInfo(f"archive/data/{number}")
-    # Padding before the data, in an extra field of the header like torch's own. 20 bytes are the long sizes (zip64),
-    # which are always written: the length of the header is then known.
+    # Padding before the data, in an extra field of the header like torch's own. The 20 bytes are the zip64 sizes, which
+    # are always written so that the length of the header is known.
     padding = -(position + 30 + len(member.filename) + 4 + 20) % _ALIGNMENT
     member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -66,31 +66,34 @@ def _write_tensor(archive: zipfile.ZipFile, position: int, number: int, array: n
 
 
 def _pickled(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], top: str | None = None) -> bytes:
-    """The pickle of a dictionary of tensors, spelled out: Python would want to import torch to write its names."""
+    """The pickle of a dictionary of tensors, assembled by hand: `pickle` would have to import torch."""
     names = {dtype: name for name, dtype in STORAGES.items()}
-    empty = _named("collections OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    empty = _pickled_global("collections OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
     parts = [pickle.EMPTY_DICT + pickle.MARK]
     for number, (key, (shape, dtype)) in enumerate(specs.items()):
         if np.dtype(dtype) not in names:
             raise ValueError(f"{key}: torch files have no type {dtype}; expected one of {', '.join(map(str, names))}")
         shape = tuple(map(int, shape))
         parts += [
-            _plain(key),
-            _named("torch._utils _rebuild_tensor_v2") + pickle.MARK,
-            pickle.MARK + _plain("storage") + _named(f"torch {names[np.dtype(dtype)]}") + _plain(str(number)),
-            _plain("cpu") + _plain(math.prod(shape)) + pickle.TUPLE + pickle.BINPERSID,
-            _plain(0) + _plain(shape) + _plain(row_major(shape)) + pickle.NEWFALSE + empty,
+            _pickled_value(key),
+            _pickled_global("torch._utils _rebuild_tensor_v2") + pickle.MARK,
+            pickle.MARK
+            + _pickled_value("storage")
+            + _pickled_global(f"torch {names[np.dtype(dtype)]}")
+            + _pickled_value(str(number)),
+            _pickled_value("cpu") + _pickled_value(math.prod(shape)) + pickle.TUPLE + pickle.BINPERSID,
+            _pickled_value(0) + _pickled_value(shape) + _pickled_value(row_major(shape)) + pickle.NEWFALSE + empty,
             pickle.TUPLE + pickle.REDUCE,
         ]
     content = b"".join([*parts, pickle.SETITEMS])
     if top is not None:
-        content = pickle.EMPTY_DICT + _plain(top) + content + pickle.SETITEM
+        content = pickle.EMPTY_DICT + _pickled_value(top) + content + pickle.SETITEM
     return pickle.PROTO + b"\2" + content + pickle.STOP
 
 
-def _named(name: str) -> bytes:
+def _pickled_global(name: str) -> bytes:
     return pickle.GLOBAL + name.replace(" ", "\n").encode() + b"\n"
 
 
-def _plain(value: str | int | tuple[int, ...]) -> bytes:
-    return pickle.dumps(value, 2)[2:-1]  # without the start and the end
+def _pickled_value(value: str | int | tuple[int, ...]) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]  # without PROTO and STOP

@@ -1,7 +1,7 @@
-"""The config of a VQGAN in the terms of taming-transformers (Esser et al. 2021) and of transformers.
+"""VQGAN configs in the formats of taming-transformers (Esser et al. 2021) and of transformers.
 
-Meta's vqgan.yaml and Hugging Face's vq_config describe the same family of networks. Every key of theirs is either taken
-over, known to matter in training alone, or refused by name with the reason.
+Meta's vqgan.yaml and Hugging Face's vq_config describe the same family of networks. Every key of theirs is either
+converted, ignored because it only matters for training, or rejected by name with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMES = {
     "code_dim": ("embed_dim",),
     "num_codes": ("num_embeddings", "n_embed"),
 }
-"""Our keys, and what transformers and taming-transformers call them."""
+"""Our names of keys, mapped to those of transformers and taming-transformers."""
 
 _LISTS = ("channel_multiplier", "ch_mult", "attn_resolutions")
 
@@ -36,15 +36,15 @@ _ONLY: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("in_channels", "out_channels", "out_ch"), (3, "pictures are red, green and blue")),
     **dict.fromkeys(
         ("double_latent", "double_z"),
-        (False, "such an encoder gives a mean and a variance (a KL autoencoder), and a codebook needs one value"),
+        (False, "such an encoder outputs a mean and a variance (a KL autoencoder), but a codebook needs one value"),
     ),
     "resamp_with_conv": (True, "only resizing with convolutions is implemented"),
-    "tanh_out": (False, "the released decoder ends without tanh"),
-    "give_pre_end": (False, "the decoder would end before its last layer and give no picture"),
+    "tanh_out": (False, "the released decoder has no tanh at its end"),
+    "give_pre_end": (False, "the decoder would stop before its last layer and output no picture"),
     "use_linear_attn": (False, "only softmax attention is implemented"),
-    "remap": (None, "renumbered codes cannot be read"),
+    "remap": (None, "remapped codes are not supported"),
 }
-"""Keys that can have one value here, and why."""
+"""Keys of which only one value is supported, and why."""
 
 _ATTENTION = {"vanilla": "vanilla", "none": "none", None: "none"}
 
@@ -52,7 +52,7 @@ _TRAINING = {
     "dropout", "lossconfig", "ckpt_path", "ignore_keys", "image_key", "colorize_nlabels", "monitor", "beta", "legacy",
     "batch_resize_range", "scheduler_config", "lr_g_factor", "use_ema", "sane_index_shape", "initializer_range",
 }  # fmt: skip
-"""Keys that say how a tokenizer is trained or called, not what it computes."""
+"""Keys about training or calling the tokenizer, not about what it computes."""
 
 _EVERY_CONFIG = {
     "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "return_dict", "output_attentions",
@@ -66,19 +66,19 @@ _EVERY_CONFIG = {
     "label2id", "tokenizer_class", "prefix", "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id",
     "decoder_start_token_id", "task_specific_params", "problem_type", "base_model_tp_plan", "base_model_pp_plan",
 }  # fmt: skip
-"""Keys that older versions of transformers write into the config of anything; so do those that begin with _."""
+"""Keys that older versions of transformers write into every config, besides those that begin with an underscore."""
 
 
 def read_vqgan_config(values: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> ImageTokenizerConfig:
-    """The sizes of an image tokenizer.
+    """Converts the config of a VQGAN.
 
     Args:
-      values: keys and values in their words.
-      where: file and key, for messages.
-      defaults: values of our own keys that may be left out.
+      values: its keys and values, in either format.
+      where: file and key, for error messages.
+      defaults: defaults of optional keys, by our names.
 
     Raises:
-      FileError: for a key that is missing, unknown, or has a value that cannot be read.
+      FileError: for a key that is missing, unknown, or has an unsupported value.
     """
     require_kinds(values, _KINDS, where)
     known = _KINDS.keys() | _ONLY.keys() | _TRAINING | _EVERY_CONFIG | {"attn_type"}
@@ -87,28 +87,28 @@ def read_vqgan_config(values: Mapping[str, Any], where: str, defaults: Mapping[s
         raise FileError(f"{where}: unknown keys {', '.join(unknown)[:100]}; is it another kind of image tokenizer?")
     for key, (only, why) in _ONLY.items():
         if values.get(key, only) not in (only, None):
-            raise FileError(f"{where}: {key} = {str(values[key])[:40]!r} cannot be read, only {only!r}: {why}")
+            raise FileError(f"{where}: {key} = {str(values[key])[:40]!r}: only {only!r} is supported: {why}")
     attention = values.get("attn_type", "vanilla")
     if not isinstance(attention, str | None) or attention not in _ATTENTION:
-        raise FileError(f"{where}: attn_type = {str(attention)[:40]!r}: only 'vanilla' and 'none' can be read")
+        raise FileError(f"{where}: attn_type = {str(attention)[:40]!r}: only 'vanilla' and 'none' are supported")
     sizes = {key: _one_of(values, names, where, defaults.get(key)) for key, names in _NAMES.items()}
     try:
-        # They look for a level with such a map, and pass over numbers that no level has.
+        # Both implementations ignore resolutions that no level has.
         sizes["channel_multipliers"] = tuple(sizes["channel_multipliers"])
         plain = ImageTokenizerConfig(**sizes, attn_type=_ATTENTION[attention])
-        places = set(values.get("attn_resolutions") or ()) if plain.attn_type == "vanilla" else set()
-        sizes["attn_resolutions"] = tuple(sorted(places & set(plain.maps)))
+        resolutions = set(values.get("attn_resolutions") or ()) if plain.attn_type == "vanilla" else set()
+        sizes["attn_resolutions"] = tuple(sorted(resolutions & set(plain.maps)))
         return ImageTokenizerConfig(**sizes, attn_type=plain.attn_type)
     except (ConfigError, TypeError) as error:
         raise FileError(f"{where}: {error}") from None
 
 
 def _one_of(values: Mapping[str, Any], names: tuple[str, ...], where: str, default: Any) -> Any:
-    """The value of a key that has several names."""
+    """The value of a key that may have several names."""
     given = {name: values[name] for name in names if values.get(name) is not None}
     if not given:
         if default is None:
-            raise FileError(f"{where}: is no config of a VQGAN: {' or '.join(names)} is missing")
+            raise FileError(f"{where}: not the config of a VQGAN: {' or '.join(names)} is missing")
         return default
     first, *others = given
     for other in others:
@@ -118,7 +118,7 @@ def _one_of(values: Mapping[str, Any], names: tuple[str, ...], where: str, defau
 
 
 def huggingface_config(config: ImageTokenizerConfig) -> dict[str, Any]:
-    """vq_config, with the names of older transformers beside those of newer ones."""
+    """The contents of vq_config, with the names of both older and newer versions of transformers."""
     multipliers = list(config.channel_multipliers)
     return {
         "attn_resolutions": list(config.attn_resolutions), "attn_type": config.attn_type, "dropout": 0.0,
@@ -131,7 +131,7 @@ def huggingface_config(config: ImageTokenizerConfig) -> dict[str, Any]:
 
 
 def meta_config(config: ImageTokenizerConfig) -> dict[str, Any]:
-    """`model.params` of vqgan.yaml."""
+    """The contents of `model.params` in vqgan.yaml."""
     sizes = {
         "double_z": False, "z_channels": config.latent_channels, "resolution": config.resolution, "in_channels": 3,
         "out_ch": 3, "ch": config.channels, "ch_mult": list(config.channel_multipliers),
@@ -143,7 +143,7 @@ def meta_config(config: ImageTokenizerConfig) -> dict[str, Any]:
 
 
 def why_not_released(config: ImageTokenizerConfig) -> str:
-    """What of an image tokenizer the released formats cannot hold, with the values they ask for; '' if nothing."""
+    """Settings of an image tokenizer that the released formats cannot represent, in words; '' if there are none."""
     wanted = {"space_to_depth": 1, "norm_groups": 32}
     return ", ".join(
         f"{key} = {getattr(config, key)} (must be {value})"

@@ -51,7 +51,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
         (["--topology", "v9:4x4", "--sequence-length", "64"], "topology = 'v9:4x4': there is no such TPU"),
         (["--slices", "2"], "slices = 2: needs --topology"),
         (["--topology", "v5e:2x4", "--slices", "0"], "slices = 0: must be at least 1"),
-        (["--json", "maybe"], "'maybe': is one too many; expected CONFIG"),
+        (["--json", "maybe"], "'maybe': is one argument too many; expected CONFIG"),
         (["--json=maybe"], "json = 'maybe': must be true or false"),
         (["--mesh.data", "8"], "sequence_length: missing; must be a whole number"),
         (["--sequence-length", "0"], "sequence_length = 0: must be at least 1"),

@@ -90,9 +90,9 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "'trian' is no command; did you mean 'train'?"),
+        (["trian"], "'trian' is not a command; did you mean 'train'?"),
         (["train"], "CONFIG is missing; expected CONFIG, for example chameleon train demo"),
-        (["train", "a.yaml", "b.yaml"], "'b.yaml': is one too many; expected CONFIG"),
+        (["train", "a.yaml", "b.yaml"], "'b.yaml': is one argument too many; expected CONFIG"),
         (["train", "dmo"], "CONFIG = 'dmo': must be a YAML file or one of demo, finetune_image_head"),
         (["train", "--steps", "3"], "CONFIG is missing"),
         (["train", "{recipe}", "--quite"], "--quite: there is no such option; did you mean --quiet?"),
@@ -101,7 +101,7 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["train", "{recipe}", "--model.num-kv-heads", "4"], "num_kv_heads = 4: must divide num_heads = 6"),
         (["train", "{recipe}", "--steps"], "--steps: a value must follow"),
         (["generate"], "MODEL is missing; expected MODEL [PROMPT], for example chameleon generate"),
-        (["generate", "model", "a", "b"], "'b': is one too many; expected MODEL [PROMPT]"),
+        (["generate", "model", "a", "b"], "'b': is one argument too many; expected MODEL [PROMPT]"),
         (["generate", "model", "a", "--imge", "x"], "--imge: there is no such option; did you mean --image?"),
         (["generate", "model", "a", "--image"], "--image: a value must follow"),
         (["generate", "model", "a", "--text.temperature", "-1"], "text.temperature = -1.0: must be 0 (greedy) or more"),
@@ -109,7 +109,7 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["generate", "model", "a", "--mode", "video"], "mode = 'video': must be one of 'auto', 'interleaved'"),
         (["convert"], "SRC is missing; expected SRC DST"),
         (["convert", "a", "--format", "meta"], "DST is missing; expected SRC DST"),
-        (["convert", "a", "b", "c", "--format", "meta"], "'c': is one too many; expected SRC DST"),
+        (["convert", "a", "b", "c", "--format", "meta"], "'c': is one argument too many; expected SRC DST"),
         (["convert", "a", "b"], "format: missing; must be one of 'chameleon', 'huggingface', 'meta'"),
         (
             ["convert", "a", "b", "--format", "gguf"],
@@ -125,7 +125,7 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["compile", "{recipe}", "--slices", "2"], "slices = 2: needs --topology"),
         (["inspect"], "PATH is missing; expected PATH"),
         (["show"], "DATA is missing; expected DATA"),
-        (["inspect", "a", "b"], "'b': is one too many; expected PATH"),
+        (["inspect", "a", "b"], "'b': is one argument too many; expected PATH"),
         (["inspect", "a", "--json=maybe"], "json = 'maybe': must be true or false"),
         (["completion", "sh"], "expected one of bash, zsh, fish, tcsh"),
     ],

@@ -52,12 +52,12 @@ def test_array_of_terabytes_in_a_small_folder_is_refused(saved):
 
 def test_array_in_very_many_chunks_is_refused(saved):
     claim(saved, [2**10, 2**10], [1, 1])
-    assert "embed lies in 1,048,576 chunks of shape (1, 1)" in refusal(saved, embed=(2**10, 2**10))
+    assert "embed has 1,048,576 chunks of shape (1, 1)" in refusal(saved, embed=(2**10, 2**10))
 
 
 def test_chunk_larger_than_any_of_ours_is_refused(saved):
     claim(saved, [3, 4], [2**20, 2**20])
-    assert "embed lies in 1 chunks of shape (1048576, 1048576)" in refusal(saved)
+    assert "embed has 1 chunks of shape (1048576, 1048576)" in refusal(saved)
 
 
 def test_array_of_no_numbers_is_refused(saved):

@@ -41,7 +41,7 @@ def write_notes(path: str, text: str) -> None:
     "path", ["s3://bucket/run", "http://host/run", "file:///run", Path("s3://bucket/run"), "gs://b"]
 )
 def test_what_cannot_be_served_is_refused_in_one_line(path):
-    with pytest.raises(FileError, match=r"expected a (path on this machine or gs://|folder in a bucket)"):
+    with pytest.raises(FileError, match=r"expected a (local path or gs://|folder in a bucket)"):
         as_path(path)
 
 
@@ -116,7 +116,7 @@ def test_copy_follows_what_changes_and_is_checked(monkeypatch):
     assert sorted(path.name for path in local.iterdir()) == ["1", "2"]
     monkeypatch.setattr(cloud.base64, "b64encode", lambda digest: b"another")
     write_text("gs://bucket/e/data/1", "eins")
-    with pytest.raises(FileError, match=r"gs://bucket/e/data/1: what came is not what the bucket says"):
+    with pytest.raises(FileError, match=r"gs://bucket/e/data/1: the download does not match the bucket"):
         download("gs://bucket/e/data")
     with pytest.raises(FileError, match=r"gs://bucket/none/at/all: there is no such"):
         download("gs://bucket/none/at/all")

@@ -124,7 +124,7 @@ def test_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path):
         check_folder(tmp_path / "file", NOTES)
     with pytest.raises(FileError, match="folder: is a folder; expected the name of a file"):
         check_file(tmp_path / "folder", LETTER)
-    with pytest.raises(FileError, match="folder: is no plain file"), new_file(tmp_path / "folder") as tmp:
+    with pytest.raises(FileError, match="folder: is not a regular file"), new_file(tmp_path / "folder") as tmp:
         tmp.write_text("new")
     with pytest.raises(FileError, match=r"file/below: cannot be written: .*file is a file"):
         check_folder(tmp_path / "file" / "below", NOTES)
@@ -146,7 +146,7 @@ def test_devices_and_pipes_are_never_replaced_by_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="pipe: is there already"):
         check_file(tmp_path / "pipe", LETTER)
-    with pytest.raises(FileError, match="pipe: is no plain file"), new_file(tmp_path / "pipe") as tmp:
+    with pytest.raises(FileError, match="pipe: is not a regular file"), new_file(tmp_path / "pipe") as tmp:
         tmp.write_text("new")
 
 
@@ -178,7 +178,7 @@ def test_rename_that_fails_loses_neither_old_nor_new(tmp_path, monkeypatch, with
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", broken)
-    with pytest.raises(FileError, match=r"Operation not permitted. What is finished now was kept as .*notes-finished"):
+    with pytest.raises(FileError, match=r"Operation not permitted. The finished output was kept as .*notes-finished"):
         replace_notes(tmp_path / "notes", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"notes", "notes-finished"}
     assert (tmp_path / "notes" / "mark").read_text() == "old"

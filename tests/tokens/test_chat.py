@@ -34,5 +34,5 @@ def test_chats_are_joined_as_conversations_are_prepared(answer_end):
 
 
 def test_sides_take_turns():
-    with pytest.raises(DocumentError, match="turn 1 is of 'user': must be of 'assistant'"):
+    with pytest.raises(DocumentError, match="turn 1 is by 'user': must be by 'assistant'"):
         encode_turns(TOKENIZER, [CHAT[0], CHAT[2]], "meta")

@@ -34,7 +34,7 @@ def test_models_of_ours_pass():
         (field(3, field(2, bytes(4) + b"x\0" * (1 << 20))), "normaliser"),
         (b"\x0a\xff\xff\xff\xff\x0f", "cut short"),
         (b"\x0a" + b"\xff" * 20, "more than 64 bits"),
-        (b"\x0b", "no SentencePiece model"),
+        (b"\x0b", "not a SentencePiece model"),
     ],
 )
 def test_what_text_cannot_need_is_refused(more, message):

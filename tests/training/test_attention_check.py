@@ -195,7 +195,7 @@ def test_training_goes_on_without_a_kernel_that_auto_chose_and_that_is_wrong(mon
     assert found == dataclasses.replace(execution, attention="blockwise")
     said = " ".join(capsys.readouterr().err.split())
     assert reason in said
-    assert "Going on with 'blockwise'" in said
+    assert "Continuing with 'blockwise'" in said
 
 
 def test_blockwise_that_is_wrong_too_leaves_plain_attention(monkeypatch):

@@ -24,7 +24,7 @@ def test_a_run_with_a_constant_rate_goes_on_as_if_it_had_always_had_more_steps(t
     run(tmp_path / "raised", 2)
     state = run(tmp_path / "raised", 4)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), state, expected)
-    with pytest.raises(FileError, match="steps = 3: this run has done 4 already"):
+    with pytest.raises(FileError, match="steps = 3: this run has already done 4"):
         run(tmp_path / "raised", 3)
     assert int(run(tmp_path / "raised", 4).step) == 4
 
@@ -34,7 +34,7 @@ def test_a_rate_that_jumps_is_said(tiny, capfd, schedule):
     before = tiny.config(steps=100, optimizer__schedule=schedule, optimizer__final_fraction=0.1)
     _check_steps(before, dataclasses.replace(before, steps=200), 100, Path("run/100"))
     said = capfd.readouterr().err
-    assert "steps was 100, now 200; the learning rate goes on at 0.00" in said
+    assert "steps was 100, now 200; the learning rate continues at 0.00" in said
     assert "instead of 0.001" in said
     _check_steps(before, dataclasses.replace(before, steps=200), 2, Path("run/2"))  # still warming up
     _check_steps(before, before, 100, Path("run/100"))

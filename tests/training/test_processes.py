@@ -113,7 +113,7 @@ def test_all_processes_go_on_from_the_newest_checkpoint_that_is_whole_for_each(a
     results = wait(*spawn_two(output, fails_to_read=[4, "DATA_LOSS: as if"]))
     assert [status for status, _ in results] == [0, 0], results
     assert time.monotonic() - began < 280  # no barrier ran into its time limit, which is 300
-    assert "Going on from the checkpoint at step 2 of 8" in results[0][1]
+    assert "Resuming from the checkpoint at step 2 of 8" in results[0][1]
     assert_same_figures(output, alone)
     names = {path.name for path in (output / "checkpoints").iterdir()}
     assert names == {"damaged-4", "damaged-6", "4", "6", "8"}
@@ -192,7 +192,7 @@ def test_a_process_that_is_asked_to_stop_makes_all_save_the_same_step(alone, tmp
     for (status, errors), by in zip(wait(*processes), ("SIGTERM", "Ctrl-C"), strict=True):
         assert status == 1
         assert "Stopped: stopped after step" in errors
-        assert f"as asked ({by})" in errors
+        assert f"by {by};" in errors
     (step,) = [int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit()]
     assert 2 <= step < 8
     assert wait(spawn(output=output, devices=8, changes={**MESH, "checkpoint__every": 8}))[0][0] == 0

@@ -36,7 +36,7 @@ def test_folder_of_something_else_is_no_run(tmp_path, name):
     """Such as an image tokenizer's, whose metrics.jsonl would be begun anew."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("somebody's")
-    with pytest.raises(FileError, match=f"holds {name.split('/')[0]}, but is no training run"):
+    with pytest.raises(FileError, match=f"contains {name.split('/')[0]}, but is not the folder of a training run"):
         check_run(tmp_path)
 
 

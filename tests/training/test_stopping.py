@@ -91,7 +91,7 @@ with StopRequest() as stop, stop.waiting_for("the compiler"):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     said = iter(process.stderr.readline, "")
-    assert any("stopping after the compiler; what is learnt is saved. Ctrl-C again" in line for line in said)
+    assert any("stopping after the compiler; everything is saved. Ctrl-C again" in line for line in said)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert "stopped at once" in errors

@@ -146,7 +146,7 @@ def test_decoder_comes_from_another_folder(saved, no_decoder, tmp_path, capsys):
     assert convert(no_decoder, tmp_path / "meta", "--format", "meta") == 1
     said = said_one_line(capsys)
     assert said.startswith(f"{no_decoder}: ")
-    assert "without the image decoder" in said
+    assert "lack the image decoder" in said
     assert "--image-tokenizer" in said
     assert list(tmp_path.iterdir()) == []
     for format, tokenizer in (("meta", saved / "meta" / "tokenizer"), ("huggingface", saved / "chameleon")):
@@ -210,11 +210,11 @@ def test_what_is_at_the_destination_is_never_touched(saved, tmp_path, there, cap
 @pytest.mark.parametrize(
     ("format", "shards", "message"),
     [
-        ("meta", 1, "have 2 different rows of QK-norm, and Meta's format keeps one a shard; 1 shards cannot hold them"),
+        ("meta", 1, "have 2 different rows of QK-norm, and Meta's format has one per shard; 1 shards cannot hold them"),
         ("meta", 3, "num_heads = 8 cannot be divided into 3 shards"),
         ("meta", 8, "num_kv_heads = 4 cannot be divided into 8 shards"),
-        ("huggingface", 2, "shards = 2: only format 'meta' is cut into shards"),
-        ("chameleon", 1, "shards = 1: only format 'meta' is cut into shards"),
+        ("huggingface", 2, "shards = 2: only format 'meta' has shards"),
+        ("chameleon", 1, "shards = 1: only format 'meta' has shards"),
     ],
 )
 def test_impossible_shards_are_explained(saved, tmp_path, format, shards, message, capsys):
@@ -226,7 +226,12 @@ def test_impossible_shards_are_explained(saved, tmp_path, format, shards, messag
 @pytest.mark.parametrize(
     ("format", "part", "changes", "message"),
     [
-        ("huggingface", "config", {"head_dim": 6}, r"head_dim = 6 cannot be written .*its heads divide d_model"),
+        (
+            "huggingface",
+            "config",
+            {"head_dim": 6},
+            r"head_dim = 6 cannot be written .*its head size is d_model / num_heads",
+        ),
         ("huggingface", "config", {"qk_norm": False}, "qk_norm = False cannot be written .*always normalise"),
         ("huggingface", "image_config", {"space_to_depth": 2}, r"space_to_depth = 2 \(must be 1\)"),
         ("huggingface", "image_config", {"norm_groups": 16}, r"norm_groups = 16 \(must be 32\)"),
@@ -327,14 +332,14 @@ def test_inspect_says_what_a_folder_holds(saved, format, capsys):
     assert said["folder"] == str(saved / format)
     assert said["format"] == format
     assert said["layout"].startswith(LAYOUTS[format])
-    assert said["transformer"] == "2 layers, width 32, 8 heads (4 for keys and values) of 4, feed-forward 40"
+    assert said["transformer"] == "2 layers, width 32, 8 heads (4 for keys and values) of size 4, feed-forward width 40"
     assert said["type"] == "float32"
     assert "(swin); QK-norm with 2 rows" in said["norms"]
     assert said["vocab_size"] == "460"
     for part in ("427 pieces of text", "16 image codes (4 to 19, in order)", "</s> 2", "end of turn 26"):
         assert part in said["vocabulary"]
     assert said["image_tokenizer"].startswith("8 x 8 pixels to 16 codes of 16, with decoder, float32")
-    assert said["output_layer"] == "was trained on pictures"
+    assert said["output_layer"] == "trained on pictures"
     assert said["missing"] == "nothing"
 
 
@@ -373,7 +378,7 @@ def test_inspect_says_what_is_missing(saved, no_decoder, tmp_path, capsys):
     assert main(["inspect", str(no_decoder)]) == 0
     said = capsys.readouterr().out
     assert "without decoder" in said
-    assert f"decoder: the weights in {no_decoder} come without the image decoder" in said
+    assert f"decoder: the weights in {no_decoder} lack the image decoder" in said
     shutil.copytree(saved / "meta", tmp_path / "meta")
     shutil.rmtree(tmp_path / "meta" / "tokenizer")
     assert main(["inspect", str(tmp_path / "meta"), "--json", "true"]) == 0

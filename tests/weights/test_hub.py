@@ -202,12 +202,12 @@ def error_of_the_hub(name: str, *bases: str, status: int | None = None) -> Excep
     ("error", "expected"),
     [
         (error_of_the_hub("GatedRepoError", "RepositoryNotFoundError", "HfHubHTTPError", status=401),
-         "access to it must be granted: accept its terms at https://huggingface.co/facebook/chameleon-7b, then log in"),
-        (error_of_the_hub("HfHubHTTPError", status=403), "access to it must be granted"),
+         "access must be granted: accept its terms at https://huggingface.co/facebook/chameleon-7b, then log in"),
+        (error_of_the_hub("HfHubHTTPError", status=403), "access must be granted"),
         (error_of_the_hub("RepositoryNotFoundError", "HfHubHTTPError", status=401), "there is no such model"),
         (error_of_the_hub("HfHubHTTPError", status=404), "there is no such model"),
-        (error_of_the_hub("RevisionNotFoundError", "HfHubHTTPError", status=404), "there is no revision 'v9' of it"),
-        (error_of_the_hub("LocalEntryNotFoundError", "FileNotFoundError"), "Is there a network?"),
+        (error_of_the_hub("RevisionNotFoundError", "HfHubHTTPError", status=404), "it has no revision 'v9'"),
+        (error_of_the_hub("LocalEntryNotFoundError", "FileNotFoundError"), "Check the network"),
         (OSError(28, "No space left on device"), "could not be written into the cache"),
     ],
 )  # fmt: skip
@@ -226,7 +226,7 @@ def test_hub_itself_in_offline_mode_is_explained(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(FileError, match=r"^hf://nobody/no-such-model: could not be fetched .* Is there a network"):
+    with pytest.raises(FileError, match=r"^hf://nobody/no-such-model: could not be downloaded .* Check the network"):
         open_checkpoint("hf://nobody/no-such-model")
 
 
@@ -239,7 +239,7 @@ def test_hub_without_its_package_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("path", ["models/chameleon-7b", "gone", "deep/er/gone", "./gone", "not a name/of a model"])
 def test_folder_that_is_not_there_is_named_and_the_hub_not_asked(path, fake):
     fake.fails = AssertionError("asked the network")
-    hint = f"; to fetch from the Hugging Face Hub write hf://{path}" if path == "models/chameleon-7b" else ""
+    hint = f"; for a model on the Hugging Face Hub write hf://{path}" if path == "models/chameleon-7b" else ""
     for read in (open_checkpoint, load):
         with pytest.raises(FileError) as caught:
             read(path)

@@ -327,8 +327,8 @@ def bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("bomb", bombs())
 def test_bombs_are_refused_within_a_budget(tmp_path, monkeypatch, bomb):
     """Steps and values are counted, and with them memory and time; here a tenth of what is allowed otherwise."""
-    monkeypatch.setattr(torch_pickle, "_MOST_STEPS", 30_000)
-    monkeypatch.setattr(torch_files, "_MOST_VALUES", 50_000)
+    monkeypatch.setattr(torch_pickle, "_MAX_STEPS", 30_000)
+    monkeypatch.setattr(torch_files, "_MAX_VALUES", 50_000)
     path = save_zip(tmp_path / "model.pt", program(bombs()[bomb]))
     tracemalloc.start()
     try:
@@ -386,7 +386,7 @@ def test_tensors_of_more_bytes_than_the_file_are_refused(tmp_path):
         (dictionary(w=tensor(view=plain(("1", 0, 6)))), "view of another"),
         (dictionary(w=tensor(more=plain({"neg": True}))), "metadata"),
         (plain({(1, 2): 3}), "tuple for a key"),
-        (b"]" + plain(1) + plain(2) + b"s", "no dictionary"),
+        (b"]" + plain(1) + plain(2) + b"s", "not a dictionary"),
         (b"}" + plain(1) + b"a", "no list"),
         (plain("storage") + b"Q", "ValueError"),
     ],
@@ -421,7 +421,7 @@ def test_archives_that_torch_would_not_write_are_refused(tmp_path, monkeypatch):
         for _ in range(2):
             archive.writestr("model/data.pkl", pickled)
     assert "several members of one name" in refused(tmp_path / "g.pt")
-    monkeypatch.setattr(torch_files, "_LARGEST_PICKLE", 50)
+    monkeypatch.setattr(torch_files, "_MAX_PICKLE_BYTES", 50)
     assert "more than the 50" in refused(save_zip(tmp_path / "e.pt", pickled))
 
 

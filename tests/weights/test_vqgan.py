@@ -51,7 +51,7 @@ def test_config_survives_both_formats(changes):
 
 def test_left_out_keys_mean_what_transformers_takes_for_them():
     assert read_vqgan_config({}, "config.json", TRANSFORMERS) == ImageTokenizerConfig()
-    with pytest.raises(FileError, match=r"vqgan.yaml: is no config of a VQGAN: resolution is missing"):
+    with pytest.raises(FileError, match=r"vqgan.yaml: not the config of a VQGAN: resolution is missing"):
         read_vqgan_config({}, "vqgan.yaml", {})
 
 
