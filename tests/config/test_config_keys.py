@@ -48,7 +48,16 @@ from data_pipeline.datasets import digit_documents, python_documents
 from data_pipeline.filters import FilterConfig
 from data_pipeline.forms import FormConfig, TurnTemplate
 from data_pipeline.near_duplicates import NearDuplicatesConfig
-from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
+from data_pipeline.sources import (
+    ConversationsSource,
+    DocumentsSource,
+    FolderSource,
+    ParquetSource,
+    SourceConfig,
+    TableSource,
+    TfdsSource,
+    WebDatasetSource,
+)
 from data_pipeline.sources import source as source_module
 
 TESTS = Path(__file__).parents[1]
@@ -435,6 +444,17 @@ FILE: dict[str, Check | str] = {
     "path": "test_own_documents",
     "exif": "test_pictures_are_turned_as_their_exif_data_says_unless_told_not_to",
 }
+CAPTIONED: dict[str, Check | str] = {
+    "path": "test_texts_and_pictures_are_the_same_in_every_layout",
+    "exif": "test_pictures_are_turned_unless_told_not_to",
+    "uncaptioned": "test_pictures_without_caption_are_rejected_or_kept",
+}
+TURNS: dict[str, Check | str] = {
+    "prompt_loss": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
+    "answer_end": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
+    "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+    "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+}
 SPLIT: dict[str, Check | str] = {"split": "test_slices_of_a_split"}
 
 KEYS: dict[type, dict[str, Check | str]] = {
@@ -598,11 +618,28 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "datasets": asks_in(_prepare, PREPARE),
     },
     DocumentsSource: SOURCE | FILE,
-    ConversationsSource: SOURCE | FILE | {
-        "prompt_loss": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
-        "answer_end": "test_every_answer_is_predicted_once_and_after_its_own_prompt_only",
-        "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
-        "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
+    ConversationsSource: SOURCE | FILE | TURNS,
+    FolderSource: SOURCE | CAPTIONED | {
+        "captions": "test_captions_in_names",
+        "caption_key": "test_captions_in_json_files",
+        "lines": "test_one_line_of_several_is_chosen_by_the_name",
+    },
+    TableSource: SOURCE | CAPTIONED | {
+        **dict.fromkeys(("image_column", "text_column", "columns"), "test_columns_by_name"),
+        "delimiter": "test_tsv_and_other_delimiters",
+        "quote": "test_bad_rows_do_not_take_others_with_them",
+        "encoding": "test_encoding_that_a_config_names",
+    },
+    WebDatasetSource: SOURCE | CAPTIONED | TURNS | {"caption_key": "test_names_with_folders_and_dots"},
+    ParquetSource: SOURCE | CAPTIONED | TURNS | {
+        "split": "test_data_set_folder_as_on_the_hub",
+        "image_column": "test_wrong_column_is_named_with_those_that_exist",
+        "text_column": "test_labels_are_captions_by_their_names",
+    },
+    TfdsSource: SOURCE | {
+        **dict.fromkeys(("dataset", "split", "segments"), "test_texts_from_features"),
+        "data_dir": "test_features_of_every_kind",
+        "exif": "test_picture_of_an_example_is_turned_unless_told_not_to",
     },
     **dict.fromkeys(sources_in(python_documents), SOURCE | SPLIT),
     **dict.fromkeys(

@@ -7,11 +7,14 @@ import os
 
 import numpy as np
 import pytest
-from picture_files import picture_file, plain, read
+from picture_files import encoded, picture_file, plain, read
+from PIL import Image
+from tiny_models import random_picture
 
 from chameleon_jax.config import from_dict
 from chameleon_jax.errors import ConfigError
 from data_pipeline.datasets import open_dataset
+from data_pipeline.segments import read_pictures
 from data_pipeline.sources import SourceConfig, TfdsSource
 from data_pipeline.sources import tfds as tfds_source
 
@@ -70,6 +73,7 @@ def zoo(tmp_path_factory) -> str:
                 features=features.FeaturesDict(
                     {
                         "image": features.Image(),
+                        "turned": features.Image(),
                         "label": features.ClassLabel(names=["cat", "dog"]),
                         "captions": features.Sequence(features.Text()),
                         "more": features.Sequence(features.Image()),
@@ -83,12 +87,15 @@ def zoo(tmp_path_factory) -> str:
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            turned = encoded(random_picture(0, (32, 16)), exif=exif)
             file = lambda seed: io.BytesIO(picture_file(seed))  # noqa: E731
             for number in range(2):
                 yield number, {
-                    "image": file(number), "label": number, "captions": [f"{number}.", "Fur."],
-                    "more": [file(5), file(6)], "about": {"year": 2019, "thumbnail": file(7)},
-                    "objects": [{"kind": 1}, {"kind": 0}],
+                    "image": file(number), "turned": io.BytesIO(turned), "label": number,
+                    "captions": [f"{number}.", "Fur."], "more": [file(5), file(6)],
+                    "about": {"year": 2019, "thumbnail": file(7)}, "objects": [{"kind": 1}, {"kind": 0}],
                 }  # fmt: skip
 
     folder = str(tmp_path_factory.mktemp("zoo"))
@@ -111,6 +118,12 @@ def test_features_of_every_kind(zoo):
     assert second.fields["image"].data == picture_file(1)
 
 
+def test_picture_of_an_example_is_turned_unless_told_not_to(zoo):
+    settings = {"dataset": "zoo", "data_dir": zoo, "segments": ["{turned}"], "count": 1}
+    turned, unturned = (read_pictures([TfdsSource(**settings, exif=exif)], "", 16)[0] for exif in (True, False))
+    np.testing.assert_array_equal(turned, np.rot90(unturned, -1))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -118,7 +131,7 @@ def test_features_of_every_kind(zoo):
         ({"split": "test"}, "split = 'test': zoo has train: "),
         (
             {"segments": ["{images}"]},
-            r"segments.0 = '{images}': the features are {image} \(Image\), {label}",
+            r"segments.0 = '{images}': the features are {image} \(Image\), .*{label}",
         ),
         ({"segments": []}, "segments = .*: must say what a document consists of: .*{image}"),
         ({"segments": ["{image"]}, "segments.0 = '{image': expected '}'"),
