@@ -55,10 +55,12 @@ LIGHT = AugmentConfig(shift=1.5 / 32, rotation=8, scale=0.06, shear=0.08, border
 """What `augment: true` is: pictures still say the same, also those of writing."""
 
 
-def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generator) -> Image:
+def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generator, side: int = 0) -> Image:
     """A copy of a picture that is changed at random, of mode RGB or L; the picture itself if that is off.
 
-    Takes time in proportion to the pixels: shrink pictures before that are larger than needed.
+    Args:
+      side: pixels that the picture will be shrunk to later. If it has more than twice as many it is shrunk by a whole
+        number first, as all else takes time in proportion to the pixels; 0: never.
     """
     from PIL import ImageEnhance, ImageOps
 
@@ -66,6 +68,8 @@ def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generat
     if settings == _OFF:
         return image
     image = image if image.mode == "L" else to_rgb(image)
+    if side and (factor := min(image.size) // (2 * side)) > 1:
+        image = image.reduce(factor)
     # All numbers are drawn, whether they are needed or not, so that no setting changes what the others do.
     mirror, places, moves, colours = rng.random() < 0.5, rng.random(3), rng.uniform(-1, 1, 5), rng.uniform(-1, 1, 3)
     if settings.crop:

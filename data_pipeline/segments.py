@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,19 @@ from chameleon_jax.config import ConfigError
 from chameleon_jax.document import DocumentError
 from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.tokens.image import resize_and_crop
-from data_pipeline.records import Picture, Rejected
+from data_pipeline.forms import documents_of
+from data_pipeline.pictures import open_picture
+from data_pipeline.records import Record, Rejected
 from data_pipeline.sources import SourceConfig
 
 MOST_TEXT = 256 << 20
 """Bytes of text that are kept. SentencePiece learns no better from more."""
 MOST_PIXELS = 4 << 30
 """Bytes of pictures that are kept, 3 for each pixel."""
+
+
+SEED = 0
+"""Of forms and augmentation. What tokenizers learn from need not be what rows hold."""
 
 
 class Sample:
@@ -66,7 +72,7 @@ def _hash(id: str) -> int:
 
 
 class Unread:
-    """Records that tokenizers do not learn from because they cannot be read."""
+    """Records that tokenizers do not learn from because they cannot be read, or not be used."""
 
     def __init__(self):
         self._count = 0
@@ -78,25 +84,32 @@ class Unread:
 
     def report(self) -> None:
         if self._count:
-            console.print(f"warning: records that cannot be read: {self._count:,}; the first is {self._first}")
+            console.print(f"warning: records that cannot be used: {self._count:,}; the first is {self._first}")
+
+
+def _documents(sources: Sequence[SourceConfig], datasets: str, unread: Unread) -> Iterator[tuple[SourceConfig, Record]]:
+    """What the sources' filters and forms make of their records."""
+    for source in sources:
+        for record in source.read_all(datasets):
+            made = record if isinstance(record, Rejected) else documents_of(record, source, SEED)
+            if isinstance(made, Rejected):
+                unread.add(made.place, made.reason)
+                continue
+            for document in made:
+                yield source, document
 
 
 def read_texts(sources: Sequence[SourceConfig], datasets: str) -> list[str]:
-    """The texts of the records of `sources`, or of a sample of them that has `MOST_TEXT` bytes. Says which records
-    cannot be read.
+    """The texts of the documents of `sources`, or of a sample of them that has `MOST_TEXT` bytes. Says which records
+    cannot be used.
 
     Raises:
       ConfigError: if there are none.
     """
     sample, unread = Sample(MOST_TEXT), Unread()
-    for source in sources:
-        for record in source.read_all(datasets):
-            if isinstance(record, Rejected):
-                unread.add(record.place, record.reason)
-                continue
-            texts = [segment for segment in record.all_segments if isinstance(segment, str) and segment]
-            if texts:
-                sample.add(f"{source.name} {record.id}", texts, sum(len(text.encode()) for text in texts))
+    for source, document in _documents(sources, datasets, unread):
+        if texts := [text for text in document.texts if text]:
+            sample.add(f"{source.name} {document.id}", texts, sum(len(text.encode()) for text in texts))
     unread.report()
     texts = list(itertools.chain.from_iterable(sample.items("text")))
     if not texts:
@@ -105,31 +118,32 @@ def read_texts(sources: Sequence[SourceConfig], datasets: str) -> list[str]:
 
 
 def read_pictures(sources: Sequence[SourceConfig], datasets: str, resolution: int) -> np.ndarray:
-    """The pictures of the records of `sources`, or of a sample of them that takes `MOST_PIXELS` bytes, cropped to
-    squares: uint8 `[n, resolution, resolution, 3]`. Says which records cannot be read.
+    """The pictures of the documents of `sources`, augmented as they say, or of a sample of them that takes
+    `MOST_PIXELS` bytes, cropped to squares: uint8 `[n, resolution, resolution, 3]`. Says which records cannot be used.
 
     Raises:
       ConfigError: if there are none.
     """
     sample, unread = Sample(MOST_PIXELS), Unread()
     with progress_bar("read pictures", None) as bar:
-        for source in sources:
-            exif = getattr(source, "exif", True)
-            for record in source.read_all(datasets):
-                if isinstance(record, Rejected):
-                    unread.add(record.place, record.reason)
-                    continue
-                pictures = [segment for segment in record.all_segments if isinstance(segment, Picture)]
-                id = f"{source.name} {record.id}"
-                if not pictures or not sample.wants(id):
-                    continue
-                try:
-                    pixels = [np.asarray(resize_and_crop(picture.open(exif=exif), resolution)) for picture in pictures]
-                except DocumentError as error:
-                    unread.add(record.place, error)
-                    continue
-                sample.add(id, pixels, sum(each.nbytes for each in pixels))
-                bar.update(sample.kept)
+        for source, document in _documents(sources, datasets, unread):
+            id = f"{source.name} {document.id}"
+            if not document.pictures or not sample.wants(id):
+                continue
+            try:
+                pixels = [
+                    np.asarray(
+                        resize_and_crop(
+                            open_picture(picture, source, SEED, document.id, number, resolution), resolution
+                        )
+                    )
+                    for number, picture in enumerate(document.pictures)
+                ]
+            except DocumentError as error:
+                unread.add(document.place, error)
+                continue
+            sample.add(id, pixels, sum(each.nbytes for each in pixels))
+            bar.update(sample.kept)
     unread.report()
     pixels = list(itertools.chain.from_iterable(sample.items("pictures")))
     if not pixels:

@@ -14,8 +14,10 @@ from chameleon_jax.runtime.progress import progress_bar
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer, to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
+from data_pipeline.forms import documents_of
 from data_pipeline.packing import Piece, pieces_of, places_to_cut
-from data_pipeline.records import Picture, Record, Segment
+from data_pipeline.pictures import open_picture
+from data_pipeline.records import Picture, Record, Rejected, Segment
 from data_pipeline.sources import SourceConfig, TurnKeys
 
 if TYPE_CHECKING:
@@ -126,14 +128,18 @@ def _resize(source: SourceConfig, tokenizer: DocumentTokenizer) -> Resize | None
     return resize
 
 
-def _opened(record: Record, source: SourceConfig, resize: Resize | None) -> Document | Conversation:
+def _opened(
+    record: Record, source: SourceConfig, tokenizer: DocumentTokenizer, resize: Resize | None
+) -> Document | Conversation:
     """The record with its pictures opened, each brought to size at once."""
+
+    numbers, side = itertools.count(), 0 if tokenizer.image is None else tokenizer.image.config.resolution
 
     def document(segments: Sequence[Segment], part: str) -> Document:
         return [segment if isinstance(segment, str) else opened(segment, part) for segment in segments]
 
     def opened(picture: Picture, part: str) -> Image:
-        image = picture.open(exif=getattr(source, "exif", True))
+        image = open_picture(picture, source, 0, record.id, next(numbers), side)
         return image if resize is None else resize(image, part)
 
     try:
@@ -142,6 +148,14 @@ def _opened(record: Record, source: SourceConfig, resize: Resize | None) -> Docu
         return document(record.segments, "prompt")
     except DocumentError as error:
         raise DocumentError(f"{record.place}: {error}") from None
+
+
+def _formed(source: SourceConfig, datasets: str) -> Iterator[Record]:
+    for record in source.records(datasets):
+        made = documents_of(record, source, 0)
+        if isinstance(made, Rejected):
+            raise DocumentError(f"{made.place}: {made.reason}")
+        yield from made
 
 
 def _as_document(conversation: Conversation) -> Document:
@@ -202,7 +216,7 @@ def tokenized_pieces(
     """
     counts = Counts() if counts is None else counts
     chat, resize = isinstance(source, TurnKeys), _resize(source, tokenizer)
-    items = (_opened(record, source, resize) for record in source.records(datasets))
+    items = (_opened(record, source, tokenizer, resize) for record in _formed(source, datasets))
     with progress_bar(f"prepare {source.name}", source.count or None) as bar:
         for chunk in _chunks(items, _as_document if chat else lambda document: document):
             try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -15,53 +13,26 @@ from data_pipeline.datasets.number_words import DIGITS, NUMBERS
 from data_pipeline.records import Picture, Record, Segment, Shard
 from data_pipeline.sources.source import SourceConfig, register_source
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 CAPTION = "A handwritten {}."
 QUESTION = " Which digit is this? It is"
 SUM = " equals"
-
-
-def augment(image: Image, rng: np.random.Generator) -> Image:
-    """Shifts by up to 1.5 of 32 pixels, rotates by up to 8 degrees, scales by up to 6 %, shears by up to 0.08."""
-    from PIL import Image
-
-    angle = math.radians(rng.uniform(-8, 8))
-    shear, zoom = rng.uniform(-0.08, 0.08), 1 + rng.uniform(-0.06, 0.06)
-    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    matrix = rotation @ np.array([[1, shear], [0, 1]]) / zoom
-    centre = (np.array(image.size) - 1) / 2
-    shift = rng.uniform(-1.5, 1.5, 2) * np.array(image.size) / 32
-    offset = centre - matrix @ (centre + shift)
-    coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
-    white = 255 if image.mode == "L" else (255,) * len(image.getbands())
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=white)
 
 
 class _Pictures:
     """The pictures of a split, and those of a wanted digit."""
 
     def __init__(self, source: DigitsSource, datasets: str):
-        self._augment = source.augment
         examples = open_dataset("handwritten_digits", source.split, datasets)
         self._files = [example["png"] for example in examples]
         self._names = f"handwritten_digits {source.split}, example {{}}"
         self.labels = np.array([example["label"] for example in examples])
         self._of_digit = [np.flatnonzero(self.labels == digit) for digit in range(10)]
 
-    def picture(self, index: int, rng: np.random.Generator) -> Picture:
-        picture = Picture(self._names.format(index), self._files[index])
-        return _augmented(picture, rng) if self._augment else picture
+    def picture(self, index: int) -> Picture:
+        return Picture(self._names.format(index), self._files[index])
 
     def draw(self, digit: int, rng: np.random.Generator) -> Picture:
-        return self.picture(rng.choice(self._of_digit[digit]), rng)
-
-
-def _augmented(picture: Picture, rng: np.random.Generator) -> Picture:
-    file = io.BytesIO()
-    augment(picture.open(), rng).save(file, "PNG")
-    return Picture(picture.name, file.getvalue())
+        return self.picture(rng.choice(self._of_digit[digit]))
 
 
 @config
@@ -70,8 +41,6 @@ class DigitsSource(SourceConfig):
 
     split: str = "train"
     """Split of the data set, or a slice of one: train, test, train[:90%]."""
-    augment: bool = False
-    """Shift, rotate and scale each picture a little. For training only."""
     seed: int = 0
 
     stream: ClassVar[int]
@@ -95,26 +64,32 @@ class DigitsSource(SourceConfig):
             if turn not in order:
                 order = {turn: np.random.default_rng([self.seed, self.stream, turn, 1]).permutation(total)}
             rng = np.random.default_rng([self.seed, self.stream, number])
-            segments = self.document(pictures, int(order[turn][place]), rng)
-            yield Record(str(number), f"{self.kind} {self.split}, document {number}", tuple(segments))
+            segments = tuple(self.document(pictures, int(order[turn][place]), rng))
+            place = f"{self.kind} {self.split}, document {number}"
+            yield Record(str(number), place, segments, fields=self.fields(segments))
 
     def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
         """A document that begins with picture `index`."""
         raise NotImplementedError
 
+    def fields(self, segments: tuple[Segment, ...]) -> dict[str, Segment]:
+        """The parts of the document by name, if their order is free."""
+        return {}
+
 
 @register_source
 @config
 class DigitCaptionsSource(DigitsSource):
-    """Picture and caption, either first with probability one half (paper section 3.1)."""
+    """Picture and caption, either first in half of them unless the form says otherwise."""
 
     kind: Literal["digit_captions"] = "digit_captions"
     stream = 0
 
     def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
-        caption = CAPTION.format(DIGITS[pictures.labels[index]])
-        pair = [pictures.picture(index, rng), caption]
-        return pair if rng.random() < 0.5 else pair[::-1]
+        return [pictures.picture(index), CAPTION.format(DIGITS[pictures.labels[index]])]
+
+    def fields(self, segments: tuple[Segment, ...]) -> dict[str, Segment]:
+        return dict(zip(("image", "text"), segments, strict=True))
 
 
 @register_source
@@ -135,7 +110,7 @@ class DigitQuestionsSource(DigitsSource):
         else:
             asked = label if rng.random() < 0.5 else rng.integers(10)
             text = f" Is this a {DIGITS[asked]}? {'Yes' if asked == label else 'No'}, it is {DIGITS[label]}."
-        return [pictures.picture(index, rng), text]
+        return [pictures.picture(index), text]
 
 
 @register_source
@@ -149,7 +124,7 @@ class DigitSumsSource(DigitsSource):
     def document(self, pictures: _Pictures, index: int, rng: np.random.Generator) -> list[Segment]:
         first, other = pictures.labels[index], rng.integers(10)
         text = f"{SUM} {NUMBERS[first]} plus {NUMBERS[other]}, that is {NUMBERS[first + other]}."
-        return [pictures.picture(index, rng), " plus ", pictures.draw(other, rng), text]
+        return [pictures.picture(index), " plus ", pictures.draw(other, rng), text]
 
 
 @register_source
@@ -166,6 +141,6 @@ class DigitCountingSource(DigitsSource):
         run = [digit for digit in range(start, start + step * length, step) if 0 <= digit <= 9]
         document: list[Segment] = [f"Counting {'up' if step > 0 else 'down'} from {DIGITS[start]}:"]
         for place, digit in enumerate(run):
-            picture = pictures.picture(index, rng) if place == 0 else pictures.draw(digit, rng)
+            picture = pictures.picture(index) if place == 0 else pictures.draw(digit, rng)
             document += [f" {DIGITS[digit]} ", picture]
         return document

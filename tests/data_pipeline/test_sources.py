@@ -16,9 +16,11 @@ from tiny_models import random_picture
 from chameleon_jax.config import from_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
+from data_pipeline import forms
+from data_pipeline.augment import augment
 from data_pipeline.datasets import open_dataset
-from data_pipeline.datasets.digit_documents import augment
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
+from data_pipeline.pictures import open_picture
 from data_pipeline.sources import DocumentsSource, SourceConfig, files
 from data_pipeline.sources import jsonl as jsonl_module
 
@@ -36,7 +38,16 @@ def label_of(datasets) -> dict[bytes, int]:
 
 
 def documents_of(kind: str, datasets: str, **settings) -> list:
-    return opened(from_dict(SourceConfig, {"kind": kind, **settings}).records(datasets))
+    """What a source makes of its records, with the pictures decoded and augmented."""
+    source = from_dict(SourceConfig, {"kind": kind, **settings})
+    documents = [document for record in source.records(datasets) for document in forms.documents_of(record, source, 0)]
+    return [
+        [
+            part if isinstance(part, str) else open_picture(part, source, 0, document.id, number, 32)
+            for number, part in enumerate(document.segments)
+        ]
+        for document in documents
+    ]
 
 
 def opened(records) -> list[list]:
@@ -148,7 +159,7 @@ def test_augmentation_moves_the_ink_only_a_little(datasets):
     rng = np.random.default_rng(0)
     for example in list(open_dataset("handwritten_digits", "test", datasets))[:60]:
         image = Image.open(io.BytesIO(example["png"]))
-        moved = augment(image, rng)
+        moved = augment(image, True, rng)
         assert np.abs(centre(moved) - centre(image)).max() < 2.5
         assert 0.8 < (255.0 - np.asarray(moved)).sum() / (255.0 - np.asarray(image)).sum() < 1.2
 
