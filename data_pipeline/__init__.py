@@ -7,7 +7,7 @@ from chameleon_jax.runtime.lazy_names import lazy_names
 
 HOMES = {
     "data_pipeline.config": (
-        "ImageTokenizerCommand", "PrepareCommand", "ShowCommand", "SourceConfig", "TextTokenizerCommand",
+        "DataCommand", "ImageTokenizerCommand", "PrepareCommand", "SourceConfig", "TextTokenizerCommand",
     ),
     "data_pipeline.datasets": ("open_dataset",),
     "data_pipeline.loader": ("PreparedData",),

@@ -1,4 +1,4 @@
-from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, SourceConfig, TextTokenizerCommand
+from data_pipeline.config import DataCommand, ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
 from data_pipeline.datasets import open_dataset
 from data_pipeline.loader import PreparedData
 from data_pipeline.mixture import mix
@@ -10,6 +10,7 @@ from data_pipeline.unpacking import unpack
 
 __all__ = [
     "ConversationsSource",
+    "DataCommand",
     "DocumentsSource",
     "ImageTokenizerCommand",
     "Picture",
@@ -19,7 +20,6 @@ __all__ = [
     "Record",
     "Rejected",
     "Shard",
-    "ShowCommand",
     "SourceConfig",
     "TextTokenizerCommand",
     "Turn",

@@ -99,10 +99,17 @@ class PrepareCommand:
 
 
 @config
-class ShowCommand:
-    """`chameleon show`: rows of prepared data, for a person to read."""
+class DataCommand:
+    """`chameleon data`: what is in prepared data, and rows of it to look at."""
 
     source: str = ""
-    """Name of a prepared source, or held_out.NAME. Default: the first one."""
+    """With --rows: name of a prepared source, or held_out.NAME. Default: the first one."""
     output: str = ""
-    """Folder to draw the pictures of the rows into, as PNG files. Default: they are only marked."""
+    """With --rows: folder to draw the pictures of the rows into, as PNG files. Default: they are only marked."""
+    page: str = ""
+    """File for a page of sample rows. Default: beside the rows, as in out/demo/rows.html; 'none' writes none."""
+    samples: int = 4
+    """Rows of each source on the page."""
+
+    def __post_init__(self):
+        require(self.samples > 0, "samples", self.samples, "must be at least 1")

@@ -29,8 +29,8 @@ LAYERS = (
     ("weights",),
     ("chat", "generating", "chameleon", "summary"),
     ("data_pipeline",),
-    ("compilation", "bench"),
-    ("demo", "console", "__main__"),
+    ("compilation", "bench", "pages"),
+    ("demo", "project", "console", "__main__"),
 )  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "runtime", "array_types", "errors"}
 OPEN_TO_MODELS = {"config", "array_types", "models"}

@@ -93,6 +93,8 @@ class Command:
     """Use JAX's compilation cache by default. Commands that measure compilation do not."""
     then: tuple[str, ...] = ()
     """Commands that may be run next, with `{output}` for that of the config."""
+    listed: bool = True
+    """Whether `chameleon --help` names it. Older names of commands go on working without."""
 
     @property
     def usage(self) -> str:

@@ -34,6 +34,14 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 @dataclass(frozen=True)
+class _Data:
+    what: Positional[str]
+    """A folder that `chameleon prepare` wrote, or a YAML file of `chameleon train` or `chameleon prepare`"""
+    rows: tuple[str, ...] = ()
+    """Print these rows of a source instead, counted from 0: 3 17, or 3,17."""
+
+
+@dataclass(frozen=True)
 class _Show:
     data: Positional[str]
     """A folder that `chameleon prepare` wrote"""
@@ -116,11 +124,16 @@ COMMANDS = {
             "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
             "console.commands:prepare", ConfigFile, configs=(*recipes("prepare"), "prepare_*.yaml"),
             example="chameleon prepare demo --sequence-length 512", keeps_programs=True,
-            then=("show {output}", "train CONFIG --data {output}"),
+            then=("data {output}", "train CONFIG --data {output}"),
         ),
         Command(
-            "show", "print rows of prepared data, with prompts and answers marked", data_configs.ShowCommand,
-            "console.show:show", _Show, example="chameleon show out/demo/rows --source digit_sums --rows 3 17",
+            "data", "say how much of each source is learnt from, and show rows of it", data_configs.DataCommand,
+            "console.data:data", _Data, example="chameleon data configs/demo/train.yaml",
+        ),
+        Command(  # as it was called before
+            "show", "print rows of prepared data; chameleon data --rows does it too", data_configs.DataCommand,
+            "console.data:show", _Show, example="chameleon show out/demo/rows --source digit_sums --rows 3 17",
+            listed=False,
         ),
         Command(
             "train", "train a Transformer on prepared data", configs.TrainConfig, "console.train:train", ConfigFile,
@@ -174,7 +187,7 @@ def _help() -> str:
         "Chameleon in JAX: one Transformer that reads and writes documents of text and pictures in any order.",
         "",
         "commands:",
-        *(f"  {name:<23}{command.summary}" for name, command in COMMANDS.items()),
+        *(f"  {name:<23}{command.summary}" for name, command in COMMANDS.items() if command.listed),
         f"  {'completion SHELL':<23}print the completion script for {', '.join(SHELLS)}",
         "",
         "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them.",

@@ -1,4 +1,4 @@
-"""`chameleon show`: rows of prepared data, for a person to read."""
+"""Rows of prepared data in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,23 +17,28 @@ from chameleon_jax.runtime.folders import check_writable
 from chameleon_jax.tokens.documents import DocumentTokenizer
 
 if TYPE_CHECKING:
-    from data_pipeline.config import ShowCommand
-
-
-def show(config: ShowCommand, *, data: str, rows: Sequence[str] = ()) -> dict[str, Any]:
-    """Prints rows of prepared data, what is learnt from told apart, and draws their pictures if asked to."""
     from data_pipeline.loader import PreparedData
+
+
+def print_rows(prepared: PreparedData, name: str, rows: Sequence[str], output: str) -> None:
+    """Prints rows, what is learnt from told apart.
+
+    Args:
+      prepared: the data.
+      name: of a source, or held_out.NAME; '' is the first one.
+      rows: their numbers, as people type them.
+      output: folder to draw their pictures into; '' draws none.
+    """
     from data_pipeline.unpacking import unpack
 
-    if config.output:
-        check_writable(config.output)
-    prepared = PreparedData(data)
-    tokenizer = prepared.tokenizer(with_image=bool(config.output))
-    name = config.source or next(iter(prepared.header["sources"]))
+    if output:
+        check_writable(output)
+    tokenizer = prepared.tokenizer(with_image=bool(output))
+    given, name = name, name or next(iter(prepared.header["sources"]))
     part = "held_out" if name.startswith("held_out.") else "sources"
     name = name.removeprefix("held_out.")
     known = [*prepared.header["sources"], *(f"held_out.{other}" for other in prepared.header["held_out"])]
-    require(name in prepared.header[part], "source", config.source, f"was not prepared; there is {', '.join(known)}")
+    require(name in prepared.header[part], "source", given, f"was not prepared; there is {', '.join(known)}")
     source = prepared.rows(part, name)
     numbers = _row_numbers(rows, len(source))
     print("bold is learnt from, dim is not" if sys.stdout.isatty() else "what stands in ⟦ ⟧ is learnt from")
@@ -44,14 +49,11 @@ def show(config: ShowCommand, *, data: str, rows: Sequence[str] = ()) -> dict[st
             f"\n{name}, row {number}: {len(documents)} documents, {np.count_nonzero(row['segment_ids'])} of "
             f"{prepared.sequence_length} tokens, {np.count_nonzero(row['loss_weights'])} of them learnt from"
         )
-        files = (as_path(config.output) / f"{part}-{name}-{number}-{nth}.png" for nth in itertools.count(1))
+        files = (as_path(output) / f"{part}-{name}-{number}-{nth}.png" for nth in itertools.count(1))
         for spans in documents:
-            texts = (
-                (_as_text(span.content, tokenizer, files if config.output else None), span.weight) for span in spans
-            )
+            texts = ((_as_text(span.content, tokenizer, files if output else None), span.weight) for span in spans)
             runs = itertools.groupby(texts, lambda pair: pair[1])
             print("".join(_weighed("".join(text for text, _ in run), weight) for weight, run in runs))
-    return {}
 
 
 def _as_text(content: str | np.ndarray, tokenizer: DocumentTokenizer, files: Iterator[Path] | None) -> str:
@@ -68,8 +70,8 @@ def _as_text(content: str | np.ndarray, tokenizer: DocumentTokenizer, files: Ite
 
 
 def _row_numbers(given: Sequence[str], count: int) -> list[int]:
-    """Numbers of rows, from texts such as '3,17' or '[3, 17]'; the first row without any."""
-    words = ",".join(given or ["0"]).strip("[]").split(",")
+    """Numbers of rows, from texts such as '3,17' or '[3, 17]'."""
+    words = ",".join(given).strip("[]").split(",")
     numbers = [int(word) if word.strip().isdecimal() else -1 for word in words]
     allowed = f"must be numbers from 0 to {count - 1} with commas between them, as in 3,17"
     require(all(0 <= number < count for number in numbers), "rows", ",".join(given), allowed)

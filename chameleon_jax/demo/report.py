@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +15,10 @@ import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.demo import charts
 from chameleon_jax.demo.evaluate import Answers, Drawings, Evaluation
-from chameleon_jax.demo.page import CSS, PAGE
+from chameleon_jax.demo.page import PAGE
+from chameleon_jax.pages import charts
+from chameleon_jax.pages.parts import CSS, document, img, table, tile
 from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.image import to_image
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
@@ -27,22 +26,13 @@ from chameleon_jax.training.metrics import read_metrics
 from data_pipeline.datasets.number_words import DIGITS
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from chameleon_jax.document import Document
 
 
-def _img(image: Image, kind: str = "", title: str = "") -> str:
-    """An <img> with the picture inside it."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    label = html.escape(title, quote=True)
-    return f'<img class="{kind}" alt="{label}" title="{label}" src="data:image/png;base64,{data}">'
-
-
-def _tile(value: str, name: str, note: str = "") -> str:
-    return f"<div class='tile'><b>{value}</b><span>{name}</span><small>{note}</small></div>"
+HELD_OUT = (
+    ("python_reference", "text_loss", "held-out prose"),
+    ("digit_captions", "image_loss", "held-out pictures"),
+)
 
 
 def _tiles(metrics: dict[str, float]) -> str:
@@ -50,17 +40,17 @@ def _tiles(metrics: dict[str, float]) -> str:
         return f"{100 * metrics[key]:.1f} %"
 
     tiles = [
-        _tile(percent("caption_accuracy"), "captions name the digit", "360 test pictures, greedy"),
-        _tile(percent("drawing_accuracy"), "drawings recognised", "by a judge trained on real digits"),
-        _tile(percent("question_accuracy"), "“which digit?” right", "360 test pictures"),
-        _tile(percent("sum_accuracy"), "sums of two pictures right", "pairs of test pictures"),
-        _tile(f"{metrics['reconstruction_psnr_db']:.1f} dB", "picture → codes → picture", "PSNR on test pictures"),
-        _tile(percent("codebook_used"), "of the codes in use", "on test pictures"),
-        _tile(
+        tile(percent("caption_accuracy"), "captions name the digit", "360 test pictures, greedy"),
+        tile(percent("drawing_accuracy"), "drawings recognised", "by a judge trained on real digits"),
+        tile(percent("question_accuracy"), "“which digit?” right", "360 test pictures"),
+        tile(percent("sum_accuracy"), "sums of two pictures right", "pairs of test pictures"),
+        tile(f"{metrics['reconstruction_psnr_db']:.1f} dB", "picture → codes → picture", "PSNR on test pictures"),
+        tile(percent("codebook_used"), "of the codes in use", "on test pictures"),
+        tile(
             f"{metrics['text_bits_per_byte']:.2f}", "bits per byte of unseen prose",
             f"xz -9 needs {metrics['xz_bits_per_byte']:.2f}",
         ),
-        _tile(
+        tile(
             f"{metrics['total_minutes']:.1f} min", "from raw data to this page",
             f"peak memory {metrics['peak_memory_gib']:.1f} GiB",
         ),
@@ -84,22 +74,14 @@ def _token_strip(model: Chameleon, document: Document) -> str:
     return f"<div class='strip'>{''.join(chips)}</div>"
 
 
-def _document(document: Document, kind: str) -> str:
-    parts = [
-        f"<span>{html.escape(segment)}</span>" if isinstance(segment, str) else _img(segment, "inline")
-        for segment in document
-    ]
-    return f"<span class='{kind}'>{''.join(parts)}</span>"
-
-
 def _continuations(continuations: Sequence[tuple[Document, Document]], prose: bool) -> str:
     cards = []
     for prompt, answer in continuations:
         is_prose = len(prompt) == 1 and len(prompt[0]) > 100
         if is_prose == prose:
             cards.append(
-                f"<div class='card {'prose' if prose else ''}'>{_document(prompt, 'given')}"
-                f"{_document(answer, 'written')}</div>"
+                f"<div class='card {'prose' if prose else ''}'>{document(prompt, 'given')}"
+                f"{document(answer, 'written')}</div>"
             )
     return "".join(cards)
 
@@ -109,7 +91,7 @@ def _answers(answers: Answers, show_right: int) -> str:
 
     def card(index: int) -> str:
         kind = "right" if answers.right[index] else "wrong"
-        pictures = "".join(_img(image) for image in answers.pictures[index])
+        pictures = "".join(img(image) for image in answers.pictures[index])
         return f"<figure class='{kind}'>{pictures}<figcaption>{html.escape(answers.texts[index])}</figcaption></figure>"
 
     indices = range(len(answers.right))
@@ -126,7 +108,7 @@ def _drawings(drawings: Drawings) -> str:
     rows = []
     for digit in range(10):
         pictures = [
-            _img(picture, "ok" if judged == asked else "bad", f"asked {asked}, judged {judged}")
+            img(picture, "ok" if judged == asked else "bad", f"asked {asked}, judged {judged}")
             for picture, asked, judged in zip(drawings.pictures, drawings.asked, drawings.judged, strict=True)
             if asked == digit
         ]
@@ -138,15 +120,9 @@ def _reconstructions(model: Chameleon, pixels: np.ndarray, count: int = 20) -> t
     """Test pictures above what is left of them after going through the codes; and the codes of all."""
     tokenizer = model.tokenizer.image
     codes = tokenizer.encode_pixels(pixels)
-    originals = "".join(_img(to_image(picture)) for picture in pixels[:count])
-    rebuilt = "".join(_img(picture) for picture in tokenizer.detokenize(codes[:count]))
+    originals = "".join(img(to_image(picture)) for picture in pixels[:count])
+    rebuilt = "".join(img(picture) for picture in tokenizer.detokenize(codes[:count]))
     return f"<div class='pairs'><div>{originals}</div><div>{rebuilt}</div></div>", codes
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    heading = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{heading}</tr>{body}</table>"
 
 
 def _stage_table(stages: dict[str, Any], metrics: dict[str, float]) -> str:
@@ -158,9 +134,7 @@ def _stage_table(stages: dict[str, Any], metrics: dict[str, float]) -> str:
     wall, cpu = metrics["total_minutes"] * 60, metrics["cpu_minutes"] * 60
     rows.append(("judge", wall - sum(row[1] for row in rows), cpu - sum(row[2] for row in rows)))
     rows.append(("all, from raw data to this page", wall, cpu))
-    return _table(
-        ("stage", "wall time", "CPU time"), ((name, f"{a:.0f} s", f"{b / 60:.1f} min") for name, a, b in rows)
-    )
+    return table(("stage", "wall time", "CPU time"), ((name, f"{a:.0f} s", f"{b / 60:.1f} min") for name, a, b in rows))
 
 
 def _config_table(model: Chameleon, train: TrainConfig) -> str:
@@ -178,7 +152,7 @@ def _config_table(model: Chameleon, train: TrainConfig) -> str:
          f"{train.optimizer.learning_rate:g}, {train.optimizer.schedule} decay, z-loss {train.z_loss:g}"),
         ("Made with", f"Python {platform.python_version()}, jax {jax.__version__}, {os.cpu_count()} CPU cores"),
     ]  # fmt: skip
-    return _table(("what", "how"), rows)
+    return table(("what", "how"), rows)
 
 
 def write_report(
@@ -197,7 +171,7 @@ def write_report(
     values = {
         "tiles": _tiles(metrics),
         "digits": f"{evaluation.training_pictures:,}",
-        "example": _document(first_sum, "given") + _document([evaluation.sums.texts[0]], "written"),
+        "example": document(first_sum, "given") + document([evaluation.sums.texts[0]], "written"),
         "strip": _token_strip(model, [*first_sum[:-1], first_sum[-1] + evaluation.sums.texts[0]]),
         "captions": _answers(evaluation.captions, 40),
         "questions": _answers(evaluation.questions, 20),
@@ -219,9 +193,9 @@ def write_report(
         "reconstructions": reconstructions,
         "code_use": charts.code_use(codes, model.tokenizer.image.config.num_codes),
         "tokenizer_curve": charts.tokenizer_curve(tokenizer_lines),
-        "loss_curves": charts.loss_curves(run_lines),
+        "loss_curves": charts.loss_curves(run_lines, HELD_OUT),
         "stages": _stage_table(stages, metrics),
         "config": _config_table(model, train),
-        "metrics": _table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items())),
+        "metrics": table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items())),
     }
     write_text(path, PAGE.format(css=CSS, **values))

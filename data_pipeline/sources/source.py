@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib.metadata
 import itertools
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ FORMER_KEYS: dict[str, Any] = {
 """Keys that sources of every kind once had, with their defaults. Old YAML files and headers of prepared data contain
 them, and fingerprints are still computed with them."""
 
-NEWER_KEYS = ("augment", "filter", "form")
+NEWER_KEYS = ("augment", "filter", "form", "held_out", "part")
 """Keys that sources of every kind have since: left out of headers where they have their defaults, so that data that a
 newer version prepares again has the fingerprint that it had."""
 
@@ -70,6 +71,11 @@ def settings_of(source: SourceConfig) -> dict[str, Any]:
     }
 
 
+def place_of(record_id: str) -> float:
+    """A number in [0, 1) that is a hash of the id of a record; those below `held_out` are held out."""
+    return int.from_bytes(hashlib.sha256(record_id.encode(errors="surrogatepass")).digest()[:6]) / 2**48
+
+
 def _keys(cls: type[SourceConfig]) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
@@ -87,7 +93,7 @@ class SourceConfig:
     name: str = ""
     """What the mixture calls the source. Default: the kind."""
     count: int = 0
-    """Use the first this many records; 0: all."""
+    """Use the first this many records of `part`; 0: all."""
     loss: Literal["all", "image", "text"] = "all"
     """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
     an output layer to draw; 'text' are all others."""
@@ -97,6 +103,11 @@ class SourceConfig:
     """How records become documents."""
     augment: bool | AugmentConfig = False
     """Changes each picture a little at random, for training only; true: a small shift, rotation, scaling and shear."""
+    part: Literal["all", "train", "held_out"] = "all"
+    """Which records are used: all, those to learn from, or those held out. A hash of its id decides for each record, so
+    that none changes sides when others are added."""
+    held_out: float = 0.1
+    """Share of the records that parts 'train' and 'held_out' divide off."""
 
     def shards(self, datasets: str = "") -> list[Shard]:
         """The parts of this source that can be read apart, in order. Opens no more than it must to name them.
@@ -114,9 +125,17 @@ class SourceConfig:
         be read. A file that cannot be read any further ends with a `Rejected` for its rest."""
         raise NotImplementedError(f"{type(self).__name__} has no method `read`")
 
+    def keeps(self, record_id: str) -> bool:
+        """Whether a record belongs to `part`."""
+        return self.part == "all" or (place_of(record_id) < self.held_out) == (self.part == "held_out")
+
+    def kept(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
+        """`read`, without what does not belong to `part`."""
+        return (record for record in self.read(shard, datasets) if self.keeps(record.id))
+
     def read_all(self, datasets: str = "") -> Iterator[Record | Rejected]:
         """The first `count` records of all shards, before forms and filters; a `Rejected` counts as one."""
-        records = (record for shard in self.shards(datasets) for record in self.read(shard, datasets))
+        records = (record for shard in self.shards(datasets) for record in self.kept(shard, datasets))
         return itertools.islice(records, self.count or None)
 
     def records(self, datasets: str = "") -> Iterator[Record]:
@@ -134,6 +153,7 @@ class SourceConfig:
         if not self.name:
             object.__setattr__(self, "name", self.kind)
         require(self.count >= 0, "count", self.count, "must be 0 or more")
+        require(0 < self.held_out < 1, "held_out", self.held_out, "must be a share between 0 and 1")
         require(
             self.name.replace("_", "").replace("-", "").isalnum(),
             "name",

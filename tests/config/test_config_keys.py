@@ -43,7 +43,7 @@ from chameleon_jax.config import (
 from chameleon_jax.config.reading import config
 from data_pipeline import config as data_configs
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, ShowCommand, TextTokenizerCommand
+from data_pipeline.config import DataCommand, ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
 from data_pipeline.datasets import digit_documents, python_documents
 from data_pipeline.filters import FilterConfig
 from data_pipeline.forms import FormConfig, TurnTemplate
@@ -439,6 +439,8 @@ SOURCE: dict[str, Check | str] = {
     "filter": "test_rule_names_itself_its_limit_and_what_it_found",
     "form": "test_record_that_a_template_does_not_fit_is_rejected",
     "augment": "test_augmentation_is_light_and_only_on_demand",
+    "part": "test_parts_divide_the_records_and_none_changes_sides",
+    "held_out": "test_parts_divide_the_records_and_none_changes_sides",
 }
 FILE: dict[str, Check | str] = {
     "path": "test_own_documents",
@@ -678,7 +680,8 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "text": "test_limit_of_similarity_is_that_of_the_words",
         "pictures": "test_hashes_within_the_bits_are_found_and_others_are_not",
     },
-    ShowCommand: {
+    DataCommand: {
+        **dict.fromkeys(("page", "samples"), "test_the_page_shows_rows_of_every_source"),
         "source": "test_rows_are_printed_with_what_is_learnt_from",
         "output": "test_pictures_are_marked_or_drawn",
     },

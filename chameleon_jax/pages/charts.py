@@ -1,11 +1,11 @@
-"""The report's charts as SVG."""
+"""Charts as SVG."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,21 +34,27 @@ def _figure(width: float, height: float, result: list[str]) -> Iterator[Any]:
     result.append(svg[svg.index("<svg") :])
 
 
-def loss_curves(lines: Sequence[dict[str, Any]]) -> str:
+HeldOut = tuple[str, Literal["text_loss", "image_loss"], str]
+"""Name of a held-out source, which of its losses, and what that is called."""
+
+
+def loss_curves(lines: Sequence[dict[str, Any]], held_out: Sequence[HeldOut]) -> str:
     """Training loss per modality, and the held-out losses where they were measured, from metrics.jsonl."""
     result: list[str] = []
+    colours = {"text_loss": TEXT, "image_loss": IMAGE}
     with _figure(10, 4, result) as axes:
-        for key, colour, name in (("text_loss", TEXT, "text"), ("image_loss", IMAGE, "image codes")):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=f"{name}, training")
-        held_out = [line for line in lines if "held_out" in line]
-        for source, key, colour, name in (
-            ("python_reference", "text_loss", TEXT, "held-out prose"),
-            ("digit_captions", "image_loss", IMAGE, "held-out pictures"),
-        ):
-            points = [(line["step"], line["held_out"][source][key]) for line in held_out if source in line["held_out"]]
+        for key, name in (("text_loss", "text"), ("image_loss", "image codes")):
+            if points := [(line["step"], line[key]) for line in lines if key in line]:
+                axes.plot(*zip(*points, strict=True), color=colours[key], linewidth=1.8, label=f"{name}, training")
+        measured = [line for line in lines if "held_out" in line]
+        for source, key, name in held_out:
+            points = [
+                (line["step"], line["held_out"][source][key])
+                for line in measured
+                if key in line["held_out"].get(source, {})
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), "o--", color=colour, markersize=4, linewidth=1, label=name)
+                axes.plot(*zip(*points, strict=True), "o--", color=colours[key], markersize=4, linewidth=1, label=name)
         axes.set(xlabel="step", ylabel="loss, nats per token", ylim=(0, None))
         axes.legend(frameon=False, fontsize=9)
     return result[0]

@@ -1,0 +1,130 @@
+"""`chameleon data`: how much of each source a model will see, and rows to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from chameleon_jax.config import ConfigError, TrainConfig, read_config, stage_ends
+from chameleon_jax.config.yaml_files import read_yaml
+from chameleon_jax.console.show import print_rows
+from chameleon_jax.runtime.cloud import as_path
+from chameleon_jax.runtime.files import write_text
+
+if TYPE_CHECKING:
+    from data_pipeline.config import DataCommand
+    from data_pipeline.loader import PreparedData
+
+
+class Table(NamedTuple):
+    title: str
+    text: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def data(config: DataCommand, *, what: str, rows: Sequence[str] = ()) -> dict[str, Any]:
+    """Prints what each source holds, and what a run reads of it; writes a page of sample rows. With `rows`, prints
+    those rows instead."""
+    from data_pipeline.loader import PreparedData
+
+    folder, train = _find_rows(what)
+    prepared = PreparedData(folder)
+    if rows:
+        print_rows(prepared, config.source, rows, config.output)
+        return {}
+    tables = [of_sources(prepared), *([of_stages(prepared, train)] if train else [])]
+    for table in tables:
+        print(f"{table.title}\n{in_columns([table.head, *table.rows])}\n")
+    page = config.page or f"{str(folder).rstrip('/')}.html"
+    if page == "none":
+        return {}
+    write_page(page, prepared, tables, config.samples)
+    return {"page": page}
+
+
+def show(config: DataCommand, *, data: str, rows: Sequence[str] = ()) -> dict[str, Any]:
+    """What `chameleon data --rows` was called before."""
+    from data_pipeline.loader import PreparedData
+
+    print_rows(PreparedData(data), config.source, rows or ("0",), config.output)
+    return {}
+
+
+def _find_rows(what: str) -> tuple[str, TrainConfig | None]:
+    """The folder of rows that a path leads to, and the run, if it is the YAML file of one."""
+    from data_pipeline.config import PrepareCommand
+
+    if as_path(what).is_dir():
+        return what, None
+    values = read_yaml(what)
+    if not isinstance(values, dict) or not {"data", "output"} & values.keys():
+        raise ConfigError(f"{what}: expected a folder of rows, or the YAML file of `chameleon prepare` or `train`")
+    if "model" in values:
+        train = read_config(TrainConfig, what)
+        return train.data, train
+    return read_config(PrepareCommand, what).output, None
+
+
+def of_sources(prepared: PreparedData) -> Table:
+    """What each source holds."""
+    rows, length = [], prepared.sequence_length
+    for part in ("sources", "held_out"):
+        for name, source in prepared.header[part].items():
+            full = source["tokens"] + source["documents"]  # each document with its end
+            rows.append((
+                f"held_out.{name}" if part == "held_out" else name, f"{source['documents']:,}",
+                f"{source['pictures']:,}", f"{source['text_tokens']:,}", f"{source['image_tokens']:,}",
+                f"{source['rows']:,}", f"{min(1, full / max(1, source['rows'] * length)):.1%}",
+            ))  # fmt: skip
+    head = ("source", "documents", "pictures", "text tokens", "image tokens", "rows", "filled")
+    return Table("What was prepared", f"Rows of {length:,} tokens.", head, rows)
+
+
+def of_stages(prepared: PreparedData, train: TrainConfig) -> Table:
+    """What a run reads of each source."""
+    sources, rows, start = prepared.header["sources"], [], 0
+    total = train.steps * train.batch_size
+    for number, (stage, end) in enumerate(zip(train.stages, stage_ends(train.stages, total), strict=True), start=1):
+        weights = {name: weight for name, weight in stage.weights.items() if weight > 0}
+        for name, weight in weights.items():
+            if name not in sources:
+                raise ConfigError(f"stages.{number - 1}.weights.{name}: the prepared data has no such source")
+            share = weight / sum(weights.values())
+            epochs = share * (end - start) / sources[name]["rows"]
+            rows.append((
+                str(number), name, f"{share:.1%}", *(f"{epochs * sources[name][key]:,.0f}" for key in
+                ("text_tokens", "image_tokens")), f"{epochs:,.2f}",
+            ))  # fmt: skip
+        start = end
+    head = ("stage", "source", "share", "text tokens", "image tokens", "epochs")
+    said = f"{train.steps:,} steps of {train.batch_size} rows of {prepared.sequence_length:,} tokens."
+    return Table("What training reads", said, head, rows)
+
+
+def in_columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of text in columns, the first to the left, figures to the right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [not any(cell[:1].isdigit() for cell in column[1:]) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def write_page(path: str | Path, prepared: PreparedData, tables: Sequence[Table], samples: int) -> None:
+    """Writes a page of tables and of `samples` rows of each source, evenly spaced."""
+    from chameleon_jax.pages.rows import rows_page, wide_table
+
+    numbers = {}
+    for part, before in (("sources", ""), ("held_out", "held_out.")):
+        for name, source in prepared.header[part].items():
+            count = min(samples, source["rows"])
+            numbers[before + name] = [source["rows"] * nth // count for nth in range(count)]
+    sections = [(table.title, table.text, wide_table(table.head, table.rows)) for table in tables]
+    write_text(path, rows_page(prepared, numbers, sections))

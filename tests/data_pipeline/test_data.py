@@ -1,0 +1,84 @@
+"""`chameleon data`: the table and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chameleon_jax.config import to_dict
+from chameleon_jax.console.cli import main
+from chameleon_jax.console.data import in_columns
+
+TRAIN = {
+    "steps": 30, "batch_size": 4, "optimizer": {"warmup_steps": 1},
+    "model": {"d_model": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 8},
+    "stages": [{"share": 0.5, "weights": {"mixed": 1}}, {"share": 0.5, "weights": {"mixed": 1, "prose": 3}}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def train_yaml(prepared, tmp_path) -> Path:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({**TRAIN, "data": str(prepared), "output": str(tmp_path / "run")}))
+    return path
+
+
+def figures_of(printed: str, *words: str) -> list[str]:
+    (line,) = (line for line in printed.splitlines() if line.split()[: len(words)] == list(words))
+    return line.split()[len(words) :]
+
+
+def test_the_table_says_what_each_source_gives_to_each_stage(prepared, train_yaml, capsys):
+    assert main(["data", str(train_yaml), "--page", "none"]) == 0
+    printed = capsys.readouterr().out
+    header = json.loads((prepared / "dataset.json").read_text())["sources"]
+    assert figures_of(printed, "mixed")[:2] == ["40", f"{header['mixed']['pictures']}"]
+    read = 30 * 4 * 0.5 * 3 / 4  # rows of prose in the second stage
+    share, text, image, epochs = figures_of(printed, "2", "prose")
+    assert (share, image) == ("75.0%", "0")
+    assert float(epochs) == pytest.approx(read / header["prose"]["rows"], abs=0.01)
+    assert int(text.replace(",", "")) == round(header["prose"]["text_tokens"] * read / header["prose"]["rows"])
+
+
+def test_the_page_shows_rows_of_every_source(prepared, train_yaml, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["data", str(train_yaml), "--page", str(page), "--samples", "2"]) == 0
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles == ["What was prepared", "What training reads", "mixed", "prose", "held_out.unseen"]
+    assert text.count("<div class='row'>") == 6
+    assert re.search(r"is picture \d, which nobody has seen\.", text)
+    assert "The fox said" in text
+    assert text.count('<img class="learnt"') == text.count("data:image/png;base64,") > 2
+    assert not re.search(r'(?:src|href)\s*=\s*["\'](?!data:)', text), "refers to another file"
+
+
+def test_the_yaml_of_prepare_leads_to_its_rows(command, prepared, tmp_path, capsys):
+    path = tmp_path / "prepare.yaml"
+    path.write_text(yaml.safe_dump(to_dict(command)))
+    assert main(["data", str(path), "--page", "none"]) == 0
+    assert "held_out.unseen" in capsys.readouterr().out
+
+
+def test_rows_are_printed_as_show_printed_them(prepared, capsys):
+    assert main(["data", str(prepared), "--source", "prose", "--rows", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["show", str(prepared), "--source", "prose", "--rows", "0"]) == 0
+    assert printed == capsys.readouterr().out
+    assert "⟦The fox said" in printed
+
+
+def test_what_is_no_data_is_refused(tmp_path, capsys):
+    path = tmp_path / "other.yaml"
+    path.write_text("kind: kite\n")
+    assert main(["data", str(path)]) == 2
+    assert f"{path}: expected a folder of rows, or the YAML file" in capsys.readouterr().err
+
+
+def test_columns_are_aligned():
+    assert in_columns([("name", "count"), ("a", "1,000"), ("bcd", "7")]) == "name  count\na     1,000\nbcd       7"
