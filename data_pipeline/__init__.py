@@ -14,7 +14,7 @@ HOMES = {
     "data_pipeline.mixture": ("mix",),
     "data_pipeline.packing": ("Piece", "pack"),
     "data_pipeline.records": ("Picture", "Record", "Rejected", "Shard", "Turn"),
-    "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "register_source"),
+    "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "TextSource", "register_source"),
     "data_pipeline.tokenize": ("tokenized_pieces",),
     "data_pipeline.unpacking": ("unpack",),
 }  # fmt: skip

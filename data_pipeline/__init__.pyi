@@ -4,7 +4,7 @@ from data_pipeline.loader import PreparedData
 from data_pipeline.mixture import mix
 from data_pipeline.packing import Piece, pack
 from data_pipeline.records import Picture, Record, Rejected, Shard, Turn
-from data_pipeline.sources import ConversationsSource, DocumentsSource, register_source
+from data_pipeline.sources import ConversationsSource, DocumentsSource, TextSource, register_source
 from data_pipeline.tokenize import tokenized_pieces
 from data_pipeline.unpacking import unpack
 
@@ -21,6 +21,7 @@ __all__ = [
     "Rejected",
     "Shard",
     "SourceConfig",
+    "TextSource",
     "TextTokenizerCommand",
     "Turn",
     "mix",

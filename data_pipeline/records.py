@@ -21,19 +21,25 @@ class Picture:
     """A picture file that is not decoded yet."""
 
     name: str
-    """Its path; or, where `data` is given, a name for messages, such as "kites.tar: 000017.jpg"."""
+    """Its path, or gs://… and the like; where `data` is given, a name for messages, such as "kites.tar: 000017.jpg"."""
     data: bytes | None = None
     """The contents of the file. None: they are read from `name`."""
 
     def read(self) -> bytes:
         """The contents of the file. Raises `DocumentError` if it cannot be read."""
-        return read_picture(self.name) if self.data is None else self.data
+        if self.data is not None:
+            return self.data
+        if "://" in self.name:  # in a bucket
+            from data_pipeline.sources.streams import read_remote_picture
+
+            return read_remote_picture(self.name)
+        return read_picture(self.name)
 
     def open(self, *, exif: bool = True) -> Image:
         """Decodes the picture. Raises `DocumentError`, naming it, as `open_image` does."""
-        if self.data is None:
+        if self.data is None and "://" not in self.name:
             return open_image(self.name, exif=exif)
-        return decode_image(self.data, self.name, exif=exif)
+        return decode_image(self.read(), self.name, exif=exif)
 
 
 Segment = str | Picture

@@ -9,6 +9,7 @@ from data_pipeline.sources.folder import FolderSource
 from data_pipeline.sources.parquet import ParquetSource
 from data_pipeline.sources.source import SourceConfig, TurnKeys, register_source
 from data_pipeline.sources.table import TableSource
+from data_pipeline.sources.text_files import TextSource
 from data_pipeline.sources.tfds import TfdsSource
 from data_pipeline.sources.webdataset import WebDatasetSource
 
@@ -19,6 +20,7 @@ __all__ = [
     "ParquetSource",
     "SourceConfig",
     "TableSource",
+    "TextSource",
     "TfdsSource",
     "TurnKeys",
     "WebDatasetSource",

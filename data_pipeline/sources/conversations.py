@@ -1,4 +1,4 @@
-"""Kind 'conversations': a file of JSON lines, each with alternating prompts and answers. Either our own format,
+"""Kind 'conversations': JSON lines, each with alternating prompts and answers. Either our own format,
 
     {"turns": [{"prompt": [{"image": "kite.jpg"}, "What flies here?"], "answer": "A red kite."}]}
 
@@ -7,30 +7,37 @@ where a prompt or an answer is text or a list of segments as in kind 'documents'
     {"conversations": [{"from": "human", "value": "<|image|>What flies?"}, {"from": "gpt", "value": "A red kite."}],
      "image": ["kite.jpg"]}
 
-where <|image|>, <image> or ⟨image⟩ mark the places of the pictures in order; without marks they come first. The format
-is read as its own tools do: a file may be one JSON array instead of lines; `images`, or `messages` with `role` and
-`content`, or the speakers user and assistant mean the same; messages of gpt before the first question, and a question
-without an answer at the end, are dropped; without pictures, a mark inside a text is text. A system message is put
-before the first prompt. Other keys are ignored. Paths are relative to the file.
+or messages of a chat, whose content may be a list, in which a picture has a path (or base64) of its own or is the next
+of `images`:
+
+    {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What flies?"}]},
+                  {"role": "assistant", "content": "A red kite."}], "images": ["kite.jpg"]}
+
+In texts that are not in lists <|image|>, <image> or ⟨image⟩ mark the places of the pictures in order; without marks
+they come first; without pictures, a mark inside a text is text. A system message is put before the first prompt, and a
+question without an answer at the end is dropped. So is, in `conversations` alone, what gpt says before the first
+question, as by LLaVA's own tools. Other keys are ignored. A file may be one JSON array instead of lines.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import IMAGE_MARKS, DocumentError
 from data_pipeline.records import Picture, Record, Segment, Turn
 from data_pipeline.sources.documents import parse_segments
-from data_pipeline.sources.files import Pictures
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
 from data_pipeline.sources.source import TurnKeys, register_source
 
 _MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
-_EXPECTED = '{"turns": [{"prompt": …, "answer": …}, …]} or {"conversations": [{"from": "human", "value": …}, …]}'
+_EXPECTED = (
+    '{"turns": [{"prompt": …, "answer": …}, …]}, {"conversations": [{"from": "human", "value": …}, …]} or '
+    '{"messages": [{"role": "user", "content": …}, …]}'
+)
 
 
 def _turn(value: Any, number: int, picture: Callable[[str], Picture]) -> Turn:
@@ -49,90 +56,159 @@ def _turn(value: Any, number: int, picture: Callable[[str], Picture]) -> Turn:
     return Turn(part("prompt"), part("answer"))
 
 
-_SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+_SPEAKERS = {
+    "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"
+}  # fmt: skip
 
 
-def _llava_message(value: Any, number: int) -> tuple[str, str]:
-    """Speaker and text of a message."""
+class _Part(NamedTuple):
+    """A part of a message: a text, in which marks may stand for pictures, or a picture, which may be named."""
+
+    kind: Literal["text", "marked text", "picture"]
+    value: str = ""
+
+
+class _Message(NamedTuple):
+    number: int
+    speaker: str
+    parts: list[_Part]
+
+
+def _message(value: Any, number: int) -> _Message:
     found = value if isinstance(value, dict) else {}
-    speaker, text = found.get("from", found.get("role")), found.get("value", found.get("content"))
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
-        raise DocumentError(f'message {number}, {shown(value)}: must be {{"from": "human" or "gpt", "value": "…"}}')
-    if not text:
+    speaker, content = found.get("from", found.get("role")), found.get("value", found.get("content"))
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(content, (str, list)):
+        names = ("role", "user", "assistant", "content") if "role" in found else ("from", "human", "gpt", "value")
+        expected = '{{"{}": "{}" or "{}", "{}": "…"}}'.format(*names)
+        raise DocumentError(f"message {number}, {shown(value)}: must be {expected}")
+    if isinstance(content, str):
+        parts = [_Part("marked text", check_text(content))]
+    else:
+        parts = [_part(each, number) for each in content]
+    if not any(part.kind == "picture" or part.value.strip() for part in parts):
         raise DocumentError(f"message {number} is empty")
-    return _SPEAKERS[speaker], check_text(text)
+    return _Message(number, _SPEAKERS[speaker], parts)
 
 
-def _llava_turns(messages: list[Any]) -> list[tuple[str, str]]:
+def _part(value: Any, number: int) -> _Part:
+    """A part of the content of a message that is a list."""
+    found = value if isinstance(value, dict) else {"type": "text", "text": value}
+    if found.get("type") == "text" and isinstance(found.get("text"), str):
+        return _Part("text", check_text(found["text"]))
+    if found.get("type") in ("image", "image_url"):
+        return _Part("picture", _name_of(found))
+    expected = '{"type": "text", "text": "…"} or {"type": "image"}'
+    raise DocumentError(f"message {number}, {shown(value)}: must be {expected}")
+
+
+def _name_of(value: Any) -> str:
+    """The path, or the file in base64, that some JSON names a picture by; "" if it names none."""
+    while isinstance(value, dict):
+        keys = ("image_url", "image", "path", "url", "base64", "bytes")
+        value = next((value[key] for key in keys if value.get(key)), "")
+    if not isinstance(value, str):
+        raise DocumentError(f"{shown(value)}: a picture is a path, or its file in base64")
+    return value
+
+
+def _take_turns(messages: list[_Message]) -> Iterator[tuple[list[_Part], list[_Part]]]:
     """Pairs of prompt and answer."""
-    said = [(number, *_llava_message(message, number)) for number, message in enumerate(messages, start=1)]
-    system = ""
-    if said[0][1] == "system":
-        system = said.pop(0)[2] + "\n"
-    if said and said[0][1] == "gpt":
-        said = said[1:]
-    for place, (number, speaker, _) in enumerate(said):
+    system: list[_Part] = []
+    if messages and messages[0].speaker == "system":
+        system = [*messages[0].parts, _Part("text", "\n")]
+        messages = messages[1:]
+    for place, message in enumerate(messages):
         expected = ("human", "gpt")[place % 2]
-        if speaker != expected:
+        if message.speaker != expected:
             raise DocumentError(
-                f'message {number} is from {speaker}: must be {{"from": "{expected}", …}}; human and gpt take turns'
+                f"message {message.number} is from {message.speaker}: must be from {expected}; human and gpt (user and "
+                "assistant) take turns, and human begins"
             )
-    texts = [text for _, _, text in said]
-    if len(texts) < 2:
+    if len(messages) < 2:
         raise DocumentError(
             "there is no answer to learn from; messages must be from human and gpt in turn, and end with gpt"
         )
-    texts[0] = system + texts[0]
-    return list(zip(texts[::2], texts[1::2], strict=False))  # a question at the end has no answer
+    for prompt, answer in zip(messages[::2], messages[1::2], strict=False):  # a question at the end has no answer
+        yield system + prompt.parts, answer.parts
+        system = []
 
 
-def _llava_files(values: dict[str, Any]) -> list[str]:
-    """Paths of the pictures."""
+def _files(values: Mapping[str, Any]) -> list[str]:
+    """The pictures of a record, as it names them."""
     given = [values[key] for key in ("image", "images") if values.get(key)]
     if len(given) > 1:
         raise DocumentError("give image or images, not both")
     files = given[0] if given else []
-    files = [files] if isinstance(files, str) else files
-    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+    files = files if isinstance(files, list) else [files]
+    names = [_name_of(file) if isinstance(file, (str, dict)) else "" for file in files]
+    if not all(names):
         raise DocumentError("image must be a path or a list of paths")
-    return files
+    return names
 
 
-def _llava_conversation(values: dict[str, Any], messages: Any, picture: Callable[[str], Picture]) -> list[Turn]:
-    if not isinstance(messages, list) or not messages:
-        raise DocumentError("conversations must be a list of messages, human and gpt in turn, and end with gpt")
-    turns, files = _llava_turns(messages), _llava_files(values)
-    texts = [text for turn in turns for text in turn]
-    marks = sum(len(_MARK.findall(text)) for text in texts)
-    if not files and not any(_stands_alone(text) for text in texts):
-        return [Turn((prompt,), (answer,)) for prompt, answer in turns]
-    if marks and marks != len(files):
-        raise DocumentError(f"the messages have {marks} image marks (such as <|image|>), but image lists {len(files)}")
+def _chat(values: Mapping[str, Any], messages: list[_Message], picture: Callable[[str], Picture]) -> list[Turn]:
+    turns, files = list(_take_turns(messages)), _files(values)
+    parts = [part for turn in turns for side in turn for part in side]
+    marked = [part.value for part in parts if part.kind == "marked text"]
+    has_marks = bool(files) or any(map(_stands_alone, marked))
+    places = sum(part == _Part("picture") for part in parts)
+    places += sum(len(_MARK.findall(text)) for text in marked) if has_marks else 0
+    if places and places != len(files):
+        raise DocumentError(f"the messages have {places} image marks (such as <|image|>), but image lists {len(files)}")
     pictures = map(picture, files)
 
-    def segments(text: str) -> tuple[Segment, ...]:
-        first, *rest = _MARK.split(text)
-        parts = [first, *(part for piece in rest for part in (next(pictures), piece))]
-        return tuple(part for part in parts if part != "")
+    def segments(parts: list[_Part]) -> tuple[Segment, ...]:
+        found: list[Segment] = []
+        for part in parts:
+            if part.kind == "picture":
+                found.append(picture(part.value) if part.value else next(pictures))
+                continue
+            first, *rest = _MARK.split(part.value) if part.kind == "marked text" and has_marks else [part.value]
+            found += [first, *(segment for text in rest for segment in (next(pictures), text))]
+        return _join(found)
 
-    before = [] if marks else list(pictures)
+    before = [] if places else list(pictures)
     conversation = [Turn(segments(prompt), segments(answer)) for prompt, answer in turns]
     conversation[0] = Turn((*before, *conversation[0].prompt), conversation[0].answer)
     return conversation
 
 
+def _join(segments: list[Segment]) -> tuple[Segment, ...]:
+    """Neighbouring texts as one."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if joined and isinstance(segment, str) and isinstance(joined[-1], str):
+            joined[-1] += segment
+        elif segment != "":
+            joined.append(segment)
+    return tuple(joined)
+
+
 def _stands_alone(text: str) -> bool:
     """Whether a text begins or ends with a mark. A mark inside it may be what the text is about."""
     text = text.strip()
-    return any(text.startswith(mark) or text.endswith(mark) for mark in IMAGE_MARKS)
+    return text.startswith(IMAGE_MARKS) or text.endswith(IMAGE_MARKS)
 
 
 def parse_turns(values: Any, picture: Callable[[str], Picture]) -> list[Turn]:
-    """The turns of a conversation in JSON. Raises `DocumentError` if it is none."""
+    """The turns of a conversation in any of the formats.
+
+    Raises:
+      DocumentError: if it is none.
+    """
+    values = values if isinstance(values, dict) else {}
     for key in ("conversations", "messages"):
-        if isinstance(values, dict) and key in values:
-            return _llava_conversation(values, values[key], picture)
-    if not isinstance(values, dict) or values.keys() != {"turns"}:
+        if key not in values:
+            continue
+        if not isinstance(values[key], list) or not values[key]:
+            raise DocumentError(f"{key} must be a list of messages, human and gpt in turn, and end with gpt")
+        messages = [_message(message, number) for number, message in enumerate(values[key], start=1)]
+        if key == "conversations":  # LLaVA's tools skip what gpt says first
+            begin = int(messages[0].speaker == "system")
+            if len(messages) > begin and messages[begin].speaker == "gpt":
+                del messages[begin]
+        return _chat(values, messages, picture)
+    if values.keys() != {"turns"}:
         raise DocumentError(f"a line must be {_EXPECTED}")
     turns = values["turns"]
     if not isinstance(turns, list) or not turns:
@@ -143,12 +219,13 @@ def parse_turns(values: Any, picture: Callable[[str], Picture]) -> list[Turn]:
 @register_source
 @config
 class ConversationsSource(TurnKeys, JsonLinesSource):
-    """Prompts and answers, of which only the answers are trained on: JSON lines in our own format or in LLaVA's."""
+    """Prompts and answers, of which only the answers are trained on: JSON lines in our own format, in LLaVA's, or
+    messages of a chat."""
 
     kind: Literal["conversations"] = "conversations"
 
     patterns: ClassVar[tuple[str, ...]] = (*JsonLinesSource.patterns, "*.json", "*.json.gz", "*.json.zst")
     arrays: ClassVar[bool] = True
 
-    def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
+    def parse(self, values: Any, id: str, place: str, picture: Callable[[str], Picture]) -> Record:
         return Record(id, place, turns=tuple(parse_turns(values, picture)))

@@ -1,8 +1,16 @@
-"""Kind 'documents': JSON lines, each a list of texts and pictures.
+"""Kind 'documents': JSON lines, each a document. Either a list of texts and pictures in our own format,
 
     ["A red kite. ", {"image": "kites/17.jpg"}, "Seen in May."]
 
-Paths of pictures are relative to the file; absolute paths and `..` are allowed.
+or an object: a text or a picture with its caption, interleaved as in OBELICS, or as in MMC4:
+
+    {"text": "A red kite was seen in May."}
+    {"image": "kites/17.jpg", "caption": "A red kite."}
+    {"texts": ["A red kite. ", null, "Seen in May."], "images": [null, "kites/17.jpg", null]}
+    {"text_list": ["A red kite."], "image_info": [{"image_name": "kites/17.jpg", "matched_text_index": 0}]}
+
+Of other objects `form.templates` make documents: {"question": …, "answer": …}. A picture is a path relative to the file
+(absolute paths and `..` are allowed), a `data:` URL, or the file in base64.
 """
 
 from __future__ import annotations
@@ -13,10 +21,12 @@ from typing import Any, Literal
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
 from data_pipeline.records import Picture, Record, Segment
-from data_pipeline.sources.files import Pictures
+from data_pipeline.sources.interleaved import is_interleaved, parse_interleaved
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
 from data_pipeline.sources.source import register_source
+
+_TEXTS = ("text", "caption")
 
 
 def _segment(value: Any, picture: Callable[[str], Picture]) -> Segment:
@@ -27,26 +37,53 @@ def _segment(value: Any, picture: Callable[[str], Picture]) -> Segment:
     raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
 
 
-def parse_segments(values: Any, picture: Callable[[str], Picture]) -> tuple[Segment, ...]:
+def parse_segments(values: list[Any], picture: Callable[[str], Picture]) -> tuple[Segment, ...]:
     """The segments that a list in JSON means.
 
     Raises:
       DocumentError: if it is not a list of segments, or empty.
     """
-    if not isinstance(values, list):
-        raise DocumentError("a line must be a list of segments")
     segments = tuple(_segment(value, picture) for value in values)
     if all(segment == "" for segment in segments):
         raise DocumentError("the document is empty")
     return segments
 
 
+def _parse_columns(
+    values: dict[str, Any], picture: Callable[[str], Picture]
+) -> tuple[dict[str, Segment], tuple[Segment, ...]]:
+    """All texts and numbers, and the picture, by their names; and the picture and text that make the document."""
+    fields: dict[str, Segment] = {}
+    for name, value in values.items():
+        if name == "image" and isinstance(value, str):
+            fields[name] = picture(value)
+        elif isinstance(value, str):
+            fields[name] = check_text(value)
+        elif isinstance(value, (int, float)):
+            fields[name] = str(value)
+    text = next((fields[name] for name in _TEXTS if fields.get(name)), "")
+    if text:
+        fields["text"] = text
+    return fields, tuple(segment for segment in (fields.get("image"), text) if segment)
+
+
 @register_source
 @config
 class DocumentsSource(JsonLinesSource):
-    """Your own documents: lines such as ["A red kite. ", {"image": "kites/17.jpg"}]."""
+    """Your own documents as JSON lines: lists such as ["A red kite. ", {"image": "kites/17.jpg"}], or objects such as
+    {"text": "A red kite."} and {"image": "kites/17.jpg", "caption": "A red kite."}."""
 
     kind: Literal["documents"] = "documents"
 
-    def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
-        return Record(id, place, parse_segments(values, picture))
+    def parse(self, values: Any, id: str, place: str, picture: Callable[[str], Picture]) -> Record:
+        if isinstance(values, list):
+            return Record(id, place, parse_segments(values, picture))
+        if not isinstance(values, dict):
+            raise DocumentError("a line must be a list of segments, or an object with a text or a picture")
+        if is_interleaved(values):
+            return Record(id, place, parse_interleaved(values, picture))
+        fields, segments = _parse_columns(values, picture)
+        if not segments and not (fields and self.form.templates):
+            keys = shown(list(values))
+            raise DocumentError(f"no text, caption or image in an object with the keys {keys}; or set form.templates")
+        return Record(id, place, segments, fields=fields)

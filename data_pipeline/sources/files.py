@@ -1,41 +1,38 @@
-"""What all sources that read files share: finding the files, opening them, and the pictures they name.
+"""What all sources that read files share: finding the files, and the pictures that their records name.
 
-A source's `path` is a file, a folder or a pattern such as data/*.jsonl.gz. Files are called by their names relative to
-it, so that nothing depends on where they lie.
+A source's `path` is a file, a folder or a pattern such as data/*.jsonl.gz, on this machine or in a bucket. Files are
+called by their names relative to it, so that nothing depends on where they lie.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import concurrent.futures
 import fnmatch
 import glob
-import gzip
 import hashlib
-import io
 import os
 import re
-import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, NamedTuple, TypeVar
 
 from chameleon_jax.config.reading import config, require
 from chameleon_jax.document import DocumentError
-from chameleon_jax.errors import ConfigError, FileError
-from chameleon_jax.runtime.reading import open_file
+from chameleon_jax.errors import FileError
 from data_pipeline.records import Picture, Shard
 from data_pipeline.sources.source import SourceConfig
+from data_pipeline.sources.streams import explained, file_system, is_remote, read_range, size_of
+
+T = TypeVar("T")
 
 SHARD_BYTES = 64 << 20
 """Size of the shards into which large files are cut."""
 MOST_PICTURES = 512
 """Pictures of one record."""
-_CHUNK = 1 << 20
 _SAMPLE = 64 << 10
-
-
-class BrokenStreamError(DocumentError):
-    """A compressed or encoded file is truncated or damaged: what was read before is right, and nothing follows."""
+_REQUESTS = 32
+"""Files of a bucket that are looked at together."""
 
 
 class DataFile(NamedTuple):
@@ -48,34 +45,42 @@ class DataFile(NamedTuple):
 
 
 @config
-class FilesSource(SourceConfig):
+class PathSource(SourceConfig):
     """A source that reads files."""
 
     path: str = ""
-    """The file, a folder of such files, or a pattern such as data/*.jsonl.gz. Must be given."""
-    exif: bool = True
-    """Rotate pictures as their EXIF data says, so that they stand as people see them. The released code does not; with
-    false, the codes are those that it would give."""
+    """The file, a folder of such files, or a pattern such as data/*.jsonl.gz; also in a bucket (gs://, s3://) or on the
+    Hugging Face Hub (hf://datasets/…). Must be given."""
 
     patterns: ClassVar[tuple[str, ...]] = ("*",)
-    """Names of the files that are read of a folder."""
+    """Names of the files that are read of a folder, in lower case."""
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            bool(self.path),
-            "path",
-            self.path,
-            f"must name a file, a folder or a pattern; kind {self.kind!r} reads files",
-        )
+        allowed = f"must name a file, a folder or a pattern; kind {self.kind!r} reads files"
+        require(bool(self.path), "path", self.path, allowed)
 
     def files(self) -> list[DataFile]:
         """The files in the order of their names. Raises `FileError` if there are none."""
         return list_files(self.path, self.patterns)
 
+    @property
+    def root(self) -> str:
+        """The folder to which the names of files are relative."""
+        return _root(self.path)
+
     def path_of(self, shard: Shard) -> str:
         """Where the (first) file of a shard lies."""
-        return os.path.join(_root(self.path), shard.files[0])
+        return os.path.join(self.root, shard.files[0])
+
+
+@config
+class FilesSource(PathSource):
+    """A source that reads files with pictures, or with their names."""
+
+    exif: bool = True
+    """Rotate pictures as their EXIF data says, so that they stand as people see them. The released code does not; with
+    false, the codes are those that it would give."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -93,29 +98,49 @@ def list_files(path: str, patterns: tuple[str, ...] = ("*",)) -> list[DataFile]:
     Raises:
       FileError: if there are none.
     """
-    root = _root(path)
-    if os.path.isdir(path):
-        found = [name for name in _walk(path) if any(fnmatch.fnmatch(name.lower(), pattern) for pattern in patterns)]
-    elif os.path.lexists(path) or not glob.has_magic(path):
-        found = [path]
-    else:
-        found = [name for name in glob.glob(path, recursive=True) if not os.path.isdir(name)]
-    files = [DataFile(os.path.relpath(name, root).replace(os.sep, "/"), name, _size(name)) for name in sorted(found)]
-    if not files:
-        expected = f"no files {' or '.join(patterns)} in this folder" if os.path.isdir(path) else "matches no file"
+    with explained(path):
+        root, is_folder = _root(path), _is_folder(path)
+        if is_remote(path):
+            found = _find_remote(path, root, is_folder)
+        elif is_folder:
+            found = [(os.path.relpath(file, path), None) for file in _walk(path)]
+        elif _is_pattern(path):
+            names = glob.glob(path, recursive=True)
+            found = [(os.path.relpath(name, root), None) for name in names if not os.path.isdir(name)]
+        else:
+            found = [(os.path.basename(path), None)]
+    if is_folder:
+        found = [
+            (name, size)
+            for name, size in found
+            if any(fnmatch.fnmatchcase(os.path.basename(name).lower(), pattern) for pattern in patterns)
+        ]
+    if not found:
+        expected = f"no files {' or '.join(patterns)} in this folder" if is_folder else "no file matches this pattern"
         raise FileError(f"{path}: {expected}")
-    return files
+    files = [(name.replace(os.sep, "/"), os.path.join(root, name), size) for name, size in found]
+    return [DataFile(name, at, size_of(at) if size is None else size) for name, at, size in sorted(files)]
 
 
 def _root(path: str) -> str:
-    """The folder to which the names of files are relative."""
-    if os.path.isdir(path):
-        return path
-    while glob.has_magic(path) and not os.path.lexists(path):
+    if _is_folder(path):
+        return path.rstrip("/") or path
+    while _is_pattern(path):
         path = os.path.dirname(path)
         if not glob.has_magic(path):
             return path
     return os.path.dirname(path)
+
+
+def _is_folder(path: str) -> bool:
+    if not is_remote(path):
+        return os.path.isdir(path)
+    system, name = file_system(path)
+    return not _is_pattern(path) and system.isdir(name)
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) and (is_remote(path) or not os.path.lexists(path))
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -127,13 +152,19 @@ def _walk(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(here, name) for name in names if not name.startswith("."))
 
 
-def _size(path: str) -> int:
-    with open_plain(path) as file:
-        return file.seek(0, os.SEEK_END)
+def _find_remote(path: str, root: str, is_folder: bool) -> list[tuple[str, int | None]]:
+    """Names relative to `root`, and sizes."""
+    system, name = file_system(path)
+    if not is_folder and not _is_pattern(path):
+        return [(os.path.basename(path), None)]
+    found = system.find(name, detail=True) if is_folder else system.glob(name, detail=True)
+    start = len(file_system(root)[1].rstrip("/")) + 1
+    names = [(file[start:], info["size"]) for file, info in found.items() if info["type"] == "file"]
+    return [(name, size) for name, size in names if not (is_folder and name.startswith(".")) and "/." not in name]
 
 
 def identity(path: str, begin: int = 0, end: int = 0) -> str:
@@ -142,108 +173,21 @@ def identity(path: str, begin: int = 0, end: int = 0) -> str:
     It covers the size and the first, middle and last 64 KiB, so that nobody waits for it; never path or times. A little
     more than the part is covered, since a last line may go on behind it.
     """
-    with open_plain(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        end = min(end + _SAMPLE, size) if end else size
-        digest = hashlib.sha256(f"{end - begin}".encode())
-        for start in sorted({begin, max(begin, (begin + end - _SAMPLE) // 2), max(begin, end - _SAMPLE)}):
-            file.seek(start)
-            digest.update(file.read(min(_SAMPLE, end - start)))
+    size = size_of(path)
+    end = min(end + _SAMPLE, size) if end else size
+    digest = hashlib.sha256(f"{end - begin}".encode())
+    for start in sorted({begin, max(begin, (begin + end - _SAMPLE) // 2), max(begin, end - _SAMPLE)}):
+        digest.update(read_range(path, start, min(start + _SAMPLE, end)))
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Opening files
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def open_plain(path: str) -> BinaryIO:
-    """Opens a file as it is. Raises `FileError` if it is not a regular file or cannot be read."""
-    try:
-        return open_file(path)
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def open_stream(path: str) -> io.BufferedReader:
-    """Opens a file for reading from its begin, decompressed if its first bytes are those of gzip or Zstandard.
-
-    The stream raises `BrokenStreamError` where the compressed data is truncated or damaged.
-    """
-    file = open_plain(path)
-    expand = compression(file.peek(8))
-    return io.BufferedReader(Chunks(expand(file)), _CHUNK) if expand else file
-
-
-def compression(head: bytes) -> Any:
-    """The function that decompresses a file with these first bytes, or None."""
-    return next((expand for magic, expand in _COMPRESSIONS.items() if head.startswith(magic)), None)
-
-
-class Chunks(io.RawIOBase):
-    """A stream of the bytes that an iterator gives."""
-
-    def __init__(self, chunks: Iterator[bytes]):
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
-
-
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        try:
-            stream = gzip.GzipFile(fileobj=file)
-            while chunk := stream.read1(_CHUNK):
-                yield chunk
-        except EOFError:
-            raise BrokenStreamError("the gzip file is truncated") from None
-        except (zlib.error, gzip.BadGzipFile) as error:
-            raise BrokenStreamError(f"the gzip file is damaged: {error}") from None
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise ConfigError(
-            "path: files compressed with Zstandard need zstandard, which is not installed; pip install "
-            "'chameleon-jax[zstd]'"
-        ) from None
-    with file:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        rest, fresh = b"", True
-        # So little at a time, as a kilobyte may be that of 32 MB.
-        while data := rest or file.read(1024):
-            try:
-                chunk = frame.decompress(data)
-            except zstandard.ZstdError as error:
-                raise BrokenStreamError(f"the Zstandard file is damaged: {error}") from None
-            rest, fresh = b"", False
-            if frame.eof:
-                rest = frame.unused_data
-                frame, fresh = zstandard.ZstdDecompressor().decompressobj(), True
-            if chunk:
-                yield chunk
-        if not fresh:
-            raise BrokenStreamError("the Zstandard file is truncated")
-
-
-_COMPRESSIONS = {b"\x1f\x8b": _gunzip, b"\x28\xb5\x2f\xfd": _unzstd}
+def of_each(files: Iterable[DataFile], function: Callable[[DataFile], T]) -> list[T]:
+    """The results of a function that reads a little of each file; many at a time where each has to be waited for."""
+    files = list(files)
+    if not any(is_remote(file.path) for file in files):
+        return [function(file) for file in files]
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(function, files))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -253,6 +197,7 @@ _COMPRESSIONS = {b"\x1f\x8b": _gunzip, b"\x28\xb5\x2f\xfd": _unzstd}
 _DATA_URL = re.compile(r"data:[\w/+.;=-]*,", re.ASCII)
 _BASE64_OF_PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK", "AAAA")
 """How base64 of PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF begins."""
+_BUCKETS = ("gs://", "s3://", "hf://")
 _SHORTEST_BASE64 = 80
 """No picture is shorter; names that begin like one are."""
 
@@ -266,10 +211,10 @@ class Pictures:
         self._count = 0
 
     def __call__(self, value: str) -> Picture:
-        """The picture at a path relative to the file that the record is in; or of a `data:` URL, or of base64.
+        """The picture at a path relative to the folder of the record's file; or of a `data:` URL, or of base64.
 
         Raises:
-          DocumentError: for base64 that is damaged, and for more than `MOST_PICTURES`.
+          DocumentError: for web addresses, for base64 that is damaged, and for more than `MOST_PICTURES`.
         """
         self._count += 1
         if self._count > MOST_PICTURES:
@@ -279,7 +224,12 @@ class Pictures:
             return Picture(name, _from_base64(value[url.end() :], name))
         if len(value) >= _SHORTEST_BASE64 and value.startswith(_BASE64_OF_PICTURES):
             return Picture(name, _from_base64(value, name))
-        return Picture(os.path.join(self._folder, value))
+        value = value.removeprefix("file://")
+        if not is_remote(value):
+            return Picture(os.path.join(self._folder, value))
+        if not value.startswith(_BUCKETS):
+            raise DocumentError(f"{value[:80]}: is not fetched; download pictures first, and name their files")
+        return Picture(value)
 
 
 def _from_base64(text: str, name: str) -> bytes:

@@ -27,9 +27,10 @@ from data_pipeline.sources.captioned import (
     decode_text,
     texts_of,
 )
-from data_pipeline.sources.files import DataFile, identity, open_plain
+from data_pipeline.sources.files import DataFile, identity
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.source import register_source
+from data_pipeline.sources.streams import open_plain
 
 
 @register_source

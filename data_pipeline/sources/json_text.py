@@ -50,13 +50,13 @@ JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
 
 def parse_json(line: bytes) -> Any:
     """What a line says. Raises `DocumentError` if it is not valid JSON in UTF-8."""
+    if b"\0" in line:
+        raise DocumentError("holds NUL bytes; text in UTF-16 must begin with its byte-order mark")
     try:
         return JSON.decode(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DocumentError(f"not valid UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        if b"\0" in line:
-            raise DocumentError("not valid JSON: holds NUL bytes; text in UTF-16 must begin with its mark") from None
         raise DocumentError(f"not valid JSON: {error.msg} at character {error.pos}") from None
     except DocumentError:
         raise

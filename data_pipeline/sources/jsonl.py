@@ -7,48 +7,18 @@ up to `LONGEST_LINE` bytes. A file may also be one JSON array of records, where 
 from __future__ import annotations
 
 import codecs
-import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, ClassVar
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
-from data_pipeline.records import Record, Rejected, Shard
-from data_pipeline.sources.files import (
-    SHARD_BYTES,
-    BrokenStreamError,
-    Chunks,
-    DataFile,
-    FilesSource,
-    Pictures,
-    compression,
-    identity,
-    open_plain,
-    open_stream,
-)
+from data_pipeline.records import Picture, Record, Rejected, Shard
+from data_pipeline.sources.files import SHARD_BYTES, DataFile, FilesSource, Pictures, identity, of_each
 from data_pipeline.sources.json_array import array_items
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
-
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def _utf_16_as_utf_8(file: BinaryIO) -> Iterator[bytes]:
-    decoder = codecs.getincrementaldecoder("utf-16")()
-    with file:
-        try:
-            while data := file.read(1 << 16):
-                yield decoder.decode(data).encode()
-            decoder.decode(b"", final=True)
-        except UnicodeError as error:
-            raise BrokenStreamError(f"not valid UTF-16: {error}") from None
-
-
-def open_text(path: str) -> io.BufferedReader:
-    """The lines of a file in UTF-8."""
-    file = open_stream(path)
-    return io.BufferedReader(Chunks(_utf_16_as_utf_8(file))) if file.peek(2).startswith(UTF_16) else file
+from data_pipeline.sources.streams import UTF_16, BrokenStreamError, compression, is_remote, open_text, read_range
 
 
 def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[int, bytes | None]]:
@@ -85,15 +55,18 @@ def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[i
 class JsonLinesSource(FilesSource):
     """Files of JSON lines, plain or compressed with gzip or Zstandard."""
 
+    picture_folder: str = ""
+    """Folder to which the paths of pictures are relative. Default: that of the file that names them."""
+
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
     arrays: ClassVar[bool] = False
     """Whether a file may be one JSON array of records."""
 
-    def parse(self, values: Any, id: str, place: str, picture: Pictures) -> Record:
+    def parse(self, values: Any, id: str, place: str, picture: Callable[[str], Picture]) -> Record:
         """The record that the values of a line are.
 
         Args:
-          picture: makes a picture of what the line says of it.
+          picture: makes a picture of its path or base64.
 
         Raises:
           DocumentError: if they are none.
@@ -101,15 +74,15 @@ class JsonLinesSource(FilesSource):
         raise NotImplementedError
 
     def shards(self, datasets: str = "") -> list[Shard]:
-        return [shard for file in self.files() for shard in self._shards_of(file)]
+        return list(itertools.chain.from_iterable(of_each(self.files(), self._shards_of)))
 
     def _shards_of(self, file: DataFile) -> list[Shard]:
-        with open_plain(file.path) as stream:
-            head = stream.read(4096)
+        head = read_range(file.path, 0, 4096)
         if compression(head) or head.startswith(UTF_16) or self._is_array(head) or file.size <= SHARD_BYTES:
             return [Shard(file.name, identity(file.path), files=(file.name,))]
+        whole = identity(file.path) if is_remote(file.path) else ""  # rather than wait for a sample of each part
         return [
-            Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, (file.name,))
+            Shard(f"{file.name}@{begin}", whole or identity(file.path, begin, end), begin, end, (file.name,))
             for begin in range(0, file.size, SHARD_BYTES)
             for end in [min(begin + SHARD_BYTES, file.size)]
         ]
@@ -118,8 +91,9 @@ class JsonLinesSource(FilesSource):
         return self.arrays and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
-        name, folder = shard.files[0], os.path.dirname(self.path_of(shard))
-        with open_text(self.path_of(shard)) as file:
+        name, path = shard.files[0], self.path_of(shard)
+        folder = self.picture_folder or os.path.dirname(path)
+        with open_text(path) as file:
             items = not shard.begin and self._is_array(file.peek(4096))
             for id, place, values in _items(file, name) if items else _lines(file, name, shard):
                 try:

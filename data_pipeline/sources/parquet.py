@@ -28,9 +28,10 @@ from data_pipeline.sources.captioned import (
     parse_structure,
     texts_of,
 )
-from data_pipeline.sources.files import SHARD_BYTES, DataFile, Pictures, identity, open_plain
+from data_pipeline.sources.files import SHARD_BYTES, DataFile, Pictures, identity
 from data_pipeline.sources.json_text import shown
 from data_pipeline.sources.source import TurnKeys, register_source
+from data_pipeline.sources.streams import open_plain
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,17 +20,11 @@ from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources.captioned import PICTURES_PER_SHARD, CaptionedSource, caption_of, find_column, texts_of
-from data_pipeline.sources.files import (
-    SHARD_BYTES,
-    DataFile,
-    Pictures,
-    compression,
-    identity,
-    open_plain,
-)
+from data_pipeline.sources.files import SHARD_BYTES, DataFile, Pictures, identity
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json, shown
-from data_pipeline.sources.jsonl import UTF_16, open_text, read_lines
+from data_pipeline.sources.jsonl import read_lines
 from data_pipeline.sources.source import register_source
+from data_pipeline.sources.streams import UTF_16, compression, open_plain, open_text
 
 _IMAGE_COLUMNS = ("image", "file_name", "image_path", "path")
 _TEXT_COLUMNS = ("text", "caption")

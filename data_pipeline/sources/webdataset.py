@@ -31,9 +31,10 @@ from data_pipeline.sources.captioned import (
     parse_structure,
     texts_of,
 )
-from data_pipeline.sources.files import MOST_PICTURES, identity, open_stream
+from data_pipeline.sources.files import MOST_PICTURES, identity
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.source import TurnKeys, register_source
+from data_pipeline.sources.streams import open_stream
 
 _TEXT_SUFFIXES = (".txt", ".text", ".caption", ".cls")
 _SUFFIXES = PICTURE_SUFFIXES | {*_TEXT_SUFFIXES, ".json"}

@@ -55,6 +55,7 @@ from data_pipeline.sources import (
     ParquetSource,
     SourceConfig,
     TableSource,
+    TextSource,
     TfdsSource,
     WebDatasetSource,
 )
@@ -457,6 +458,7 @@ TURNS: dict[str, Check | str] = {
     "prompt_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
     "answer_fit": "test_prompts_keep_the_whole_picture_and_answers_its_centre",
 }
+PICTURES: dict[str, Check | str] = {"picture_folder": "test_pictures_may_be_in_a_folder_of_their_own"}
 SPLIT: dict[str, Check | str] = {"split": "test_slices_of_a_split"}
 
 KEYS: dict[type, dict[str, Check | str]] = {
@@ -619,8 +621,9 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "held_out": "test_held_out_rows_come_once_and_padding_does_not_count",
         "datasets": asks_in(_prepare, PREPARE),
     },
-    DocumentsSource: SOURCE | FILE,
-    ConversationsSource: SOURCE | FILE | TURNS,
+    TextSource: SOURCE | {"path": "test_files_of_text_are_documents"},
+    DocumentsSource: SOURCE | FILE | PICTURES,
+    ConversationsSource: SOURCE | FILE | PICTURES | TURNS,
     FolderSource: SOURCE | CAPTIONED | {
         "captions": "test_captions_in_names",
         "caption_key": "test_captions_in_json_files",

@@ -196,7 +196,7 @@ def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
         ),
         ({"conversations": [HUMAN, GPT, {"from": "system", "value": "b"}]}, "message 3 is from system: must be"),
         ({"conversations": [HUMAN, GPT], "image": "a.png", "images": ["a.png"]}, "image or images, not both"),
-        ({"conversations": [HUMAN, HUMAN]}, 'must be {"from": "gpt"'),
+        ({"conversations": [HUMAN, HUMAN]}, "message 2 is from human: must be from gpt"),
         ({"conversations": [HUMAN, {"from": "gpt"}]}, "message 2"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "message 2 is empty"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "lone surrogate"),

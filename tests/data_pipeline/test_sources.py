@@ -192,7 +192,7 @@ def test_own_documents(tmp_path):
         (b'["text"', "not valid JSON"),
         (b'["caf\xe9"]', "not valid UTF-8 at byte 5"),
         (b'"text"', "must be a list"),
-        (b'{"text": "a"}', "must be a list"),
+        (b'{"txet": "a"}', "no text, caption or image in an object with the keys"),
         (b"[]", "the document is empty"),
         (b'["", ""]', "the document is empty"),
         (b'["a", 3]', "a segment is text or"),
