@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from chameleon_jax.errors import ConfigError
 from data_pipeline.records import Picture, Record, Rejected, Segment
 from data_pipeline.sources.conversations import parse_turns
 from data_pipeline.sources.files import FilesSource
+from data_pipeline.sources.interleaved import parse_interleaved
 from data_pipeline.sources.json_text import check_text, shown
 
 PICTURE_SUFFIXES = frozenset({
@@ -39,8 +41,13 @@ def caption_of(value: Any, record_id: str) -> str:
 
 
 def texts_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """The texts and numbers among named values, as texts."""
-    return {str(name): text for name, value in values.items() if (text := _text_of(value))}
+    """The valid texts and the numbers among named values, as texts."""
+    texts = {}
+    for name, value in values.items():
+        with contextlib.suppress(DocumentError):
+            if text := check_text(_text_of(value) or ""):
+                texts[str(name)] = text
+    return texts
 
 
 def _text_of(value: Any) -> str | None:
@@ -50,31 +57,43 @@ def _text_of(value: Any) -> str | None:
 
 
 def parse_structure(values: Mapping[str, Any], pictures: Mapping[str, Picture]) -> dict[str, Any] | None:
-    """`turns` or `segments` of values that are no captions: a conversation as in kind 'conversations' or, with the key
-    `texts`, texts and pictures in turn. None for all others.
+    """`turns` or `segments` of values that are more than a caption: conversations as in kind 'conversations'; `texts`
+    between `images` as in OBELICS; or `texts` of questions and answers as in the Cauldron. None of all others.
 
     Args:
-      pictures: by their names, in order. Values may name them; otherwise they are taken in order.
+      pictures: by name, in order. If `images` or `image` of the values have other names, they mean these in order.
 
     Raises:
-      DocumentError: if the conversation or its like is not valid.
+      DocumentError: if they are not valid.
     """
-    keys = [key for key in CONVERSATION_KEYS if values.get(key) is not None]
-    if not keys:
-        return None
 
     def picture(name: str) -> Picture:
         if name not in pictures:
             raise DocumentError(f"{shown(name)}: no such picture in the record; it has {shown(list(pictures))}")
         return pictures[name]
 
-    given = values.get("images") or values.get("image") or ()
-    given = [given] if isinstance(given, str) else given
-    named = isinstance(given, list) and all(
-        name is None or (isinstance(name, str) and name in pictures) for name in given
-    )
-    chosen = {keys[0]: values[keys[0]], "images": given if named and given else list(pictures)}
-    return {"turns": tuple(parse_turns(chosen, picture))}
+    names = _names_of_pictures(values, pictures)
+    chat = {"images": [name for name in names if name is not None]}
+    for key in CONVERSATION_KEYS:
+        if values.get(key):
+            return {"turns": tuple(parse_turns({**chat, key: values[key]}, picture))}
+    texts = values.get("texts")
+    if not isinstance(texts, list) or not texts:
+        return None
+    if all(isinstance(text, dict) for text in texts):
+        messages = [{"role": role, "content": text.get(role)} for text in texts for role in ("user", "assistant")]
+        return {"turns": tuple(parse_turns({**chat, "messages": messages}, picture))}
+    return {"segments": parse_interleaved({"texts": texts, "images": names}, picture)}
+
+
+def _names_of_pictures(values: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[str | None]:
+    given = values.get("images") or values.get("image") or list(pictures)
+    given = given if isinstance(given, list) else [given]
+    known = all(name is None or (isinstance(name, str) and name in pictures) for name in given)
+    if known or sum(name is not None for name in given) != len(pictures):
+        return given if known else list(pictures)
+    in_order = iter(pictures)
+    return [None if name is None else next(in_order) for name in given]
 
 
 def find_column(key: str, name: str, usual: Sequence[str], columns: Sequence[str]) -> str:
@@ -104,18 +123,25 @@ class CaptionedSource(FilesSource):
     uncaptioned: Literal["reject", "keep"] = "reject"
     """What becomes of a picture without a caption: it is rejected, or kept as a document of its own."""
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether pictures without a caption are rejected: not where templates say what is needed."""
+        return self.uncaptioned == "reject" and not self.form.templates
+
     def captioned(
-        self, record_id: str, place: str, pictures: Sequence[Picture], caption: str, fields: Mapping[str, Segment]
+        self, record_id: str, place: str, pictures: Sequence[Picture], caption: str, fields: Mapping[str, str]
     ) -> Record | Rejected:
-        """The record of pictures and their caption, or of a caption alone."""
+        """The record of pictures and their caption, or of a caption alone.
+
+        Args:
+          fields: further texts by name, for templates. With templates, they are enough.
+        """
         caption = caption.strip()
-        if not pictures and not caption:
+        if not pictures and not caption and not (fields and self.form.templates):
             return Rejected(record_id, place, "neither a picture nor a text")
-        if not caption and self.uncaptioned == "reject":
+        if not caption and self.needs_captions:
             return Rejected(record_id, place, "the picture has no caption ('uncaptioned: keep' keeps it)")
-        named: dict[str, Segment] = {f"image_{number}": each for number, each in enumerate(pictures[1:], start=2)}
-        named |= {"image": pictures[0]} if pictures else {}
-        named |= {"text": caption} if caption else {}
-        return Record(
-            record_id, place, (*pictures, caption) if caption else tuple(pictures), fields={**fields, **named}
-        )
+        named: dict[str, Segment] = {**fields, "text": caption} if caption else {**fields}
+        if len(pictures) == 1:  # with more, {image} in templates stands for one after another
+            named["image"] = pictures[0]
+        return Record(record_id, place, (*pictures, *([caption] if caption else [])), fields=named)

@@ -10,6 +10,7 @@ more (17.jpg.txt).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Set
 from pathlib import PurePosixPath
@@ -27,7 +28,7 @@ from data_pipeline.sources.captioned import (
     decode_text,
     texts_of,
 )
-from data_pipeline.sources.files import DataFile, identity
+from data_pipeline.sources.files import identity, of_each
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.source import register_source
 from data_pipeline.sources.streams import open_plain
@@ -56,18 +57,19 @@ class FolderSource(CaptionedSource):
             raise FileError(f"{self.path}: no pictures in this folder ({', '.join(sorted(PICTURE_SUFFIXES))})")
         shards = []
         for begin in range(0, len(pictures), PICTURES_PER_SHARD):
-            names = []
-            for picture in pictures[begin : begin + PICTURES_PER_SHARD]:
-                names += [picture, *(name for name in self._caption_files(picture) if name in files)]
-            shards.append(Shard(f"pictures@{begin}", _identity([files[name] for name in names]), files=tuple(names)))
+            some = pictures[begin : begin + PICTURES_PER_SHARD]
+            names = [name for each in some for name in (each, *self._caption_files(each)) if name in files]
+            identities = of_each([files[name] for name in names], lambda file: identity(file.path))
+            contents = hashlib.sha256(" ".join([*names, *identities]).encode()).hexdigest()
+            shards.append(Shard(f"pictures@{begin}", contents, files=tuple(names)))
         return shards
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
-        root, files = self.path_of(shard).removesuffix(shard.files[0]), frozenset(shard.files)
+        root, files = self.root, frozenset(shard.files)
         for name in shard.files:
             if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
                 continue
-            picture = Picture(root + name)
+            picture = Picture(os.path.join(root, name))
             try:
                 caption, fields = self._caption(name, root, files)
             except (DocumentError, FileError) as error:
@@ -90,7 +92,7 @@ class FolderSource(CaptionedSource):
         file = next((name for name in self._caption_files(picture) if name in files), None)
         if file is None:
             return "", names
-        with open_plain(root + file) as stream:
+        with open_plain(os.path.join(root, file)) as stream:
             data = stream.read(LONGEST_LINE + 1)
         try:
             if len(data) > LONGEST_LINE:
@@ -108,7 +110,7 @@ class FolderSource(CaptionedSource):
         values = parse_json(data)
         if not isinstance(values, dict):
             raise DocumentError('must be an object such as {"caption": "A red kite."}')
-        if self.caption_key not in values and self.uncaptioned == "reject":
+        if self.caption_key not in values and self.needs_captions:
             raise DocumentError(f"no key {self.caption_key!r} (caption_key), but {', '.join(map(repr, values))}")
         return values.get(self.caption_key), texts_of(values)
 
@@ -116,10 +118,3 @@ class FolderSource(CaptionedSource):
 def _words(name: str) -> str:
     """The words of a name, without the number at its end."""
     return re.sub(r"(^| )\(?\d+\)?$", "", re.sub(r"[\s_-]+", " ", name).strip())
-
-
-def _identity(files: list[DataFile]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{identity(file.path)}\n".encode())
-    return digest.hexdigest()

@@ -28,7 +28,7 @@ from data_pipeline.sources.captioned import (
     parse_structure,
     texts_of,
 )
-from data_pipeline.sources.files import SHARD_BYTES, DataFile, Pictures, identity
+from data_pipeline.sources.files import MOST_PICTURES, SHARD_BYTES, DataFile, Pictures, identity
 from data_pipeline.sources.json_text import shown
 from data_pipeline.sources.source import TurnKeys, register_source
 from data_pipeline.sources.streams import open_plain
@@ -109,7 +109,7 @@ class ParquetSource(TurnKeys, CaptionedSource):
         image = find_column("image_column", self.image_column, (*usual, *_IMAGE_COLUMNS), names)
         text = find_column("text_column", self.text_column, _TEXT_COLUMNS, names)
         structure = [name for name in (*CONVERSATION_KEYS, "texts") if name in names]
-        if not structure and not text and (not image or self.uncaptioned == "reject"):
+        if not structure and not text and (self.needs_captions or not (image or self.form.templates)):
             raise ConfigError(f"text_column: must name the column of captions, one of {', '.join(map(repr, names))}")
         plain = [field.name for field in schema if _is_plain(field.type)]
         return _Columns(image, text, [name for name in names if name in {image, text, *structure, *plain}])
@@ -117,11 +117,16 @@ class ParquetSource(TurnKeys, CaptionedSource):
     def _record(
         self, id: str, place: str, row: dict[str, Any], columns: _Columns, picture: Pictures
     ) -> Record | Rejected:
-        cell = row.pop(columns.image, None)
-        cells = [each for each in (cell if isinstance(cell, list) else [cell]) if each is not None]
+        cells = row.pop(columns.image, None)
+        cells = cells if isinstance(cells, list) else [cells]
+        if len(cells) > MOST_PICTURES:
+            raise DocumentError(f"more than {MOST_PICTURES} pictures")
         pictures = {
-            str(number): _picture(each, f"{place}, {columns.image}", picture) for number, each in enumerate(cells, 1)
+            str(number): _picture(cell, f"{place}, {columns.image}", picture)
+            for number, cell in enumerate(cells)
+            if cell is not None
         }
+        row["images"] = [str(number) if str(number) in pictures else None for number in range(len(cells))]
         if structure := parse_structure(row, pictures):
             return Record(id, place, **structure)
         if columns.image and not pictures:

@@ -112,7 +112,8 @@ class TableSource(CaptionedSource):
                             raise row.values
                         pictures = _pictures(row.values, image_column, Pictures(folder, place))
                         caption = caption_of(row.values.get(text_column), id)
-                        record = self.captioned(id, place, pictures, caption, texts_of(row.values))
+                        others = {name: value for name, value in row.values.items() if name != image_column}
+                        record = self.captioned(id, place, pictures, caption, texts_of(others))
                     except DocumentError as error:
                         record = Rejected(id, place, str(error))
                     yield record
@@ -123,7 +124,7 @@ class TableSource(CaptionedSource):
         """The column of pictures, "" if there is none, and that of captions."""
         image = find_column("image_column", self.image_column, _IMAGE_COLUMNS, columns)
         text = find_column("text_column", self.text_column, _TEXT_COLUMNS, columns)
-        if not text and (not image or self.uncaptioned == "reject"):
+        if not text and (self.needs_captions or not (image or self.form.templates)):
             raise ConfigError(f"text_column: must name the column of captions, one of {', '.join(map(repr, columns))}")
         return image, text
 

@@ -48,7 +48,7 @@ class TfdsSource(SourceConfig):
     split: str = "train"
     """Split of the data set, or a slice of one: train, test, train[:90%]."""
     segments: tuple[str, ...] = ()
-    """What a document consists of: texts with the names of features in braces. Must be given."""
+    """What a document consists of: texts with the names of features in braces. Must be given, or `form.templates`."""
     data_dir: str = ""
     """The folder of data sets. Default: `datasets` of the command."""
     exif: bool = True
@@ -118,7 +118,12 @@ class TfdsSource(SourceConfig):
         """Raises `ConfigError` if the segments name features that there are not."""
         names = dict(_leaves(features))
         known = ", ".join(f"{{{name}}} ({type(feature).__name__})" for name, feature in names.items())
-        require(bool(self.segments), "segments", self.segments, f"must say what a document consists of: {known}")
+        require(
+            bool(self.segments or self.form.templates),
+            "segments",
+            self.segments,
+            f"must say what a document consists of: {known}",
+        )
         for number, segment in enumerate(self.segments):
             unknown = [name for _, name in _parts(segment) if name is not None and name not in names]
             require(not unknown, f"segments.{number}", segment, f"the features are {known}")
@@ -132,9 +137,9 @@ class TfdsSource(SourceConfig):
                     segments[-1] += value
                 elif value:
                     segments.append(value)
-        if not segments:
+        fields = {name: value[0] for name, value in values.items() if len(value) == 1 and value[0]}
+        if not segments and not (fields and self.form.templates):
             raise DocumentError("the document is empty")
-        fields = {name: value[0] for name, value in values.items() if len(value) == 1}
         return Record(id, place, tuple(segments), fields=fields)
 
 

@@ -31,7 +31,7 @@ from data_pipeline.sources.captioned import (
     parse_structure,
     texts_of,
 )
-from data_pipeline.sources.files import MOST_PICTURES, identity
+from data_pipeline.sources.files import MOST_PICTURES, identity, of_each
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.source import TurnKeys, register_source
 from data_pipeline.sources.streams import open_stream
@@ -54,7 +54,9 @@ class WebDatasetSource(TurnKeys, CaptionedSource):
     patterns: ClassVar[tuple[str, ...]] = ("*.tar", "*.tar.gz", "*.tgz", "*.tar.zst")
 
     def shards(self, datasets: str = "") -> list[Shard]:
-        return [Shard(file.name, identity(file.path), files=(file.name,)) for file in self.files()]
+        files = self.files()
+        identities = of_each(files, lambda file: identity(file.path))
+        return [Shard(file.name, digest, files=(file.name,)) for file, digest in zip(files, identities, strict=True)]
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         name, last = shard.files[0], ""
@@ -88,6 +90,7 @@ class WebDatasetSource(TurnKeys, CaptionedSource):
                 raise DocumentError(f"{sample.key}{suffix}: {error}") from None
         if structure := parse_structure(values, pictures):
             return Record(id, place, **structure)
+        values.pop("image", None)  # what it was called elsewhere
         keys = (self.caption_key,) if self.caption_key else ("txt", "text", "caption")
         caption = next((values[key] for key in keys if values.get(key)), None)
         return self.captioned(id, place, list(pictures.values()), caption_of(caption, id), texts_of(values))

@@ -23,6 +23,11 @@ def test_every_kind_is_on_the_page():
     assert {kind for row in rows for kind in re.findall(r"`(\w+)`", row.split("|")[1])} == ours
 
 
+def test_templates_on_the_page():
+    (example,) = re.findall(r"```yaml\n(kind: table[^`]*?form:.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(from_dict(SourceConfig, yaml.safe_load(example)).form.templates) == 2
+
+
 @pytest.mark.parametrize(("kind", "example"), EXAMPLES, ids=[kind for kind, _ in EXAMPLES])
 def test_examples_are_configs(kind, example):
     assert from_dict(SourceConfig, yaml.safe_load(example)).kind == kind

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from picture_files import picture_file, plain, read
 
 from chameleon_jax.errors import ConfigError
+from data_pipeline.forms import documents_of
 from data_pipeline.records import Rejected
 from data_pipeline.sources import ParquetSource, parquet
 
@@ -79,9 +81,28 @@ def test_conversations(tmp_path):
     assert rows_of(write(tmp_path / "chat.parquet", {"messages": says})) == [[[["Hello?"], ["Yes."]]]]
 
 
+def test_texts_and_pictures_in_turn(tmp_path):
+    pictures = pa.array([[None, cell(1), None], [cell(2)]], pa.list_(HF_PICTURE))
+    path = write(tmp_path / "a.parquet", {"images": pictures, "texts": [["First", None, "then"], [None]]})
+    assert rows_of(path) == [["First", 1, "then"], [2]]
+    asked = [[{"user": "What flies?", "assistant": "A kite.", "source": "coco"}]]
+    pictures = pa.array([[cell(3)]], pa.list_(HF_PICTURE))
+    path = write(tmp_path / "cauldron.parquet", {"images": pictures, "texts": asked})
+    assert rows_of(path) == [[[[3, "What flies?"], ["A kite."]]]]
+
+
 def test_text_alone(tmp_path):
     path = write(tmp_path / "text.parquet", {"text": ["one", None, "three"], "n": [1, 2, 3]})
     assert rows_of(path) == [["one"], "neither a picture nor a text", ["three"]]
+
+
+def test_templates_need_no_caption(tmp_path):
+    columns = {"photo": pa.array([cell(1)], HF_PICTURE), "name": ["kite"]}
+    source = ParquetSource(path=write(tmp_path / "a.parquet", columns), form={"templates": ["{image}A {name}."]})
+    (record,) = read(source)
+    assert (plain(record), record.fields["name"]) == ([1], "kite")
+    (document,) = documents_of(record, source, seed=0)
+    assert plain(document) == [1, "A kite."]
 
 
 def test_labels_are_captions_by_their_names(tmp_path):
@@ -164,3 +185,18 @@ def test_file_that_is_no_table_is_one_reject(tmp_path, content):
     assert [plain(record) for record in records] == [[0, "0."], [1, "1."]]
     assert isinstance(rest, Rejected)
     assert rest.place.startswith("b.parquet, row 0")
+
+
+def test_row_group_is_read_page_by_page(tmp_path):
+    """Their size is the writer's choice."""
+    noise = np.random.default_rng(0)
+    pictures = pa.array([{"bytes": noise.bytes(1 << 17), "path": ""} for _ in range(256)], HF_PICTURE)
+    pages = {"row_group_size": 256, "write_batch_size": 8, "use_dictionary": False}
+    source = ParquetSource(
+        path=write(tmp_path / "large.parquet", {"image": pictures, "text": ["Noise."] * 256}, **pages)
+    )
+    del pictures
+    (shard,) = source.shards()
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in source.read(shard))
+    assert most < 16 << 20, "of 32 MiB"

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,28 @@ def test_conversations(tmp_path):
     says = [{"from": "human", "value": "<image>\nWhat flies?"}, {"from": "gpt", "value": "A kite."}]
     members = {
         "1.png": 1, "1.json": {"conversations": says, "image": "coco/000000000017.jpg"},
-        "3.json": {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]},
-        "4.png": 4, "4.json": {"conversations": [{"from": "human", "value": "<image><image>?"}, says[1]]},
+        "2.json": {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]},
+        "3.png": 3, "3.json": {"conversations": [{"from": "human", "value": "<image><image>?"}, says[1]]},
     }  # fmt: skip
-    one, three, four = (plain(record) for record in read_tar(tmp_path, tar_of(members)))
+    one, two, three = map(plain, read_tar(tmp_path, tar_of(members)))
     assert one == [[[1, "\nWhat flies?"], ["A kite."]]]
-    assert three == [[["Hello?"], ["Yes."]]]
-    assert four.startswith("the messages have 2 image marks")
+    assert two == [[["Hello?"], ["Yes."]]]
+    assert three.startswith("the messages have 2 image marks")
+
+
+def test_texts_and_pictures_in_turn(tmp_path):
+    texts = ["First", None, "then", None]
+    members = {
+        "1.a.png": 1, "1.b.png": 2, "1.json": {"texts": texts, "images": [None, "1.b.png", None, "1.a.png"]},
+        "2.a.png": 3, "2.b.png": 4, "2.json": {"texts": texts, "images": [None, "https://a/1", None, "https://a/2"]},
+        "3.png": 5, "3.json": {"texts": texts, "images": [None, "3.png", None, "gone.png"]},
+        "4.png": 6, "4.json": {"texts": [{"user": "What flies?", "assistant": "A kite.", "source": "coco"}]},
+    }  # fmt: skip
+    one, two, three, four = map(plain, read_tar(tmp_path, tar_of(members)))
+    assert one == ["First", 2, "then", 1]
+    assert two == ["First", 3, "then", 4], "pictures of other names are taken in order"
+    assert "images" in three
+    assert four == [[[6, "What flies?"], ["A kite."]]]
 
 
 def test_a_name_that_comes_again_is_another_sample(tmp_path):
@@ -158,3 +174,14 @@ def test_header_that_claims_to_be_huge_is_not_read(tmp_path):
     member.type, member.size = tarfile.XHDTYPE, 1 << 40
     (rest,) = read_tar(tmp_path, member.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
     assert "a header of 1,099,511,627,776 bytes" in rest.reason
+
+
+def test_tar_is_never_whole_in_memory(tmp_path):
+    members = {f"{number:03}.{suffix}": bytes(1 << 20) for number in range(24) for suffix in ("png",)}
+    (tmp_path / "large.tar").write_bytes(tar_of({**members, **{f"{number:03}.txt": "Dark." for number in range(24)}}))
+    source = WebDatasetSource(path=str(tmp_path / "large.tar"), uncaptioned="keep")
+    (shard,) = source.shards()
+    tracemalloc.start()
+    assert sum(len(record.segments) for record in source.read(shard)) == 48
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
