@@ -15,7 +15,6 @@ HOMES = {
     "data_pipeline.packing": ("Piece", "pack"),
     "data_pipeline.records": ("Picture", "Record", "Rejected", "Shard", "Turn"),
     "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "TextSource", "register_source"),
-    "data_pipeline.tokenize": ("tokenized_pieces",),
     "data_pipeline.unpacking": ("unpack",),
 }  # fmt: skip
 """Where the public names are defined; `__init__.pyi` says the same to type checkers."""

@@ -5,7 +5,6 @@ from data_pipeline.mixture import mix
 from data_pipeline.packing import Piece, pack
 from data_pipeline.records import Picture, Record, Rejected, Shard, Turn
 from data_pipeline.sources import ConversationsSource, DocumentsSource, TextSource, register_source
-from data_pipeline.tokenize import tokenized_pieces
 from data_pipeline.unpacking import unpack
 
 __all__ = [
@@ -28,6 +27,5 @@ __all__ = [
     "open_dataset",
     "pack",
     "register_source",
-    "tokenized_pieces",
     "unpack",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
 from data_pipeline.datasets import digit_documents, python_documents  # noqa: F401  (the demo's kinds of sources)
 from data_pipeline.sources import SourceConfig
@@ -63,8 +64,8 @@ class PrepareCommand:
     """`chameleon prepare`: tokenize documents and pack them into rows, ahead of training."""
 
     output: str
-    """Folder for the rows, the tokenizer and dataset.json. Older rows there are replaced; a folder with anything else
-    in it is not."""
+    """Folder for the rows, the tokenizer and dataset.json, and for what an interrupted run has done. Older rows there
+    are replaced once the new ones are complete; a folder with anything else in it is not."""
     sequence_length: int
     """Tokens a row."""
     sources: tuple[SourceConfig, ...]
@@ -79,8 +80,20 @@ class PrepareCommand:
     """Sources that training evaluates on and never trains on."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
+    seed: int = 0
+    """Of what is chosen at random for each record."""
+    processes: int = 0
+    """Processes that read and tokenize; 0: one for each core. The rows are the same with any number."""
+    max_rejected: float = 0.1
+    """Share of a source that may be unusable; with more, nothing is packed. rejected.jsonl lists these records."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Whether of documents with the same text and pictures, in all sources, only the first is used. What is held out
+    counts as first, so that none of it is trained on."""
 
     def __post_init__(self):
+        require_seed(self.seed)
+        require(self.processes >= 0, "processes", self.processes, "must be 0 or more")
+        require(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "must be from 0 to 1")
         two = (self.text_tokenizer, self.image_tokenizer)
         require(
             all(two) if not self.tokenizer else not any(two),

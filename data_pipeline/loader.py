@@ -17,7 +17,7 @@ from chameleon_jax.runtime.headers import read_header
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline.mixture import mix
-from data_pipeline.prepare import ROWS_PER_FILE
+from data_pipeline.row_files import ROWS_PER_FILE
 
 
 def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:

@@ -1,36 +1,52 @@
-"""The offline job: writes Documents as packed rows into ArrayRecord files, with all that training needs beside them."""
+"""The offline job: from sources to packed rows in ArrayRecord files, with all that training needs beside them.
+
+Units are tokenized into the folder `units` of the output, by any number of processes and machines; then they are packed
+into rows, which takes little time and needs no tokenizer. A job that was stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import itertools
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from chameleon_jax.config import ConfigError, ImageTokenizerConfig, to_dict
+from chameleon_jax.config import ConfigError, to_dict
+from chameleon_jax.errors import ChameleonError, FileError
+from chameleon_jax.runtime.cloud import as_path, is_cloud
+from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.files import write_json
-from chameleon_jax.runtime.folders import Kind, new_folder, read_marker
+from chameleon_jax.runtime.folders import Kind, check_folder, new_folder, read_marker, recover
 from chameleon_jax.runtime.headers import FORMAT_VERSION, with_checksum
-from chameleon_jax.runtime.progress import console
+from chameleon_jax.runtime.locks import only_writer
+from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
-from chameleon_jax.tokens.image import ImageTokenizer
+from data_pipeline import accounting, units
 from data_pipeline.config import PrepareCommand
-from data_pipeline.packing import pack
-from data_pipeline.sources.source import FORMER_KEYS, SourceConfig, settings_of
-from data_pipeline.tokenize import Counts, tokenized_pieces
+from data_pipeline.duplicates import find_duplicates
+from data_pipeline.processes import run_units
+from data_pipeline.row_files import write_source
+from data_pipeline.tokenized import TokenizedDocument
+from data_pipeline.units import Counts, Unit, UnitFailed, UnitFiles
 
-ROWS_PER_FILE = 65536
+_DATASET, _JOB = {"format_version", "fingerprint", "sources"}, {"format_version", "tokenizer", "command"}
 PREPARED = Kind(
     "prepared data",
-    lambda folder: {"format_version", "fingerprint", "sources"} <= read_marker(folder / "dataset.json").keys(),
+    lambda folder: (
+        read_marker(folder / "dataset.json").keys() >= _DATASET or read_marker(folder / "prepare.json").keys() >= _JOB
+    ),
     (
         "dataset.json",
+        "prepare.json",
+        "rejected.jsonl",
+        ".*.part",
+        "units/*",
         "sources-*.arrayrecord",
         "held_out-*.arrayrecord",
         *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES),
@@ -38,118 +54,219 @@ PREPARED = Kind(
 )
 
 
-def _write_rows(rows: Iterator[np.ndarray], folder: Path, name: str) -> tuple[list[str], int, str]:
-    """Writes shards of at most `ROWS_PER_FILE` rows; returns their names, the number of rows and a hash of them."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+def prepare(
+    command: PrepareCommand, tokenizer: DocumentTokenizer, worker: tuple[int, int] = (1, 1)
+) -> dict[str, Any] | None:
+    """Tokenizes and packs all sources into `command.output`.
 
-    files, total, digest = [], 0, hashlib.sha256()
-    while shard := list(itertools.islice(rows, ROWS_PER_FILE)):
-        files.append(f"{name}-{len(files):05d}.arrayrecord")
-        writer = ArrayRecordWriter(str(folder / files[-1]), "group_size:1")
-        for row in shard:
-            record = row.tobytes()
-            digest.update(record)
-            writer.write(record)
-        writer.close()
-        total += len(shard)
-    return files, total, digest.hexdigest()
-
-
-def _hash(tokenizer: ImageTokenizer | None) -> str | None:
-    if tokenizer is None:
-        return None
-    sizes, plain = to_dict(tokenizer.config), to_dict(ImageTokenizerConfig())
-    for key in ("attn_resolutions", "attn_type"):  # newer keys, omitted to keep the fingerprint as it was
-        if sizes[key] == plain[key]:
-            del sizes[key]
-    digest = hashlib.sha256(json.dumps(sizes).encode())
-    for leaf in jax.tree.leaves(tokenizer.params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _fingerprint(header: dict[str, Any]) -> str:
-    """Identifies the rows and what they were made from. Data that a newer version prepares again has the same one, so
-    that runs can be resumed."""
-
-    def with_former_keys(entries: dict[str, Any]) -> dict[str, Any]:
-        return {name: {**entry, "source": {**FORMER_KEYS, **entry["source"]}} for name, entry in entries.items()}
-
-    header = {**header, **{part: with_former_keys(header[part]) for part in ("sources", "held_out")}}
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _figures(counts: Counts) -> dict[str, Any]:
-    """Counts for dataset.json. Newer ones are omitted where they are 0, to keep the fingerprint as it was."""
-    newer = ("documents_cut", "pictures_cut_off")
-    return {name: value for name, value in dataclasses.asdict(counts).items() if value or name not in newer}
-
-
-def _check_counts(place: str, source: SourceConfig, counts: Counts, length: int) -> None:
-    """Reports what was dropped from a source; raises if there is nothing to train on in it."""
-    dropped, skipped = counts.turns_dropped, counts.conversations_skipped
-    if dropped or skipped:
-        console.print(
-            f"warning: {place}: some conversations are longer than a row ({length} tokens). Left out whole: {skipped}; "
-            f"turns left out at the end of others: {dropped}; conversations kept: {counts.documents}"
-        )
-    if counts.documents_cut:
-        said = (
-            f"{place}: {counts.documents_cut:,} of {counts.documents:,} documents are longer than a row ({length} "
-            "tokens) and were cut"
-        )
-        if counts.pictures_cut_off:
-            lost = f"{counts.pictures_cut_off:,} of {counts.pictures:,} pictures lost the text beside them"
-            said = f"warning: {said}; {lost}; give a longer sequence_length"
-        console.print(said)
-    if counts.documents == 0:
-        raise ConfigError(f"{place}: has no documents" + (f" that fit a row of {length} tokens" if skipped else ""))
-    if counts.weight == 0:
-        raise ConfigError(f"{place}.loss = {source.loss!r}: nothing in this source is learnt from with it")
-
-
-def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer) -> dict[str, Any]:
-    """Tokenizes and packs all sources into `command.output`, which appears only once it is complete.
+    What is complete there stays until the new rows are. After an interruption, the same call goes on.
 
     Args:
       tokenizer: the tokenizer that the command names; it is saved beside the rows.
+      worker: number of this worker, from 1, and how many there are. Each tokenizes its share of the units; the one
+        that finds all of them done packs.
 
     Returns:
-      the contents of dataset.json.
+      the contents of dataset.json; None if units of other workers are not done yet.
 
     Raises:
       ConfigError: if one picture does not fit a row, or a source has nothing to train on.
-      DocumentError: if a document is invalid, or needs a part that the tokenizer lacks.
+      ChameleonError: if too many records of a source cannot be used, or units failed. The others stay done.
     """
-    vocabulary, length = tokenizer.need("vocabulary"), command.sequence_length
+    _check_length(command, tokenizer)
+    recover(command.output)
+    check_folder(command.output, PREPARED)
+    tokenizer_hash = units.hash_of_tokenizer(tokenizer)
+    planned = units.plan(command, tokenizer_hash)
+    is_alone = worker[1] == 1
+    with explain_disk_errors(command.output), contextlib.ExitStack() as stack:
+        _begin(command, tokenizer_hash)
+        if is_alone and not is_cloud(command.output):
+            lock = Path(command.output, "units", ".lock")
+            lock.parent.mkdir(exist_ok=True)
+            stack.enter_context(only_writer(lock, command.output))
+        units.remove_unfinished(command.output)
+        done = units.done_keys(command.output)
+        share = planned[worker[0] - 1 :: worker[1]]
+        _run({unit.key: unit for unit in share if unit.key not in done}, command, tokenizer)
+        missing = {unit.key for unit in planned} - units.done_keys(command.output)
+        if missing:
+            console.print(f"{command.output}: {len(missing)} units of other workers are missing; the last one packs.")
+            return None
+        by_source = accounting.counts_by_source(planned, command.output)
+        accounting.print_table(by_source)
+        accounting.check_rejected(by_source, planned, command)
+        if not is_alone and not is_cloud(command.output):
+            lock = Path(os.path.realpath(command.output) + ".packing.lock")
+            stack.enter_context(only_writer(lock, command.output, wait=True))
+        return _pack(command, tokenizer, planned, is_alone)
+
+
+def _check_length(command: PrepareCommand, tokenizer: DocumentTokenizer) -> None:
+    tokenizer.need("vocabulary")
+    length = command.sequence_length
     if tokenizer.image is not None and length < tokenizer.image_block:
         raise ConfigError(
             f"sequence_length = {length}: must be at least {tokenizer.image_block}, the tokens of one picture "
             f"({tokenizer.codes_per_image} codes, begin and end)"
         )
+
+
+def _begin(command: PrepareCommand, tokenizer_hash: str) -> None:
+    """Marks the folder as one of ours, and says if the tokenizer is another one than before."""
+    path = as_path(command.output) / "prepare.json"
+    before = read_marker(path)
+    if before.get("tokenizer") not in (None, tokenizer_hash):
+        console.print(f"{command.output}: the tokenizer is not that of the last run; all units are made anew.")
+    write_json(path, {"format_version": FORMAT_VERSION, "tokenizer": tokenizer_hash, "command": to_dict(command)})
+
+
+def _run(waiting: dict[str, Unit], command: PrepareCommand, tokenizer: DocumentTokenizer) -> None:
+    """Runs units. Raises `ChameleonError` at the end if some have failed."""
+    if not waiting:
+        return
+    failed: list[UnitFailed] = []
+    total, running, began = Counts(), {}, time.monotonic()
+    with progress_bar("tokenize", len(waiting)) as bar:
+        done = 0
+
+        def show() -> None:
+            now = [total, *running.values()]
+            documents, pictures = sum(each.documents for each in now), sum(each.pictures for each in now)
+            seconds = max(time.monotonic() - began, 1e-9)
+            bar.update(
+                done, documents=f"{documents:,}", documents_per_s=f"{documents / seconds:,.0f}",
+                pictures_per_s=f"{pictures / seconds:,.0f}",
+            )  # fmt: skip
+
+        def report(unit: Unit, counts: Counts) -> None:
+            running[unit.key] = counts
+            show()
+
+        for unit, result in run_units(list(waiting.values()), command, tokenizer, report):
+            running.pop(unit.key, None)
+            if isinstance(result, UnitFailed):
+                failed.append(result)
+                units.note_failure(unit, command.output, str(result))
+            else:
+                total += result
+                UnitFiles(command.output, unit.key).failed.unlink(missing_ok=True)
+            done += 1
+            show()
+    if failed:
+        more = f" (and {len(failed) - 1} more; --status lists them)" if len(failed) > 1 else ""
+        raise ChameleonError(
+            f"{failed[0]}{more}: {len(failed)} of {len(waiting)} units failed; run the command again to retry them"
+        )
+
+
+def print_status(command: PrepareCommand) -> dict[str, int]:
+    """Prints the state of the units of the last run in `command.output`. Returns totals.
+
+    Raises:
+      FileError: if there was none.
+    """
+    path = as_path(command.output) / "prepare.json"
+    before = read_marker(path)
+    if not before.keys() >= _JOB:
+        raise FileError(f"{path}: no such file; nothing was prepared there yet")
+    return accounting.print_status(units.plan(command, before["tokenizer"]), command.output)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Packing
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _pack(
+    command: PrepareCommand, tokenizer: DocumentTokenizer, planned: Sequence[Unit], is_alone: bool
+) -> dict[str, Any]:
+    """Writes the rows and all beside them, and replaces what was there before."""
+    output, vocabulary = command.output, tokenizer.vocabulary
+    made_from = units.mark_of(
+        {
+            "units": [unit.key for unit in planned],
+            "settings": {
+                key: value for key, value in to_dict(command).items() if key in ("sequence_length", "duplicates")
+            },
+        }
+    )
+    before = read_marker(as_path(output) / "dataset.json")
+    if not is_alone and before.get("made_from") == made_from:
+        return before  # another worker packed
+    skipped = _find_duplicates(planned, command, vocabulary.size)
     header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "sequence_length": length,
+        "sequence_length": command.sequence_length,
         "vocab_size": vocabulary.size,
         "sources": {},
         "held_out": {},
     }
-    with new_folder(command.output, PREPARED) as folder:
+    with new_folder(output, PREPARED) as folder:
         tokenizer.save(folder / "tokenizer")
-        for part, sources in (("sources", command.sources), ("held_out", command.held_out)):
-            for source in sources:
-                counts = Counts()
-                pieces = tokenized_pieces(source, command.datasets, tokenizer, length, counts)
-                files, rows, digest = _write_rows(pack(pieces, length, vocabulary), folder, f"{part}-{source.name}")
-                _check_counts(f"{part}.{source.name}", source, counts, length)
-                header[part][source.name] = {
-                    "files": files, "rows": rows, "sha256": digest, **_figures(counts),
-                    "source": settings_of(source),
-                }  # fmt: skip
-        header["tokenizer"] = {
-            "text": hashlib.sha256(tokenizer.text.model).hexdigest() if tokenizer.text else None,
-            "image": _hash(tokenizer.image),
-        }
+        for part in ("sources", "held_out"):
+            for source in getattr(command, part):
+                own = [unit for unit in planned if unit.place == f"{part}.{source.name}"]
+                documents = _documents(own, output, vocabulary.size, skipped)
+                entry = write_source(part, source, documents, command.sequence_length, vocabulary, folder)
+                header[part][source.name] = entry
+        header["tokenizer"] = units.hash_of_parts(tokenizer)
         header["fingerprint"] = _fingerprint(header)
+        header["made_from"] = made_from
+        _keep_units(planned, output, folder)
+        accounting.join_rejected(planned, output, folder / "rejected.jsonl")
+        write_json(folder / "prepare.json", read_marker(as_path(output) / "prepare.json"))
         write_json(folder / "dataset.json", with_checksum(json.loads(json.dumps(header))))
     return header
+
+
+def _documents(
+    own: Sequence[Unit], folder: str, vocab_size: int, skipped: dict[tuple[str, str], np.ndarray]
+) -> Iterator[TokenizedDocument]:
+    for unit in own:
+        skip = set(skipped.get((unit.place, unit.key), np.zeros(0, np.int64)).tolist())
+        for number, document in enumerate(units.documents_of_unit(unit, folder, vocab_size)):
+            if number not in skip:
+                yield document
+
+
+def _find_duplicates(
+    planned: Sequence[Unit], command: PrepareCommand, vocab_size: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Source and key of each unit → places of its documents that are not used."""
+    if command.duplicates == "keep":
+        return {}
+    ordered = sorted(planned, key=lambda unit: unit.part != "held_out")
+    digests = (
+        (document.digest for document in units.documents_of_unit(unit, command.output, vocab_size)) for unit in ordered
+    )
+    found = find_duplicates(digests)
+    if total := sum(map(len, found)):
+        console.print(f"{command.output}: {total:,} documents are the same as others, and not used")
+    return {(unit.place, unit.key): places for unit, places in zip(ordered, found, strict=True)}
+
+
+def _keep_units(planned: Sequence[Unit], output: str, folder: Path) -> None:
+    """Takes the units of this job over into the new folder; those of other settings go with the old one."""
+    if is_cloud(output):
+        return
+    (folder / "units").mkdir()
+    for key in {unit.key for unit in planned}:
+        for file in UnitFiles(output, key).all():
+            if file.exists():
+                try:
+                    os.link(file, folder / "units" / file.name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(file, folder / "units" / file.name)
+
+
+def _fingerprint(header: dict[str, Any]) -> str:
+    """Identifies the rows and what they were made from, wherever that lies."""
+
+    def without_places(entries: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: {**entry, "source": {key: value for key, value in entry["source"].items() if key != "path"}}
+            for name, entry in entries.items()
+        }
+
+    return units.mark_of({**header, **{part: without_places(header[part]) for part in ("sources", "held_out")}})

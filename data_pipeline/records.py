@@ -103,5 +103,7 @@ class Shard:
     begin: int = 0
     end: int = 0
     """The part of a file, in the unit of its kind: bytes, rows, examples. 0, 0: all of it."""
+    records: int = 0
+    """How many records it holds, where that is known without reading them."""
     files: tuple[str, ...] = ()
     """Its files, relative to the path of the source."""

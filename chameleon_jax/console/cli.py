@@ -100,6 +100,15 @@ class _BenchTrain(ConfigFile):
     """Folder for a trace of one more repeat, for TensorBoard or Perfetto."""
 
 
+@dataclass(frozen=True)
+class _Prepare(ConfigFile):
+    worker: str = ""
+    """Number of this worker and how many there are, as 3/16: it tokenizes its share, and the last one packs. Default:
+    what Slurm or the TPU pod says, or 1/1."""
+    status: bool = False
+    """Only print what is done, running, failed and waiting."""
+
+
 _TRAINING = (*recipes("train"), "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
 COMMANDS = {
     command.name: command
@@ -122,7 +131,7 @@ COMMANDS = {
         ),
         Command(
             "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
-            "console.commands:prepare", ConfigFile, configs=(*recipes("prepare"), "prepare_*.yaml"),
+            "console.commands:prepare", _Prepare, configs=(*recipes("prepare"), "prepare_*.yaml"),
             example="chameleon prepare demo --sequence-length 512", keeps_programs=True,
             then=("data {output}", "train CONFIG --data {output}"),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chameleon_jax.config import ConfigError, ConvertCommand
 from chameleon_jax.console.terminal import print_warnings
 from chameleon_jax.runtime.cloud import on_disk
+from chameleon_jax.runtime.distributed import place_in_cluster
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.folders import check_file, check_folder, new_folder
 from chameleon_jax.runtime.progress import bytes_bar, console, progress_bar
@@ -95,17 +97,39 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
     return checkpoint.load_tokenizer()
 
 
-def prepare(command: PrepareCommand) -> dict[str, Any]:
-    """Tokenizes and packs all sources. Returns totals over those to learn from."""
-    from data_pipeline.prepare import PREPARED
+def prepare(command: PrepareCommand, *, worker: str = "", status: bool = False) -> dict[str, Any]:
+    """Tokenizes and packs all sources. Returns totals over those to learn from.
+
+    Args:
+      worker: as "3/16", this worker's number and how many there are. Default: what the cluster says.
+      status: only print what is done.
+    """
+    from data_pipeline.prepare import PREPARED, print_status
     from data_pipeline.prepare import prepare as run
 
+    if status:
+        return print_status(command)
+    place = _worker(worker)
     check_folder(command.output, PREPARED)
-    sources = run(command, open_tokenizer(command))["sources"].values()
+    header = run(command, open_tokenizer(command), place)
+    if header is None:
+        return {}
+    sources = header["sources"].values()
     always = ("documents", "pictures", "tokens", "image_tokens", "rows")
     keys = (*always, "conversations_skipped", "turns_dropped", "documents_cut", "pictures_cut_off")
     totals = {key: sum(source.get(key, 0) for source in sources) for key in keys}
     return {key: total for key, total in totals.items() if total or key in always}
+
+
+def _worker(given: str) -> tuple[int, int]:
+    """Number of this worker, from 1, and how many there are."""
+    if not given:
+        number, count = place_in_cluster()
+        return number + 1, count
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--worker = {given!r}: expected its number and how many there are, from 1/16 to 16/16")
+    return int(found[1]), int(found[2])
 
 
 def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:

@@ -143,6 +143,26 @@ def _cluster() -> str:
     return ""
 
 
+def place_in_cluster() -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are, for work that needs no connection between them: as
+    CHAMELEON_PROCESS and CHAMELEON_PROCESSES say, or Slurm, Open MPI, or a TPU pod."""
+    env = os.environ
+    if "CHAMELEON_PROCESS" in env and "CHAMELEON_PROCESSES" in env:
+        names = ("CHAMELEON_PROCESS", "CHAMELEON_PROCESSES")
+    elif all(name in env for name in SLURM) and env.get("SLURM_STEP_NUM_TASKS") != "1":
+        names = ("SLURM_PROCID", "SLURM_NTASKS")
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    elif "TPU_WORKER_ID" in env:
+        return int(env["TPU_WORKER_ID"]), env.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    else:
+        return 0, 1
+    number, count = (int(env[name]) if env.get(name, "").isdecimal() else -1 for name in names)
+    if not 0 <= number < count:
+        raise ConfigError(f"{names[0]} = {env[names[0]]!r}: must be from 0 to one less than {names[1]}")
+    return number, count
+
+
 def _hosts_of_tpu_vm() -> int:
     """Number of hosts of this Cloud TPU slice, times slices. On a TPU VM only the metadata server knows."""
 

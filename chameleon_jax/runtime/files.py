@@ -19,11 +19,13 @@ from chameleon_jax.runtime.reading import LARGEST_JSON, parse_json, read_bytes
 
 
 @contextlib.contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
+def new_file(path: str | Path, *, tidy: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success and removes it otherwise.
 
-    Symbolic links are followed, and temporary files of killed processes are removed. For a path in a bucket, the file
-    is uploaded at the end.
+    Symbolic links are followed. For a path in a bucket, the file is uploaded at the end.
+
+    Args:
+      tidy: whether to remove temporary files of killed processes, which takes a listing of the folder.
     """
     if is_cloud(path):
         with local_copy(as_path(path)) as tmp:
@@ -35,7 +37,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
         if os.path.lexists(real) and not real.is_file():
             raise FileError(f"{path}: is not a regular file and cannot be replaced by one")
         real.parent.mkdir(parents=True, exist_ok=True)
-        for file in leftovers(real, r"\d+"):
+        for file in leftovers(real, r"\d+") if tidy else ():
             if is_unused(file):
                 file.unlink()
         tmp = real.with_name(f".{real.name}.{os.getpid()}.part")

@@ -140,22 +140,36 @@ class DocumentTokenizer:
         """`encode` for several documents, with their pictures encoded in batches."""
         vocabulary = self.need("vocabulary")
         documents = as_documents(documents)
-        images = [segment for document in documents for segment in document if not isinstance(segment, str)]
+        segments = [segment for document in documents for segment in document]
+        images = [segment for segment in segments if not isinstance(segment, str)]
         codes = iter(vocabulary.image_ids[self.need("image").tokenize(images)] if images else [])
+        texts = iter(self._encode_texts([segment for segment in segments if isinstance(segment, str)]))
         encoded = []
         for document in documents:
             pieces = [np.zeros(0, np.int32)]
             for segment in document:
                 if isinstance(segment, str):
-                    text = self.need("text")
-                    try:
-                        pieces.append(vocabulary.text_ids[text.encode(segment)])
-                    except ValueError as error:
-                        raise DocumentError(f"{segment[:40]!r}…: {error}") from None
+                    pieces.append(vocabulary.text_ids[next(texts)])
                 else:
                     pieces += [[vocabulary.begin_image], next(codes), [vocabulary.end_image]]
             encoded.append(np.concatenate(pieces).astype(np.int32))
         return encoded
+
+    def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        tokenizer = self.need("text")
+        try:
+            return tokenizer.encode_many(texts)
+        except ValueError:
+            pass
+        pieces = []
+        for text in texts:  # to find the one that fails
+            try:
+                pieces.append(tokenizer.encode(text))
+            except ValueError as error:
+                raise DocumentError(f"{text[:40]!r}…: {error}") from None
+        return pieces
 
     def encode_prompt(self, document: Document, form: Literal["completion", "chat"] = "completion") -> np.ndarray:
         """Ids int32 `[n]` of a prompt: begin of sequence, the document, and for a chat end of turn."""

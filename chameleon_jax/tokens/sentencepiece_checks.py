@@ -33,6 +33,12 @@ def check_model(model: bytes) -> None:
                     _check_table(table)
 
 
+def has_table(model: bytes) -> bool:
+    """Whether the normaliser of a checked model replaces characters."""
+    normalizers = [content for field, content in _fields(model) if field == _NORMALIZER]
+    return any(field == _TABLE and table for content in normalizers for field, table in _fields(content))
+
+
 def _check_table(table: bytes) -> None:
     """The table is a length, a trie of that many bytes, and the replacements, each terminated by a null byte."""
     texts = table[4 + int.from_bytes(table[:4], "little") :]

@@ -7,7 +7,8 @@ import functools
 import hashlib
 import io
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -17,7 +18,7 @@ import numpy as np
 from chameleon_jax.config import TextTokenizerConfig
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import read_bytes
-from chameleon_jax.tokens.sentencepiece_checks import check_model
+from chameleon_jax.tokens.sentencepiece_checks import check_model, has_table
 
 LARGEST_MODEL = 16 << 20
 """Most bytes of a SentencePiece model; one with 256,000 pieces has 5 MB."""
@@ -67,15 +68,17 @@ class TextTokenizer(abc.ABC):
           ValueError: if `text` has more than `LONGEST_TEXT` characters, contains lone surrogates, which UTF-8 cannot
             represent, or contains bytes for which the tokenizer has no piece.
         """
-        if len(text) > LONGEST_TEXT:
-            raise ValueError(
-                f"a text of {len(text):,} characters; up to {LONGEST_TEXT:,} are encoded at a time; cut it"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"not valid Unicode text: lone surrogate at character {error.start}") from None
+        _check_text(text)
         return np.asarray(self._encode(text), np.int32)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` for each of several texts, on all cores where the tokenizer's own package can."""
+        for text in texts:
+            _check_text(text)
+        return [np.asarray(pieces, np.int32) for pieces in self._encode_many(texts)]
+
+    def _encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [self._encode(text) for text in texts]
 
     def decode_bytes(self, pieces: Iterable[int]) -> bytes:
         """The bytes of `pieces`, which may end within a character."""
@@ -88,6 +91,33 @@ class TextTokenizer(abc.ABC):
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / self.file_name).write_bytes(self.model)
+
+
+def _check_text(text: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"a text of {len(text):,} characters; up to {LONGEST_TEXT:,} are encoded at a time; cut it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not valid Unicode text: lone surrogate at character {error.start}") from None
+
+
+class _Words(dict[str, bytes]):
+    """Pieces of words as the bytes of an int32 array, computed when they are first asked for."""
+
+    MOST, LONGEST = 1 << 18, 64  # 50 MB
+
+    def __init__(self, encode: Callable[[str], list[int]]):
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, word: str) -> bytes:
+        pieces = np.asarray(self._encode(word), np.int32).tobytes()
+        if len(word) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()
+            self[word] = pieces
+        return pieces
 
 
 class SentencePieceTokenizer(TextTokenizer):
@@ -151,7 +181,27 @@ class SentencePieceTokenizer(TextTokenizer):
                 pieces.append(name.encode() if name in self.scores else b"")
         return pieces
 
-    def _encode(self, text: str) -> list[int]:
+    @functools.cached_property
+    def _word(self) -> re.Pattern | None:
+        """Finds the words of a text, each with the spaces before it. None if words cannot be encoded one by one: if the
+        model normalises text, or has a piece with a space behind something else."""
+        spaced = f"{_SPACE_MARK * 2}a{_SPACE_MARK * 2}b{_SPACE_MARK}"
+        changes = has_table(self.model) or self._processor.normalize(spaced.replace(_SPACE_MARK, " ")) != spaced
+        if changes or any(re.search("[^ ] ", name) for name in self.scores):
+            return None
+        return re.compile(" *[^ ]+| +" if any("\n" in name for name in self.scores) else "\n| *[^ \n]+| +")
+
+    @functools.cached_property
+    def _words(self) -> _Words:
+        return _Words(self._encode_whole)
+
+    def _encode(self, text: str) -> Sequence[int]:
+        if self._word is None:
+            return self._encode_whole(text)
+        # Five times as fast as SentencePiece, as most words have been there before.
+        return np.frombuffer(b"".join(map(self._words.__getitem__, self._word.findall(text))), np.int32).copy()
+
+    def _encode_whole(self, text: str) -> list[int]:
         pieces: list[int] = []
         for index, part in enumerate(text.split(_SPACE_MARK)):
             if index > 0:

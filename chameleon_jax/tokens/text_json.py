@@ -121,12 +121,18 @@ class JSONTokenizer(TextTokenizer):
         return table
 
     def _encode(self, text: str) -> Sequence[int]:
-        lost = set(text.encode()) - self._single_bytes
-        if lost:
-            raise ValueError(f"the text tokenizer has no piece for the byte 0x{min(lost):02X}")
+        return self._encode_many([text])[0]
+
+    def _encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        for text in texts if len(self._single_bytes) < 256 else ():
+            if lost := set(text.encode()) - self._single_bytes:
+                raise ValueError(f"the text tokenizer has no piece for the byte 0x{min(lost):02X}")
         backend = self._backend
         with self._explained("fails on a text"):
-            encoding = backend.encode(text, add_special_tokens=False)
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._pieces_of(encoding) for encoding in encodings]
+
+    def _pieces_of(self, encoding: Any) -> np.ndarray:
         pieces = self._piece_of_id[np.asarray(encoding.ids, np.int64)]
         if (pieces < 0).any():
             place = int((pieces < 0).argmax())

@@ -60,6 +60,7 @@ def shards_of(name: str, split: str, folder: str | Path, count: int = 0) -> list
     contents = hashlib.sha256(" ".join(identity(str(file)) for file in files).encode()).hexdigest()
     total = count or len(examples)
     return [
-        Shard(f"{begin}", contents, begin, min(begin + EXAMPLES_PER_SHARD, total))
+        Shard(f"{begin}", contents, begin, end, end - begin)
         for begin in range(0, total, EXAMPLES_PER_SHARD)
+        for end in [min(begin + EXAMPLES_PER_SHARD, total)]
     ]

@@ -82,7 +82,7 @@ class JsonLinesSource(FilesSource):
             return [Shard(file.name, identity(file.path), files=(file.name,))]
         whole = identity(file.path) if is_remote(file.path) else ""  # rather than wait for a sample of each part
         return [
-            Shard(f"{file.name}@{begin}", whole or identity(file.path, begin, end), begin, end, (file.name,))
+            Shard(f"{file.name}@{begin}", whole or identity(file.path, begin, end), begin, end, files=(file.name,))
             for begin in range(0, file.size, SHARD_BYTES)
             for end in [min(begin + SHARD_BYTES, file.size)]
         ]

@@ -82,7 +82,7 @@ class ParquetSource(TurnKeys, CaptionedSource):
             return [Shard(file.name, digest, files=(file.name,))]
         begins = [0, *ends[:-1]]
         return [
-            Shard(f"{file.name}@{begin}", digest, begin, end, (file.name,))
+            Shard(f"{file.name}@{begin}", digest, begin, end, end - begin, (file.name,))
             for begin, end in zip(begins, ends, strict=True)
         ]
 

@@ -93,7 +93,7 @@ class TableSource(CaptionedSource):
         if len(begins) == 1:
             return [Shard(file.name, identity(file.path), files=(file.name,))]
         return [
-            Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, (file.name,))
+            Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, files=(file.name,))
             for begin, end in zip(begins, [*begins[1:], file.size], strict=True)
         ]
 

@@ -56,6 +56,7 @@ def command(tmp_path_factory, datasets) -> PrepareCommand:
         sources=(source("mixed", mixed), source("prose", prose)),
         held_out=(source("unseen", held_out),),
         datasets=datasets,
+        processes=1,
     )
 
 

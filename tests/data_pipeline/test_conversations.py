@@ -30,11 +30,13 @@ from chameleon_jax.tokens.image import resize_and_crop
 from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
-from data_pipeline.packing import cut, pack
+from data_pipeline.packing import Piece, cut, pack
 from data_pipeline.records import Turn
+from data_pipeline.row_files import fit_turns
 from data_pipeline.segments import read_pictures, read_texts
 from data_pipeline.sources import ConversationsSource, json_array
 from data_pipeline.tokenize import join_turns
+from data_pipeline.tokenized import TokenizedDocument
 from data_pipeline.unpacking import unpack
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,7 +256,9 @@ def test_every_answer_is_predicted_once_and_after_its_own_prompt_only(corpus, le
     source = dataclasses.replace(SOURCE, prompt_loss=prompt_loss, answer_end=answer_end)
     pieces, expected = [], []
     for turns in corpus:
-        piece, kept = join_turns(turns, length, source, VOCABULARY)
+        document = TokenizedDocument("", *join_turns(turns, source, VOCABULARY), 0, 0, 0)
+        document, kept = fit_turns(document, length, VOCABULARY)
+        piece = Piece(document.ids, document.weights)
         sizes = [len(by_hand(turns, count, source)) for count in range(len(turns) + 1)]
         assert kept == max(count for count, size in enumerate(sizes) if size <= length), "as many as fit"
         assert len(piece.ids) == len(piece.weights) == sizes[kept]
@@ -280,10 +284,10 @@ def test_loss_on_one_modality_of_the_answers(loss):
     picture = np.array([VOCABULARY.begin_image, *codes, VOCABULARY.end_image], np.int32)
     text = VOCABULARY.text_ids[:2]
     turns = [(np.concatenate([text, picture]), np.concatenate([text, picture, text]))]
-    piece, _ = join_turns(turns, 64, dataclasses.replace(SOURCE, loss=loss), VOCABULARY)
+    ids, weights, _ = join_turns(turns, dataclasses.replace(SOURCE, loss=loss), VOCABULARY)
     learnt = {"image": [*codes, VOCABULARY.end_image], "text": [*text, VOCABULARY.begin_image, *text, EOS]}
-    assert piece.ids[piece.weights == 1].tolist() == learnt[loss]
-    assert set(piece.weights.tolist()) == {0, 1}
+    assert ids[weights == 1].tolist() == learnt[loss]
+    assert set(weights.tolist()) == {0, 1}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

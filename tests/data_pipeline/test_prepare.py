@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ConfigError, from_dict
 from chameleon_jax.console import commands
 from chameleon_jax.console.commands import open_tokenizer
-from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer, save_image_tokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
+from data_pipeline.accounting import TooManyRejected
 from data_pipeline.config import PrepareCommand
 from data_pipeline.loader import PreparedData
 from data_pipeline.prepare import prepare as prepare_rows
@@ -77,18 +77,21 @@ def test_preparing_twice_gives_the_same_rows(prepared, own_command):
     assert prepare(own_command)["fingerprint"] == PreparedData(prepared).fingerprint
 
 
-def test_fingerprint_is_the_one_that_older_versions_gave(prepared):
-    """So runs go on with data that is prepared again. Every source had the keys of all kinds then."""
-    header = json.loads((prepared / "dataset.json").read_text())
-    fingerprint = header.pop("fingerprint")
-    header = {name: value for name, value in header.items() if name != "sha256"}
-    for entry in (*header["sources"].values(), *header["held_out"].values()):
-        assert entry["source"].keys() == {"kind", "name", "count", "loss", "path", "exif"}
-        entry["source"] |= {
-            "split": "train", "augment": False, "prompt_loss": 0.0, "answer_end": "eos", "prompt_fit": "pad",
-            "answer_fit": "crop", "seed": 0,
-        }  # fmt: skip
-    assert hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest() == fingerprint
+def test_moved_files_are_not_read_again(prepared, own_command, tmp_path):
+    """And runs go on with the rows, as their fingerprint is the same."""
+    shutil.copytree(prepared, own_command.output)
+    done = {path.name: path.stat().st_mtime_ns for path in Path(own_command.output, "units").glob("*.json")}
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(Path(own_command.sources[0].path).parent, folder, ignore=shutil.ignore_patterns("rows"))
+    moved = [
+        tuple(dataclasses.replace(source, path=str(folder / Path(source.path).name)) for source in sources)
+        for sources in (own_command.sources, own_command.held_out)
+    ]
+    header = prepare(dataclasses.replace(own_command, sources=moved[0], held_out=moved[1]))
+    assert header["fingerprint"] == PreparedData(prepared).fingerprint
+    again = {path.name: path.stat().st_mtime_ns for path in Path(own_command.output, "units").glob("*.json")}
+    assert again == done
+    assert len(done) == 3
 
 
 def test_fingerprint_differs_with_the_documents(prepared, own_command, tmp_path):
@@ -169,7 +172,7 @@ def test_model_without_image_tokenizer_prepares_text_and_says_what_pictures_need
     header = prepare(dataclasses.replace(command, sources=(prose,)))
     assert header["tokenizer"]["image"] is None
     assert PreparedData(command.output).tokenizer().missing == missing
-    with pytest.raises(DocumentError, match=r"source mixed: this model has no image tokenizer: no vqgan\.ckpt in"):
+    with pytest.raises(TooManyRejected, match=r"^sources\.mixed: .*no image tokenizer: no vqgan\.ckpt in"):
         prepare(dataclasses.replace(command, sources=(prose, mixed)))
 
 
@@ -180,34 +183,25 @@ def test_source_without_documents_is_named(own_command, tmp_path):
         prepare(dataclasses.replace(own_command, sources=(source,)))
 
 
-def test_interrupted_job_leaves_nothing_behind(own_command, tmp_path, monkeypatch):
-    import data_pipeline.prepare as module
-
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    original = module._write_rows
-    monkeypatch.setattr(module, "_write_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(own_command)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_document_leaves_the_old_rows_as_they_were(own_command, tmp_path):
+def test_bad_documents_leave_the_old_rows_as_they_were(own_command, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('["good"]\n["bad", 3]\n')
     prepare(own_command)
-    before = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
+    output = Path(own_command.output)
+
+    def contents() -> dict[Path, bytes]:
+        files = [path for path in output.rglob("*") if path.is_file() and path.name != "prepare.json"]
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
     source = DocumentsSource(name="bad", path=str(bad))
-    with pytest.raises(DocumentError, match=r"bad\.jsonl, line 2"):
+    with pytest.raises(TooManyRejected, match=r"sources\.bad: 1 of 2 .*The first: bad\.jsonl, line 2: 3: a segment is"):
         prepare(dataclasses.replace(own_command, sources=(*own_command.sources, source)))
-    after = {path: path.read_bytes() for path in Path(own_command.output).rglob("*") if path.is_file()}
-    assert before == after
+    after = contents()
+    assert before.items() <= after.items()
+    assert {path.parent.name for path in after.keys() - before.keys()} == {"units", "rows"}
+    (line,) = (output / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["place"] == "bad.jsonl, line 2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "rows"]
 
 

@@ -1,4 +1,4 @@
-"""Documents are tokenized in parts that bound the memory, whatever the size of their pictures."""
+"""Records are tokenized in groups that bound the memory, whatever the size of their pictures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_models import image_tokenizer, random_picture, text_tokenizer
 
 from chameleon_jax.config import PreprocessingConfig, from_dict
-from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer
-from data_pipeline import tokenize
+from data_pipeline import tokenize as module
+from data_pipeline.records import Picture, Record, Rejected
 from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
-from data_pipeline.tokenize import tokenized_pieces
+from data_pipeline.tokenize import tokenize
 
 
 @pytest.fixture
@@ -28,21 +28,22 @@ def write_lines(path, lines) -> str:
 
 
 @pytest.mark.parametrize("kind", ["documents", "conversations"])
-def test_pictures_are_brought_to_size_one_by_one(tmp_path, tokenizer, monkeypatch, kind):
+def test_pictures_are_brought_to_size_one_by_one(tmp_path, tokenizer, kind):
     """Kept as they come, 512 photographs of 12 megapixels would be 24 GB."""
     random_picture(1, (400, 300)).save(tmp_path / "photo.png")
     picture = {"image": "photo.png"}
     line = ["A photo: ", picture] if kind == "documents" else {"turns": [{"prompt": [picture], "answer": [picture]}]}
     source = from_dict(SourceConfig, {"kind": kind, "path": write_lines(tmp_path / "own.jsonl", [line] * 5)})
     seen = []
-    tokenize_images = tokenizer.image.__class__.tokenize
-    monkeypatch.setattr(
-        tokenizer.image.__class__, "tokenize", lambda self, images: seen.extend(images) or tokenize_images(self, images)
-    )
-    pieces = list(tokenized_pieces(source, "", tokenizer, 48))
-    assert {image.size for image in seen} == {(16, 16)}
+
+    def encode(squares: np.ndarray) -> np.ndarray:
+        seen.extend(squares)
+        return tokenizer.image.encode_squares(squares)
+
+    documents = [document for made in tokenize(source.records(), source, tokenizer, encode=encode) for document in made]
+    assert {(square.shape, square.dtype) for square in seen} == {((16, 16, 3), np.dtype(np.uint8))}
     whole = tokenizer.encode([Image.open(tmp_path / "photo.png")])  # cropped, as documents and answers are
-    codes = np.concatenate([piece.ids for piece in pieces])
+    codes = np.concatenate([document.ids for document in documents])
     windows = np.lib.stride_tricks.sliding_window_view(codes, len(whole))
     assert (windows == whole).all(axis=1).sum() == 5
 
@@ -50,29 +51,58 @@ def test_pictures_are_brought_to_size_one_by_one(tmp_path, tokenizer, monkeypatc
 def test_prompts_and_answers_are_brought_to_size_in_their_own_ways(tmp_path, tokenizer):
     random_picture(1, (40, 10)).save(tmp_path / "wide.png")
     line = {"turns": [{"prompt": [{"image": "wide.png"}], "answer": [{"image": "wide.png"}]}]}
-    path = write_lines(tmp_path / "own.jsonl", [line])
-    (piece,) = tokenized_pieces(ConversationsSource(path=path), "", tokenizer, 48)
+    source = ConversationsSource(path=write_lines(tmp_path / "own.jsonl", [line]))
+    ((document,),) = tokenize(source.records(), source, tokenizer)
     wide = Image.open(tmp_path / "wide.png")
     for fit, start in (("pad", 0), ("crop", tokenizer.image_block + 1)):
         tokenizer.image.preprocessing = PreprocessingConfig(fit=fit)
         expected = tokenizer.encode([wide])
-        found = [piece.ids[at : at + len(expected)].tolist() for at in range(start, start + 3)]
-        assert expected.tolist() in found
+        assert document.ids[start : start + len(expected)].tolist() == expected.tolist()
 
 
-def test_chunks_are_bounded_by_pictures_and_text(monkeypatch):
-    monkeypatch.setattr(tokenize, "DOCUMENTS_AT_A_TIME", 4)
-    monkeypatch.setattr(tokenize, "BYTES_AT_A_TIME", 1000)
-    large, small = [Image.new("RGB", (20, 20))], ["a"]
-    sizes = lambda documents: [len(chunk) for chunk in tokenize._chunks(iter(documents), list)]  # noqa: E731
-    assert sizes([small] * 9) == [4, 4, 1]
-    assert sizes([large, small, large, large]) == [1, 2, 1]
-    assert sizes([["a" * 1000], small]) == [1, 1]
-    assert sizes([]) == []
+def test_groups_are_bounded_by_records_text_and_pixels(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "RECORDS_AT_A_TIME", 4)
+    monkeypatch.setattr(module, "CHARACTERS_AT_A_TIME", 1000)
+    monkeypatch.setattr(module, "PIXELS_AT_A_TIME", 600)
+    random_picture(1).save(tmp_path / "small.png")
+    source, picture = DocumentsSource(path="own.jsonl"), Picture(str(tmp_path / "small.png"))
+
+    def sizes(*segments: str | Picture) -> list[int]:
+        """Records that are read before each result."""
+        read = []
+
+        def records():
+            for number, segment in enumerate(segments):
+                read.append(number)
+                yield Record(str(number), "here", (segment,))
+
+        return [len(read) for _ in tokenize(records(), source, tokenizer)]
+
+    assert sizes(*"abcde") == [4, 4, 4, 4, 5]
+    assert sizes("a" * 1000, "b") == [1, 2]
+    assert sizes(picture, picture, picture, picture) == [3, 3, 3, 4]
+    assert sizes() == []
 
 
-def test_picture_that_cannot_be_converted_is_named_with_its_line(tmp_path, tokenizer):
+def test_records_that_cannot_be_tokenized_are_rejected_with_their_reasons(tmp_path, tokenizer):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "depth.tif")
-    source = DocumentsSource(path=write_lines(tmp_path / "own.jsonl", [["fine"], [{"image": "depth.tif"}]]))
-    with pytest.raises(DocumentError, match=r"own\.jsonl, line 2: .*depth\.tif: floating-point pictures"):
-        list(tokenized_pieces(source, "", tokenizer, 48))
+    random_picture(1).save(tmp_path / "fine.png")
+    fine = Picture(str(tmp_path / "fine.png"))
+    records = [
+        Record("1", "line 1", ("fine",)),
+        Record("2", "line 2", (fine, Picture(str(tmp_path / "depth.tif")))),
+        Rejected("3", "line 3", "no JSON"),
+        Record("4", "line 4", (fine, "\ud800")),
+        Record("5", "line 5", (Picture("gone.png"),)),
+        Record("6", "line 6", (fine, "fine")),
+        Record("7", "line 7", ("",)),
+    ]
+    results = list(tokenize(records, DocumentsSource(path="own.jsonl"), tokenizer))
+    rejected = [result for result in results if isinstance(result, Rejected)]
+    assert [result.place for result in rejected] == ["line 2", "line 3", "line 4", "line 5", "line 7"]
+    for result, reason in zip(
+        rejected, ["floating-point", "no JSON", "lone surrogate", "gone.png", "is empty"], strict=True
+    ):
+        assert reason in result.reason
+    for result, document in ((results[0], ["fine"]), (results[5], [fine.open(), "fine"])):
+        assert result[0].ids.tolist() == [*tokenizer.encode(document), tokenizer.vocabulary.eos]

@@ -24,11 +24,11 @@ CHAT = [
 def test_chats_are_joined_as_conversations_are_prepared(answer_end):
     encoded = [TOKENIZER.encode(turn.document) for turn in CHAT]
     source = ConversationsSource(path="chat.jsonl", answer_end=answer_end)
-    prepared, _ = join_turns(list(zip(encoded[::2], encoded[1::2], strict=True)), 1000, source, TOKENIZER.vocabulary)
+    prepared, *_ = join_turns(list(zip(encoded[::2], encoded[1::2], strict=True)), source, TOKENIZER.vocabulary)
     ids = encode_turns(TOKENIZER, CHAT, TEMPLATE_OF_END[answer_end])
     begin = [TOKENIZER.vocabulary.bos]
     # What ends the last answer is left out: prepared data closes with end of sequence, whatever the template.
-    np.testing.assert_array_equal(ids[:-1], [*begin, *prepared.ids[prepared.ids != begin[0]][:-1]])
+    np.testing.assert_array_equal(ids[:-1], [*begin, *prepared[prepared != begin[0]][:-1]])
     question = encode_turns(TOKENIZER, CHAT[:1], TEMPLATE_OF_END[answer_end])
     np.testing.assert_array_equal(question, TOKENIZER.encode_prompt(CHAT[0].document, "chat"))
 

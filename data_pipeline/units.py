@@ -1,0 +1,377 @@
+"""Units: the parts of a job that are tokenized on their own, wherever and in whatever order.
+
+A unit is one shard of one source under one recipe, named by a hash of its inputs and settings. In the folder `units` of
+the output it leaves up to three files: KEY.arrayrecord with its documents, KEY.rejected.jsonl with the records that
+cannot be used, and KEY.json, which is written last and says that the unit is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from chameleon_jax.config import ImageTokenizerConfig, to_dict
+from chameleon_jax.errors import ChameleonError, ConfigError, FileError, printable
+from chameleon_jax.runtime.cloud import as_path, on_disk
+from chameleon_jax.runtime.files import new_file, read_json, write_json
+from chameleon_jax.runtime.headers import with_checksum
+from chameleon_jax.runtime.locks import is_unused
+from chameleon_jax.tokens.documents import DocumentTokenizer
+from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
+from data_pipeline.records import Record, Rejected, Shard
+from data_pipeline.sources.source import SourceConfig, settings_of
+from data_pipeline.tokenize import EncodeSquares, tokenize
+from data_pipeline.tokenized import TokenizedDocument, from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from data_pipeline.config import PrepareCommand
+
+FORMAT_VERSION = 1
+"""Of what a unit writes. Raised when the same inputs give something else."""
+MOST_REASONS = 100
+"""Reasons of rejections that are counted apart."""
+ELSEWHERE = ("name", "path", "count")
+"""Keys of sources that do not change what becomes of a record: names, and where files lie. `count` ends up in units."""
+
+
+class UnitFailed(ChameleonError):
+    """A unit could not be read to its end. The others go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One shard of one source; or all of a source of which the first `limit` records are used."""
+
+    part: str
+    """sources or held_out"""
+    source: SourceConfig
+    shards: tuple[Shard, ...]
+    limit: int
+    """Records to read at most; 0: all."""
+    key: str
+
+    @property
+    def place(self) -> str:
+        """Its source, as messages and the header call it."""
+        return f"{self.part}.{self.source.name}"
+
+    @property
+    def name(self) -> str:
+        """Its shard, for people."""
+        return self.shards[0].name + (f" to {self.shards[-1].name}" if len(self.shards) > 1 else "")
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the records of a unit, or of several."""
+
+    read: int = 0
+    kept: int = 0
+    rejected: int = 0
+    documents: int = 0
+    """Documents and conversations made of the records."""
+    pictures: int = 0
+    text_bytes: int = 0
+    text_tokens: int = 0
+    image_tokens: int = 0
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How often records were rejected, by the kind of reason."""
+
+    def __iadd__(self, other: Counts) -> Counts:
+        for field in dataclasses.fields(self):
+            if field.name != "reasons":
+                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for reason, times in other.reasons.items():
+            self._count(reason, times)
+        return self
+
+    def _count(self, reason: str, times: int = 1) -> None:
+        if reason not in self.reasons and len(self.reasons) >= MOST_REASONS:
+            reason = "other reasons"
+        self.reasons[reason] = self.reasons.get(reason, 0) + times
+
+    def reject(self, reason: str) -> None:
+        self.rejected += 1
+        self._count(kind_of_reason(reason))
+
+    def keep(self, documents: Iterable[TokenizedDocument], modality: np.ndarray) -> None:
+        self.kept += 1
+        for document in documents:
+            by_modality = np.bincount(modality[document.ids], minlength=3)
+            self.documents += 1
+            self.pictures += document.pictures
+            self.text_bytes += document.text_bytes
+            self.text_tokens += int(by_modality[TEXT])
+            self.image_tokens += int(by_modality[IMAGE])
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without what differs from record to record: names of files, quotations, numbers."""
+    reason = re.sub(r"^\S*\.\w{1,5}(, picture \d+)?: ", "", reason)
+    reason = re.sub(r"(['\"]).*\1…?", "…", reason)
+    return printable(re.sub(r"(?<![A-Za-z])\d[\d,.]*", "N", reason), 120)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Planning
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def plan(command: PrepareCommand, tokenizer_hash: str) -> list[Unit]:
+    """The units of a job in order. Reads no more of the data than names, sizes and samples of its files.
+
+    Raises:
+      FileError: if a source has nothing to read.
+    """
+    return [
+        Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command.seed))
+        for part in ("sources", "held_out")
+        for source in getattr(command, part)
+        for shards, limit in _limited(source, source.shards(command.datasets))
+    ]
+
+
+def _limited(source: SourceConfig, shards: list[Shard]) -> Iterator[tuple[tuple[Shard, ...], int]]:
+    """Which shards are read together, and how many of their records: one by one, if their first `count` records can be
+    told apart without reading them."""
+    if not source.count:
+        yield from (((shard,), 0) for shard in shards)
+        return
+    left = source.count
+    for number, shard in enumerate(shards):
+        if not shard.records or source.part != "all":
+            yield tuple(shards[number:]), left
+            return
+        yield (shard,), left if left < shard.records else 0
+        left -= shard.records
+        if left <= 0:
+            return
+
+
+def _key(source: SourceConfig, shards: tuple[Shard, ...], limit: int, tokenizer_hash: str, seed: int) -> str:
+    settings = {name: value for name, value in settings_of(source).items() if name not in ELSEWHERE}
+    inputs = [(shard.name, shard.identity, shard.begin, shard.end) for shard in shards]
+    values = [FORMAT_VERSION, settings, inputs, limit, tokenizer_hash, seed]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def hash_of_parts(tokenizer: DocumentTokenizer) -> dict[str, str | None]:
+    """Hashes of text and image tokenizer, None for those that are missing."""
+    text = hashlib.sha256(tokenizer.text.model).hexdigest() if tokenizer.text else None
+    return {"text": text, "image": _hash_of_image_tokenizer(tokenizer.image)}
+
+
+def hash_of_tokenizer(tokenizer: DocumentTokenizer) -> str:
+    """Differs for tokenizers that give other ids for some document."""
+    preprocessing = to_dict(tokenizer.image.preprocessing) if tokenizer.image else None
+    values = [hash_of_parts(tokenizer), preprocessing, tokenizer.need("vocabulary").to_dict()]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_of_image_tokenizer(tokenizer: ImageTokenizer | None) -> str | None:
+    if tokenizer is None:
+        return None
+    sizes, plain = to_dict(tokenizer.config), to_dict(ImageTokenizerConfig())
+    for key in ("attn_resolutions", "attn_type"):  # newer keys, omitted to keep the hash as it was
+        if sizes[key] == plain[key]:
+            del sizes[key]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    for leaf in jax.tree.leaves(tokenizer.params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Running
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class UnitFiles:
+    """The files of a unit in the folder of a job."""
+
+    def __init__(self, folder: str | Path, key: str):
+        units = as_path(folder) / "units"
+        self.documents = units / f"{key}.arrayrecord"
+        self.rejected = units / f"{key}.rejected.jsonl"
+        self.done = units / f"{key}.json"
+        self.failed = units / f"{key}.failed"
+
+    def all(self) -> list[Path]:
+        """The mark of being done first."""
+        return [self.done, self.failed, self.documents, self.rejected]
+
+
+def run(
+    unit: Unit,
+    command: PrepareCommand,
+    tokenizer: DocumentTokenizer,
+    encode: EncodeSquares | None = None,
+    report: Callable[[Counts], None] = lambda counts: None,
+) -> Counts:
+    """Reads, filters, forms and tokenizes the records of a unit, and writes its files into `command.output`.
+
+    Args:
+      encode: computes the codes of pictures. Default: the image tokenizer of `tokenizer`.
+      report: called with the counts of the unit along the way.
+
+    Raises:
+      UnitFailed: if its source cannot be read to the end.
+      ConfigError: if something is not installed that reading it needs.
+      FileError: if the files cannot be written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    files, counts, vocabulary = UnitFiles(command.output, unit.key), Counts(), tokenizer.vocabulary
+    writer = rejects = None
+    digest, reported = hashlib.sha256(), 0.0
+    items = _read(unit, command.datasets, counts)
+    with contextlib.ExitStack() as stack:
+        for result in tokenize(items, unit.source, tokenizer, command.seed, encode):
+            if isinstance(result, Rejected):
+                if rejects is None:
+                    tmp = stack.enter_context(new_file(files.rejected, tidy=False))
+                    rejects = stack.enter_context(tmp.open("w", encoding="utf-8"))
+                line = {"id": result.id, "source": unit.place, "place": result.place, "reason": result.reason}
+                rejects.write(json.dumps({key: printable(value, 1000) for key, value in line.items()}) + "\n")
+                counts.reject(result.reason)
+                continue
+            if writer is None:
+                tmp = stack.enter_context(new_file(files.documents, tidy=False))
+                writer = ArrayRecordWriter(str(tmp), "group_size:16")
+                stack.callback(writer.close)
+            for document in result:
+                content = to_bytes(document, vocabulary.size)
+                digest.update(content)
+                writer.write(content)
+            counts.keep(result, vocabulary.modality)
+            if (now := time.monotonic()) - reported > 0.2:
+                report(counts)
+                reported = now
+    if counts.read != counts.kept + counts.rejected:
+        raise AssertionError(f"{unit.place}, {unit.name}: {counts.read} records were read, but {counts}")
+    mark = {
+        "source": unit.place,
+        "shard": unit.name,
+        **dataclasses.asdict(counts),
+        "documents_sha256": digest.hexdigest(),
+    }
+    with new_file(files.done, tidy=False) as tmp:
+        tmp.write_text(json.dumps(with_checksum(mark)))
+    return counts
+
+
+def _read(unit: Unit, datasets: str, counts: Counts) -> Iterator[Record | Rejected]:
+    """The records of a unit, counted."""
+    for shard in unit.shards:
+        try:
+            for item in unit.source.kept(shard, datasets):
+                counts.read += 1
+                yield item
+                if counts.read == unit.limit:
+                    return
+        except ConfigError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, ChameleonError) else f"{type(error).__name__}: {error}"
+            raise UnitFailed(f"{unit.place}: {shard.name}: {printable(reason, 500)}") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is there
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def done_keys(folder: str | Path) -> set[str]:
+    """Keys of the units that are done."""
+    return {name.removesuffix(".json") for name in _names(folder) if re.fullmatch(r"[0-9a-f]{32}\.json", name)}
+
+
+def states(units: Iterable[Unit], folder: str | Path) -> dict[str, str]:
+    """Key → done, running, failed or waiting."""
+    names = _names(folder)
+    running = {
+        name[1:33]
+        for name in names
+        if name.startswith(".") and name.endswith(".part") and not is_unused(as_path(folder) / "units" / name)
+    }
+
+    def state(key: str) -> str:
+        if f"{key}.json" in names:
+            return "done"
+        if key in running:
+            return "running"
+        return "failed" if f"{key}.failed" in names else "waiting"
+
+    return {unit.key: state(unit.key) for unit in units}
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Removes what killed processes left."""
+    for name in _names(folder):
+        file = as_path(folder) / "units" / name
+        if name.startswith(".") and name.endswith(".part") and is_unused(file):
+            file.unlink(missing_ok=True)
+
+
+def _names(folder: str | Path) -> set[str]:
+    units = as_path(folder) / "units"
+    return {path.name for path in units.iterdir()} if units.is_dir() else set()
+
+
+def note_failure(unit: Unit, folder: str | Path, reason: str) -> None:
+    write_json(UnitFiles(folder, unit.key).failed, {"source": unit.place, "shard": unit.name, "reason": reason})
+
+
+def counts_of(unit: Unit, folder: str | Path) -> Counts:
+    """Counts of a unit that is done."""
+    mark = read_json(UnitFiles(folder, unit.key).done)
+    return Counts(**{field.name: mark[field.name] for field in dataclasses.fields(Counts)})
+
+
+def documents_of_unit(unit: Unit, folder: str | Path, vocab_size: int) -> Iterator[TokenizedDocument]:
+    """The documents of a unit that is done, in order.
+
+    Raises:
+      FileError: if they are damaged. The unit is then done no more.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    files = UnitFiles(folder, unit.key)
+    mark = read_json(files.done)
+    if not mark["documents"]:
+        return
+    digest, reader = hashlib.sha256(), None
+    try:
+        reader = ArrayRecordReader(str(on_disk(files.documents)), "readahead_buffer_size:1M,max_parallelism:1")
+        for _ in range(reader.num_records()):
+            content = reader.read()
+            digest.update(content)
+            yield from_bytes(content, vocab_size)
+        if digest.hexdigest() != mark["documents_sha256"]:
+            raise ValueError("it does not match its sha256")
+    except (ValueError, RuntimeError, IndexError, FileError) as error:
+        files.done.unlink(missing_ok=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileError(
+            f"{files.documents}: damaged: {printable(reason, 200)}; run the command again, and it is made anew"
+        ) from None
+    finally:
+        if reader is not None:
+            with contextlib.suppress(RuntimeError):  # of a damaged file; it was explained already
+                reader.close()
+
+
+def mark_of(header: dict[str, Any]) -> str:
+    """Hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
