@@ -45,7 +45,7 @@ class FormConfig:
 
     order: Literal["auto", "as_is", "image_first", "text_first", "rotate"] = "auto"
     """Order of pictures and text in documents that no template makes. 'rotate': pictures first in some documents, text
-    first in the others (paper, section 3.1: half of each). 'auto': 'rotate' for one picture with a caption from columns
+    first in the others (paper, section 2.2: half of each). 'auto': 'rotate' for one picture with a caption from columns
     or files of their own, 'as_is' for all others. Conversations keep their order."""
     image_first_share: float = 0.5
     """Share of documents with pictures first, with order 'rotate'."""
@@ -185,7 +185,8 @@ def _in_order(record: Record, form: FormConfig, seed: int) -> tuple[Segment, ...
     order, segments = form.order, record.segments
     texts = tuple(filter(_is_text, segments))
     if order == "auto":
-        order = "rotate" if record.fields and texts and len(segments) - len(texts) == 1 else "as_is"
+        image, text = record.fields.get("image"), record.fields.get("text")
+        order = "rotate" if segments in ((image, text), (text, image)) else "as_is"
     if order == "rotate":
         image_first = rng_of(seed, record.id, "order").random() < form.image_first_share
         order = "image_first" if image_first else "text_first"

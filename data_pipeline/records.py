@@ -65,8 +65,8 @@ class Record:
     turns: tuple[Turn, ...] = ()
     """A conversation."""
     fields: Mapping[str, Segment] = dataclasses.field(default_factory=dict)
-    """Its parts by name where the source has names (columns, features, sidecar keys), for templates. Empty where the
-    parts come in an order of their own."""
+    """Its parts by name where the source has names (columns, features, sidecar keys), for templates. A document of just
+    the fields "image" and "text" has no order of its own."""
 
     @property
     def texts(self) -> tuple[str, ...]:

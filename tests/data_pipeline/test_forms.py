@@ -64,6 +64,8 @@ def test_captions_from_columns_come_in_either_order_half_each():
     assert share(lambda parts: parts == (A, "A red kite.")) == near(0.5)
     assert all(set(made(pair(number))[0]) == {A, "A red kite."} for number in range(20))
     assert made(pair(1), order="as_is") == [(A, "A red kite.")]
+    written = [dataclasses.replace(pair(number), segments=(A, " A photo of a kite.")) for number in range(20)]
+    assert {made(record)[0] for record in written} == {(A, " A photo of a kite.")}, "somebody wrote this order"
 
 
 def test_share_of_pictures_first_can_be_set():
