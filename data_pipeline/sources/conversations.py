@@ -82,10 +82,11 @@ def _message(value: Any, number: int) -> _Message:
         expected = '{{"{}": "{}" or "{}", "{}": "…"}}'.format(*names)
         raise DocumentError(f"message {number}, {shown(value)}: must be {expected}")
     if isinstance(content, str):
-        parts = [_Part("marked text", check_text(content))]
+        kind = "marked text" if "image" in content and _MARK.search(content) else "text"
+        parts = [_Part(kind, check_text(content))]
     else:
         parts = [_part(each, number) for each in content]
-    if not any(part.kind == "picture" or part.value.strip() for part in parts):
+    if all(part.kind != "picture" and (not part.value or part.value.isspace()) for part in parts):
         raise DocumentError(f"message {number} is empty")
     return _Message(number, _SPEAKERS[speaker], parts)
 
@@ -162,9 +163,11 @@ def _chat(values: Mapping[str, Any], messages: list[_Message], picture: Callable
         for part in parts:
             if part.kind == "picture":
                 found.append(picture(part.value) if part.value else next(pictures))
-                continue
-            first, *rest = _MARK.split(part.value) if part.kind == "marked text" and has_marks else [part.value]
-            found += [first, *(segment for text in rest for segment in (next(pictures), text))]
+            elif part.kind == "marked text" and has_marks:
+                first, *rest = _MARK.split(part.value)
+                found += [first, *(segment for text in rest for segment in (next(pictures), text))]
+            else:
+                found.append(part.value)
         return _join(found)
 
     before = [] if places else list(pictures)

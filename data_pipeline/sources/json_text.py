@@ -14,10 +14,11 @@ LONGEST_LINE = 16 << 20
 
 def check_text(value: str) -> str:
     """Returns the text. Raises `DocumentError` if it is not valid Unicode, or holds a NUL character."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DocumentError(f"{value[:40]!r}…: lone surrogate, not valid Unicode text") from None
     if "\0" in value:
         raise DocumentError(f"{value[:40]!r}…: holds a NUL character, which is no text")
     return value
