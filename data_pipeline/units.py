@@ -41,7 +41,7 @@ FORMAT_VERSION = 1
 """Of what a unit writes. Raised when the same inputs give something else."""
 MOST_REASONS = 100
 """Reasons of rejections that are counted apart."""
-ELSEWHERE = ("name", "path", "count")
+ELSEWHERE = ("name", "path", "picture_folder", "count")
 """Keys of sources that do not change what becomes of a record: names, and where files lie. `count` ends up in units."""
 
 
