@@ -41,7 +41,7 @@ FORMAT_VERSION = 1
 """Of what a unit writes. Raised when the same inputs give something else."""
 MOST_REASONS = 100
 """Reasons of rejections that are counted apart."""
-ELSEWHERE = ("name", "path", "picture_folder", "count")
+ELSEWHERE = ("name", "path", "picture_folder", "data_dir", "count")
 """Keys of sources that do not change what becomes of a record: names, and where files lie. `count` ends up in units."""
 
 
@@ -118,7 +118,8 @@ class Counts:
 
 def kind_of_reason(reason: str) -> str:
     """A reason without what differs from record to record: names of files, quotations, numbers."""
-    reason = re.sub(r"^\S*\.\w{1,5}(, picture \d+)?: ", "", reason)
+    # "photos/my kite.jpg: …", "kites.tar: 000017.jpg: …", "kites.parquet, row 3, image: …"
+    reason = re.sub(r"^((\w+://)?[^:]*\.\w{1,7}(, [^:]*)?: )+", "", reason)
     reason = re.sub(r"(['\"]).*\1…?", "…", reason)
     return printable(re.sub(r"(?<![A-Za-z])\d[\d,.]*", "N", reason), 120)
 

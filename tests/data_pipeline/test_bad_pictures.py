@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import struct
 import tarfile
 import zlib
@@ -17,6 +19,7 @@ from picture_files import encoded, picture_file
 from PIL import Image
 from tiny_models import random_picture
 
+from chameleon_jax.console.commands import prepare
 from chameleon_jax.document import DocumentError, to_rgb
 from chameleon_jax.tokens.image import resize_and_crop
 from data_pipeline.records import Picture, Record
@@ -122,6 +125,28 @@ def test_image_tokenizers_learn_from_the_good_ones(tmp_path, make, capsys):
     np.testing.assert_array_equal(pixels, np.stack([np.asarray(random_picture(seed)) for seed in (1, 3)]))
     said = " ".join(capsys.readouterr().err.split())
     assert "records that cannot be read: 2; the first is" in said
+
+
+def test_prepare_counts_bad_pictures_and_keeps_the_others(own_command, tmp_path, capsys):
+    """Of every kind of source in one job: what is read is kept or listed."""
+    pictures = {"good-1.png": picture_file(1), **{name: data for name, (data, _) in BAD.items()}, "good-2.jpg": JPEG}
+    pictures = {f"{number}-{name}": data for number, (name, data) in enumerate(pictures.items())}
+    sources = []
+    for make in KINDS:
+        (tmp_path / make.__name__).mkdir()
+        sources.append(make(tmp_path / make.__name__, pictures))
+    prepare(dataclasses.replace(own_command, sources=tuple(sources), held_out=(), max_rejected=0.9, processes=1))
+    output = Path(own_command.output)
+    header = json.loads((output / "dataset.json").read_text())
+    said = capsys.readouterr().err
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    for source in sources:
+        reasons = [entry["reason"] for entry in rejected if entry["source"].endswith(source.name)]
+        for message in (message for _, message in BAD.values()):
+            assert any(message in reason for reason in reasons), (source.name, message)
+        assert len(reasons) == len(BAD)
+        assert f"sources.{source.name}: rejected 2: not a picture in a format that can be read" in said
+        assert header["sources"][source.name]["documents"] == header["sources"][source.name]["pictures"] == 2
 
 
 @pytest.mark.parametrize("make", KINDS)
