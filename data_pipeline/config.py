@@ -8,6 +8,7 @@ from typing import Literal
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
 from data_pipeline.datasets import digit_documents, python_documents  # noqa: F401  (the demo's kinds of sources)
+from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.sources import SourceConfig
 
 
@@ -89,6 +90,8 @@ class PrepareCommand:
     duplicates: Literal["keep", "drop"] = "keep"
     """Whether of documents with the same text and pictures, in all sources, only the first is used. What is held out
     counts as first, so that none of it is trained on."""
+    near_duplicates: NearDuplicatesConfig = NearDuplicatesConfig()
+    """The same for documents that are nearly the same; off by default."""
 
     def __post_init__(self):
         require_seed(self.seed)

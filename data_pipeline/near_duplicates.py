@@ -50,6 +50,10 @@ class NearDuplicatesConfig:
         require(self.pictures is None or 0 <= self.pictures <= 8, "pictures", self.pictures, "must be 0 to 8, or null")
 
 
+NOTHING = NearDuplicatesConfig()
+"""Nothing is compared."""
+
+
 def text_signature(text: str) -> bytes:
     """A MinHash of the text, `HASHES` numbers of 4 bytes; b"" if it has no words. Case and white space are ignored."""
     words = text.casefold().split()
@@ -67,6 +71,13 @@ def picture_signature(image: Image) -> bytes:
     """The perceptual hash of a picture (of its coarse pattern of light and dark), 8 bytes."""
     bits = _library("imagehash").phash(to_rgb(image)).hash
     return np.packbits(bits.ravel()).tobytes()
+
+
+def split_signature(signature: bytes, settings: NearDuplicatesConfig) -> tuple[bytes, bytes]:
+    """Signatures of text and pictures from both joined; that of the text, zeros if there is none, is there if texts are
+    compared."""
+    end = 4 * HASHES if settings.text is not None else 0
+    return signature[:end], signature[end:]
 
 
 def near_duplicates(documents: Iterable[tuple[int, bytes, bytes]], settings: NearDuplicatesConfig) -> list[int]:

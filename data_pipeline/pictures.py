@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from data_pipeline.sources.source import SourceConfig
 
 
-def open_picture(picture: Picture, source: SourceConfig, seed: int, document_id: str, number: int, side: int) -> Image:
-    """Decodes picture `number` of a document as its source says.
-
-    Args:
-      side: pixels of the square that it will be cropped to or padded to.
+def decode_picture(picture: Picture, source: SourceConfig) -> Image:
+    """A picture as it is.
 
     Raises:
       DocumentError: if it cannot be decoded, or the source's filter does not let it through.
@@ -28,6 +25,16 @@ def open_picture(picture: Picture, source: SourceConfig, seed: int, document_id:
     image = picture.open(exif=getattr(source, "exif", True))
     if reason := check_picture(image.size, source.filter):
         raise DocumentError(f"{picture.name}: {reason}")
+    return image
+
+
+def augmented(image: Image, source: SourceConfig, seed: int, document_id: str, number: int, side: int) -> Image:
+    """Picture `number` of a document as its source wants it, before it becomes a square of `side` pixels."""
     if not source.augment:
         return image
     return augment(image, source.augment, rng_of(seed, document_id, f"augment {number}"), side)
+
+
+def open_picture(picture: Picture, source: SourceConfig, seed: int, document_id: str, number: int, side: int) -> Image:
+    """Both in one."""
+    return augmented(decode_picture(picture, source), source, seed, document_id, number, side)

@@ -30,6 +30,7 @@ from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from data_pipeline import accounting, units
 from data_pipeline.config import PrepareCommand
 from data_pipeline.duplicates import find_duplicates
+from data_pipeline.near_duplicates import NOTHING, near_duplicates, split_signature
 from data_pipeline.processes import run_units
 from data_pipeline.row_files import write_source
 from data_pipeline.tokenized import TokenizedDocument
@@ -187,7 +188,9 @@ def _pack(
         {
             "units": [unit.key for unit in planned],
             "settings": {
-                key: value for key, value in to_dict(command).items() if key in ("sequence_length", "duplicates")
+                key: value
+                for key, value in to_dict(command).items()
+                if key in ("sequence_length", "duplicates", "near_duplicates")
             },
         }
     )
@@ -234,16 +237,42 @@ def _find_duplicates(
     planned: Sequence[Unit], command: PrepareCommand, vocab_size: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """Source and key of each unit → places of its documents that are not used."""
-    if command.duplicates == "keep":
-        return {}
     ordered = sorted(planned, key=lambda unit: unit.part != "held_out")
-    digests = (
-        (document.digest for document in units.documents_of_unit(unit, command.output, vocab_size)) for unit in ordered
-    )
-    found = find_duplicates(digests)
-    if total := sum(map(len, found)):
-        console.print(f"{command.output}: {total:,} documents are the same as others, and not used")
+    found = [np.zeros(0, np.int64) for _ in ordered]
+    if command.duplicates == "drop":
+        digests = (
+            (document.digest for document in units.documents_of_unit(unit, command.output, vocab_size))
+            for unit in ordered
+        )
+        found = find_duplicates(digests)
+        if total := sum(map(len, found)):
+            console.print(f"{command.output}: {total:,} documents are the same as others, and not used")
+    if command.near_duplicates != NOTHING:
+        near = _find_near_duplicates(ordered, command, vocab_size)
+        if total := sum(len(np.setdiff1d(*each)) for each in zip(near, found, strict=True)):
+            console.print(f"{command.output}: {total:,} documents are nearly the same as others, and not used")
+        found = [np.union1d(*each) for each in zip(near, found, strict=True)]
     return {(unit.place, unit.key): places for unit, places in zip(ordered, found, strict=True)}
+
+
+def _find_near_duplicates(ordered: Sequence[Unit], command: PrepareCommand, vocab_size: int) -> list[np.ndarray]:
+    """Places of the documents, of each unit, that are made of records which are nearly the same as others."""
+    records = []  # for each document, which record it is made of
+    settings = command.near_duplicates
+
+    def signatures() -> Iterator[tuple[int, bytes, bytes]]:
+        number = -1
+        for unit in ordered:
+            own = []
+            for document in units.documents_of_unit(unit, command.output, vocab_size):
+                if document.number == 0:
+                    number += 1
+                    yield number, *split_signature(document.signature, settings)
+                own.append(number)
+            records.append(np.array(own, np.int64))
+
+    dropped = near_duplicates(signatures(), settings)
+    return [np.flatnonzero(np.isin(own, dropped)) for own in records]
 
 
 def _keep_units(planned: Sequence[Unit], output: str, folder: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 from data_pipeline.forms import documents_of
-from data_pipeline.pictures import open_picture
+from data_pipeline.near_duplicates import HASHES, NOTHING, NearDuplicatesConfig, picture_signature, text_signature
+from data_pipeline.pictures import augmented, decode_picture
 from data_pipeline.records import Picture, Record, Rejected, Segment
 from data_pipeline.sources.source import SourceConfig, TurnKeys
 from data_pipeline.tokenized import TokenizedDocument
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RECORDS_AT_A_TIME = 512
 CHARACTERS_AT_A_TIME = 1 << 20
@@ -36,9 +41,11 @@ class _Document(NamedTuple):
     turn; True stands for a picture."""
 
     id: str
+    number: int
     parts: list[list[str | bool]]
     is_conversation: bool
     digest: int
+    signature: bytes
 
 
 def _loss_mask(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) -> np.ndarray:
@@ -74,11 +81,61 @@ def join_turns(
     return ids, np.concatenate(weights).astype(np.float32) * _loss_mask(ids, source, vocabulary), ends.astype(np.int32)
 
 
+class _Opened:
+    """A record, of which each picture is read once, and decoded once if it is used several times in a row."""
+
+    def __init__(self, record: Record, source: SourceConfig):
+        self.record, self.source = record, source
+        self._files: dict[int, bytes] = {}
+        self._last: tuple[int, Image] | None = None
+
+    def _read(self, picture: Picture) -> bytes:
+        if id(picture) not in self._files:
+            self._files[id(picture)] = picture.read()
+        return self._files[id(picture)]
+
+    def image(self, picture: Picture) -> Image:
+        if self._last is None or self._last[0] != id(picture):
+            self._last = (id(picture), decode_picture(Picture(picture.name, self._read(picture)), self.source))
+        return self._last[1]
+
+    def digest(self) -> bytes:
+        """Hash of the contents as they were read, before a form or augmentation changes them."""
+        digest = hashlib.blake2b(digest_size=8)
+        turns = self.record.turns
+        parts = [part for turn in turns for part in turn] if turns else [self.record.segments]
+        for part in parts:
+            digest.update(f"{len(part)} of {len(parts)} ".encode())
+            for segment in part:
+                is_text = isinstance(segment, str)
+                content = segment.encode(errors="surrogatepass") if is_text else self._read(segment)
+                digest.update(f"{is_text} {len(content)} ".encode())
+                digest.update(content)
+        return digest.digest()
+
+    def signature(self, compared: NearDuplicatesConfig) -> bytes:
+        """For `near_duplicates`."""
+        text = b""
+        if compared.text is not None:
+            text = text_signature("\n".join(self.record.texts)) or bytes(4 * HASHES)
+        pictures = self.record.pictures if compared.pictures is not None else ()
+        return text + b"".join(picture_signature(self.image(picture)) for picture in pictures)
+
+
 class _Group:
     """Records that are tokenized together."""
 
-    def __init__(self, source: SourceConfig, tokenizer: DocumentTokenizer, seed: int, encode: EncodeSquares | None):
-        self.source, self.tokenizer, self.seed, self.encode = source, tokenizer, seed, encode
+    def __init__(
+        self,
+        source: SourceConfig,
+        tokenizer: DocumentTokenizer,
+        seed: int,
+        encode: EncodeSquares | None,
+        compared: NearDuplicatesConfig,
+    ):
+        self.source, self.tokenizer, self.seed, self.encode, self.compared = source, tokenizer, seed, encode, compared
+        # Templates make conversations of any kind of source.
+        self.turn_keys = source if isinstance(source, TurnKeys) else TurnKeys(kind=source.kind, loss=source.loss)
         self.entries: list[list[_Document] | Rejected] = []
         self.places: list[tuple[str, str]] = []
         self.squares: list[np.ndarray] = []
@@ -100,50 +157,48 @@ class _Group:
             return
         before = len(self.squares)
         try:
-            self.entries.append([self._document(record) for record in made])
+            opened = _Opened(item, self.source)
+            digest, signature = opened.digest(), opened.signature(self.compared)
+            self.entries.append([
+                self._document(record, number, digest, signature, opened) for number, record in enumerate(made)
+            ])  # fmt: skip
         except DocumentError as error:
             del self.squares[before:]
             self.entries.append(Rejected(item.id, item.place, str(error)))
 
-    def _document(self, record: Record) -> _Document:
-        digest = hashlib.blake2b(digest_size=8)
+    def _document(self, record: Record, number: int, digest: bytes, signature: bytes, opened: _Opened) -> _Document:
         parts = [record.segments] if record.segments else [part for turn in record.turns for part in turn]
         names = ["document"] if record.segments else ["prompt", "answer"] * len(record.turns)
-        self.record_id, self.picture = record.id, 0
-        read = [self._read(part, name, digest) for part, name in zip(parts, names, strict=True)]
-        if not any(segment for part in read for segment in part):
-            raise DocumentError("the document is empty")
-        return _Document(record.id, read, bool(record.turns), int.from_bytes(digest.digest(), "little"))
+        pictures = itertools.count()
 
-    def _read(self, segments: Iterable[Segment], part: str, digest: Any) -> list[str | bool]:
-        read: list[str | bool] = []
-        digest.update(f"{part} ".encode())
-        for segment in segments:
+        def read(segment: Segment, part: str) -> str | bool:
             if isinstance(segment, str):
                 self.tokenizer.need("text")
-                content = segment.encode(errors="surrogatepass")
                 self.characters += len(segment)
-            else:
-                content = segment.read()
-                self.squares.append(self._square(Picture(segment.name, content), part))
-                self.pixels += self.squares[-1].size // 3
-            digest.update(f"{type(segment).__name__} {len(content)} ".encode())
-            digest.update(content)
-            read.append(segment if isinstance(segment, str) else True)
-        return read
+                return segment
+            side = self.tokenizer.need("image").config.resolution
+            image = augmented(opened.image(segment), self.source, self.seed, record.id, next(pictures), side)
+            self.squares.append(self._square(image, segment.name, part))
+            self.pixels += self.squares[-1].size // 3
+            return True
 
-    def _square(self, picture: Picture, part: str) -> np.ndarray:
-        image = self.tokenizer.need("image")
-        preprocessing = image.preprocessing
+        filled = [[read(segment, name) for segment in part] for part, name in zip(parts, names, strict=True)]
+        if not any(segment for part in filled for segment in part):
+            raise DocumentError("the document is empty")
+        own = hashlib.blake2b(digest + number.to_bytes(8), digest_size=8).digest()
+        return _Document(
+            record.id, number, filled, bool(record.turns), int.from_bytes(own, "little"), b"" if number else signature
+        )
+
+    def _square(self, image: Image, name: str, part: str) -> np.ndarray:
+        tokenizer = self.tokenizer.need("image")
+        preprocessing = tokenizer.preprocessing
         if part != "document":
-            preprocessing = dataclasses.replace(preprocessing, fit=getattr(self.source, f"{part}_fit"))
-        side = image.config.resolution
-        opened = open_picture(picture, self.source, self.seed, self.record_id, self.picture, side)
-        self.picture += 1
+            preprocessing = dataclasses.replace(preprocessing, fit=getattr(self.turn_keys, f"{part}_fit"))
         try:
-            return np.asarray(to_square(opened, side, preprocessing))
+            return np.asarray(to_square(image, tokenizer.config.resolution, preprocessing))
         except DocumentError as error:
-            raise DocumentError(f"{picture.name}: {error}") from None
+            raise DocumentError(f"{name}: {error}") from None
 
     def tokenize(self) -> Iterator[list[TokenizedDocument] | Rejected]:
         """What became of each record, in order."""
@@ -205,14 +260,16 @@ class _Group:
             joined.append(np.concatenate(ids).astype(np.int32))
         if document.is_conversation:
             turns = list(zip(joined[::2], joined[1::2], strict=True))
-            ids, weights, ends = join_turns(turns, self.source, vocabulary)
+            ids, weights, ends = join_turns(turns, self.turn_keys, vocabulary)
         else:
             ids, ends = np.append(joined[0], np.int32(vocabulary.eos)), np.zeros(0, np.int32)
             weights = _loss_mask(ids, self.source, vocabulary).astype(np.float32)
         segments = [segment for part in document.parts for segment in part]
         pictures = sum(segment is True for segment in segments)
         text_bytes = sum(len(segment.encode(errors="replace")) for segment in segments if segment is not True)
-        return TokenizedDocument(document.id, ids, weights, ends, pictures, text_bytes, document.digest)
+        return TokenizedDocument(
+            document.id, ids, weights, ends, pictures, text_bytes, document.digest, document.signature, document.number
+        )
 
 
 def tokenize(
@@ -221,6 +278,7 @@ def tokenize(
     tokenizer: DocumentTokenizer,
     seed: int = 0,
     encode: EncodeSquares | None = None,
+    compared: NearDuplicatesConfig = NOTHING,
 ) -> Iterator[list[TokenizedDocument] | Rejected]:
     """The documents made of each record, or why there are none; in order.
 
@@ -228,13 +286,14 @@ def tokenize(
       items: as `source.read` gives them.
       seed: of what is chosen at random.
       encode: computes the codes of pictures. Default: the image tokenizer of `tokenizer`.
+      compared: what signatures of near duplicates are computed of.
     """
     if encode is None and tokenizer.image is not None:
         encode = tokenizer.image.encode_squares
-    group = _Group(source, tokenizer, seed, encode)
+    group = _Group(source, tokenizer, seed, encode, compared)
     for item in items:
         group.add(item)
         if group.is_full:
             yield from group.tokenize()
-            group = _Group(source, tokenizer, seed, encode)
+            group = _Group(source, tokenizer, seed, encode, compared)
     yield from group.tokenize()

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_HEADER = struct.Struct("<6IQ")  # bytes of id, tokens, runs, turns, pictures, bytes of text, digest
+_HEADER = struct.Struct("<8IQ")
+"""Bytes of id, tokens, runs, turns, pictures, bytes of text, bytes of signature, number, digest."""
 
 
 class TokenizedDocument(NamedTuple):
@@ -22,7 +23,9 @@ class TokenizedDocument(NamedTuple):
     turn_ends: np.ndarray  # int32 [turns], the number of tokens up to the end of each turn; [0] for documents
     pictures: int
     text_bytes: int
-    digest: int  # hash of the contents, 64 bits: equal documents have the same
+    digest: int  # 64 bits: the same for documents made of equal records in the same place among them
+    signature: bytes = b""  # of the record, for near duplicates: that of its text, then 8 bytes for each picture
+    number: int = 0  # place among the documents made of the same record, which follow one another
 
 
 def to_bytes(document: TokenizedDocument, vocab_size: int) -> bytes:
@@ -32,7 +35,7 @@ def to_bytes(document: TokenizedDocument, vocab_size: int) -> bytes:
     begins = np.flatnonzero(np.diff(weights, prepend=np.float32(np.nan)) != 0)
     header = _HEADER.pack(
         len(name), len(document.ids), len(begins), len(document.turn_ends), document.pictures, document.text_bytes,
-        document.digest,
+        len(document.signature), document.number, document.digest,
     )  # fmt: skip
     return b"".join([
         header,
@@ -41,6 +44,7 @@ def to_bytes(document: TokenizedDocument, vocab_size: int) -> bytes:
         np.asarray(document.turn_ends, "<u4").tobytes(),
         np.asarray(document.ids, id_dtype(vocab_size)).tobytes(),
         name,
+        document.signature,
     ])  # fmt: skip
 
 
@@ -48,8 +52,8 @@ def from_bytes(record: bytes, vocab_size: int) -> TokenizedDocument:
     """The inverse of `to_bytes`. Raises ValueError if the bytes are damaged."""
     dtype = id_dtype(vocab_size)
     try:
-        name, tokens, runs, turns, pictures, text_bytes, digest = _HEADER.unpack_from(record)
-        sizes = np.cumsum([_HEADER.size, 4 * runs, 4 * runs, 4 * turns, dtype.itemsize * tokens, name])
+        name, tokens, runs, turns, pictures, text_bytes, signature, number, digest = _HEADER.unpack_from(record)
+        sizes = np.cumsum([_HEADER.size, 4 * runs, 4 * runs, 4 * turns, dtype.itemsize * tokens, name, signature])
         if sizes[-1] != len(record):
             raise ValueError(f"it has {len(record)} bytes instead of {sizes[-1]}")
         begins = np.frombuffer(record, "<u4", runs, sizes[0])
@@ -58,8 +62,9 @@ def from_bytes(record: bytes, vocab_size: int) -> TokenizedDocument:
         ids = np.frombuffer(record, dtype, tokens, sizes[3]).astype(np.int32)
         lengths = np.diff(begins.astype(np.int64), append=tokens)
         return TokenizedDocument(
-            record[sizes[4] :].decode(), ids, np.repeat(weights, lengths), turn_ends, pictures, text_bytes, digest
-        )
+            record[sizes[4] : sizes[5]].decode(), ids, np.repeat(weights, lengths), turn_ends, pictures, text_bytes,
+            digest, record[sizes[5] :], number,
+        )  # fmt: skip
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
 

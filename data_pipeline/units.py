@@ -136,7 +136,7 @@ def plan(command: PrepareCommand, tokenizer_hash: str) -> list[Unit]:
       FileError: if a source has nothing to read.
     """
     return [
-        Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command.seed))
+        Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command))
         for part in ("sources", "held_out")
         for source in getattr(command, part)
         for shards, limit in _limited(source, source.shards(command.datasets))
@@ -160,10 +160,13 @@ def _limited(source: SourceConfig, shards: list[Shard]) -> Iterator[tuple[tuple[
             return
 
 
-def _key(source: SourceConfig, shards: tuple[Shard, ...], limit: int, tokenizer_hash: str, seed: int) -> str:
+def _key(
+    source: SourceConfig, shards: tuple[Shard, ...], limit: int, tokenizer_hash: str, command: PrepareCommand
+) -> str:
     settings = {name: value for name, value in settings_of(source).items() if name not in ELSEWHERE}
     inputs = [(shard.name, shard.identity, shard.begin, shard.end) for shard in shards]
-    values = [FORMAT_VERSION, settings, inputs, limit, tokenizer_hash, seed]
+    compared = [limit is not None for limit in (command.near_duplicates.text, command.near_duplicates.pictures)]
+    values = [FORMAT_VERSION, settings, inputs, limit, tokenizer_hash, command.seed, compared]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -238,7 +241,7 @@ def run(
     digest, reported = hashlib.sha256(), 0.0
     items = _read(unit, command.datasets, counts)
     with contextlib.ExitStack() as stack:
-        for result in tokenize(items, unit.source, tokenizer, command.seed, encode):
+        for result in tokenize(items, unit.source, tokenizer, command.seed, encode, command.near_duplicates):
             if isinstance(result, Rejected):
                 if rejects is None:
                     tmp = stack.enter_context(new_file(files.rejected, tidy=False))

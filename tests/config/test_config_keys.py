@@ -624,6 +624,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "processes": "test_rows_are_the_same_by_one_process_and_by_three",
         "max_rejected": "test_too_many_rejected_records_fail_the_job_and_what_is_done_stays_done",
         "duplicates": "test_duplicates_are_dropped_and_none_of_what_is_held_out_is_trained_on",
+        "near_duplicates": "test_records_that_are_nearly_the_same_leave_with_all_their_copies",
     },
     TextSource: SOURCE | {"path": "test_files_of_text_are_documents"},
     DocumentsSource: SOURCE | FILE | PICTURES,

@@ -106,3 +106,38 @@ def test_records_that_cannot_be_tokenized_are_rejected_with_their_reasons(tmp_pa
         assert reason in result.reason
     for result, document in ((results[0], ["fine"]), (results[5], [fine.open(), "fine"])):
         assert result[0].ids.tolist() == [*tokenizer.encode(document), tokenizer.vocabulary.eos]
+
+
+def one_by_one(source: SourceConfig, tokenizer: DocumentTokenizer, **settings) -> list:
+    return [document for made in tokenize(source.records(), source, tokenizer, **settings) for document in made]
+
+
+def test_templates_make_conversations_of_any_kind(tmp_path, tokenizer):
+    """With the defaults of conversations: prompts are not learnt from, their pictures are padded."""
+    random_picture(1, (40, 10)).save(tmp_path / "wide.png")
+    lines = [{"turns": [{"prompt": [{"image": "wide.png"}, "What is it?"], "answer": "A fox."}]}]
+    expected = one_by_one(ConversationsSource(path=write_lines(tmp_path / "turns.jsonl", lines)), tokenizer)
+    path = write_lines(tmp_path / "own.jsonl", [["A fox.", {"image": "wide.png"}]])
+    template = {"prompt": "{image}What is it?", "answer": "{text}"}
+    (document,) = one_by_one(DocumentsSource(path=path, form={"templates": [template]}), tokenizer)
+    assert document.ids.tolist() == expected[0].ids.tolist()
+    assert document.weights.tolist() == expected[0].weights.tolist()
+    assert document.turn_ends.tolist() == expected[0].turn_ends.tolist()
+
+
+def test_copies_of_equal_records_are_equal_one_by_one(tmp_path, tokenizer):
+    """Whatever order and augmentation make of them; and copies of one record are no duplicates of each other."""
+    random_picture(1).save(tmp_path / "a.png")
+    random_picture(1).save(tmp_path / "same.png")
+    lines = [["A fox.", {"image": name}] for name in ("a.png", "same.png")] + [["A fox"], [".A fox."]]
+    source = DocumentsSource(
+        path=write_lines(tmp_path / "own.jsonl", lines),
+        form={"copies": 3, "order": "rotate"},
+        augment={"brightness": 0.5},
+    )
+    documents = one_by_one(source, tokenizer)
+    assert [document.number for document in documents] == [0, 1, 2] * 4
+    digests = [document.digest for document in documents]
+    assert digests[:3] == digests[3:6]
+    assert len(set(digests)) == 9
+    assert len({document.ids.tobytes() for document in documents[:6]}) > 3, "augmented, each its own way"

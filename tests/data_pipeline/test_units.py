@@ -146,6 +146,26 @@ def test_duplicates_are_dropped_and_none_of_what_is_held_out_is_trained_on(job, 
         assert [entry["documents"] for entry in entries] == expected
 
 
+def test_records_that_are_nearly_the_same_leave_with_all_their_copies(job, tmp_path):
+    pytest.importorskip("datasketch")
+    text = " ".join(f"word{number}" for number in range(200))
+    for name, texts in {
+        "first": [text, "Another text altogether."],
+        "second": [f"{text} more", "And one more."],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps([each]) + "\n" for each in texts))
+    sources = tuple(
+        DocumentsSource(name=name, path=str(tmp_path / f"{name}.jsonl"), form={"copies": 2})
+        for name in ("first", "second")
+    )
+    own = dataclasses.replace(job, sources=sources, held_out=())
+    figures = {}
+    for limit in (None, 0.9):
+        header = prepare(own, tmp_path / "rows", near_duplicates={"text": limit}, processes=1)
+        figures[limit] = [entry["documents"] for entry in header["sources"].values()]
+    assert figures == {None: [4, 4], 0.9: [4, 2]}
+
+
 @given(st.lists(st.lists(st.integers(0, 9).map(lambda value: value << 60 | 5)), max_size=5), st.integers(1, 9))
 def test_duplicates_are_found_in_parts_as_at_once(groups, at_a_time):
     seen, expected = set(), []
