@@ -21,7 +21,6 @@ question, as by LLaVA's own tools. Other keys are ignored. A file may be one JSO
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -31,9 +30,9 @@ from data_pipeline.records import Picture, Record, Segment, Turn
 from data_pipeline.sources.documents import parse_segments
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
+from data_pipeline.sources.named_pictures import MARK, has_marks, name_of, names_of
 from data_pipeline.sources.source import TurnKeys, register_source
 
-_MARK = re.compile("|".join(map(re.escape, IMAGE_MARKS)))
 _EXPECTED = (
     '{"turns": [{"prompt": …, "answer": …}, …]}, {"conversations": [{"from": "human", "value": …}, …]} or '
     '{"messages": [{"role": "user", "content": …}, …]}'
@@ -82,7 +81,7 @@ def _message(value: Any, number: int) -> _Message:
         expected = '{{"{}": "{}" or "{}", "{}": "…"}}'.format(*names)
         raise DocumentError(f"message {number}, {shown(value)}: must be {expected}")
     if isinstance(content, str):
-        kind = "marked text" if "image" in content and _MARK.search(content) else "text"
+        kind = "marked text" if has_marks(content) else "text"
         parts = [_Part(kind, check_text(content))]
     else:
         parts = [_part(each, number) for each in content]
@@ -97,19 +96,9 @@ def _part(value: Any, number: int) -> _Part:
     if found.get("type") == "text" and isinstance(found.get("text"), str):
         return _Part("text", check_text(found["text"]))
     if found.get("type") in ("image", "image_url"):
-        return _Part("picture", _name_of(found))
+        return _Part("picture", name_of(found))
     expected = '{"type": "text", "text": "…"} or {"type": "image"}'
     raise DocumentError(f"message {number}, {shown(value)}: must be {expected}")
-
-
-def _name_of(value: Any) -> str:
-    """The path, or the file in base64, that some JSON names a picture by; "" if it names none."""
-    while isinstance(value, dict):
-        keys = ("image_url", "image", "path", "url", "base64", "bytes")
-        value = next((value[key] for key in keys if value.get(key)), "")
-    if not isinstance(value, str):
-        raise DocumentError(f"{shown(value)}: a picture is a path, or its file in base64")
-    return value
 
 
 def _take_turns(messages: list[_Message]) -> Iterator[tuple[list[_Part], list[_Part]]]:
@@ -134,26 +123,13 @@ def _take_turns(messages: list[_Message]) -> Iterator[tuple[list[_Part], list[_P
         system = []
 
 
-def _files(values: Mapping[str, Any]) -> list[str]:
-    """The pictures of a record, as it names them."""
-    given = [values[key] for key in ("image", "images") if values.get(key)]
-    if len(given) > 1:
-        raise DocumentError("give image or images, not both")
-    files = given[0] if given else []
-    files = files if isinstance(files, list) else [files]
-    names = [_name_of(file) if isinstance(file, (str, dict)) else "" for file in files]
-    if not all(names):
-        raise DocumentError("image must be a path or a list of paths")
-    return names
-
-
 def _chat(values: Mapping[str, Any], messages: list[_Message], picture: Callable[[str], Picture]) -> list[Turn]:
-    turns, files = list(_take_turns(messages)), _files(values)
+    turns, files = list(_take_turns(messages)), names_of(values)
     parts = [part for turn in turns for side in turn for part in side]
     marked = [part.value for part in parts if part.kind == "marked text"]
-    has_marks = bool(files) or any(map(_stands_alone, marked))
+    marks_count = bool(files) or any(map(_stands_alone, marked))
     places = sum(part == _Part("picture") for part in parts)
-    places += sum(len(_MARK.findall(text)) for text in marked) if has_marks else 0
+    places += sum(len(MARK.findall(text)) for text in marked) if marks_count else 0
     if places and places != len(files):
         raise DocumentError(f"the messages have {places} image marks (such as <|image|>), but image lists {len(files)}")
     pictures = map(picture, files)
@@ -163,8 +139,8 @@ def _chat(values: Mapping[str, Any], messages: list[_Message], picture: Callable
         for part in parts:
             if part.kind == "picture":
                 found.append(picture(part.value) if part.value else next(pictures))
-            elif part.kind == "marked text" and has_marks:
-                first, *rest = _MARK.split(part.value)
+            elif part.kind == "marked text" and marks_count:
+                first, *rest = MARK.split(part.value)
                 found += [first, *(segment for text in rest for segment in (next(pictures), text))]
             else:
                 found.append(part.value)

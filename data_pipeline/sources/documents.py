@@ -6,11 +6,14 @@ or an object: a text or a picture with its caption, interleaved as in OBELICS, o
 
     {"text": "A red kite was seen in May."}
     {"image": "kites/17.jpg", "caption": "A red kite."}
+    {"images": ["kites/17.jpg"], "text": "A red kite: <image>"}
     {"texts": ["A red kite. ", null, "Seen in May."], "images": [null, "kites/17.jpg", null]}
     {"text_list": ["A red kite."], "image_info": [{"image_name": "kites/17.jpg", "matched_text_index": 0}]}
 
-Of other objects `form.templates` make documents: {"question": …, "answer": …}. A picture is a path relative to the file
-(absolute paths and `..` are allowed), a `data:` URL, or the file in base64.
+Without marks (<image>, <|image|>, ⟨image⟩) in the text, `images` come first; without pictures, marks are text. Of other
+objects, such as {"question": …, "answer": …}, `form.templates` make documents. A file called .json may be one array of
+objects instead of lines. A picture is a path relative to the file (absolute paths and `..` are allowed), a `data:` URL,
+or the file in base64.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ from data_pipeline.records import Picture, Record, Segment
 from data_pipeline.sources.interleaved import is_interleaved, parse_interleaved
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
+from data_pipeline.sources.named_pictures import has_marks, names_of, put_at_marks
 from data_pipeline.sources.source import register_source
 
-_TEXTS = ("text", "caption")
+Segments = tuple[Segment, ...]
 
 
 def _segment(value: Any, picture: Callable[[str], Picture]) -> Segment:
@@ -37,7 +41,7 @@ def _segment(value: Any, picture: Callable[[str], Picture]) -> Segment:
     raise DocumentError(f'{shown(value)}: a segment is text or {{"image": "path"}}')
 
 
-def parse_segments(values: list[Any], picture: Callable[[str], Picture]) -> tuple[Segment, ...]:
+def parse_segments(values: list[Any], picture: Callable[[str], Picture]) -> Segments:
     """The segments that a list in JSON means.
 
     Raises:
@@ -49,22 +53,26 @@ def parse_segments(values: list[Any], picture: Callable[[str], Picture]) -> tupl
     return segments
 
 
-def _parse_columns(
-    values: dict[str, Any], picture: Callable[[str], Picture]
-) -> tuple[dict[str, Segment], tuple[Segment, ...]]:
-    """All texts and numbers, and the picture, by their names; and the picture and text that make the document."""
-    fields: dict[str, Segment] = {}
-    for name, value in values.items():
-        if name == "image" and isinstance(value, str):
-            fields[name] = picture(value)
-        elif isinstance(value, str):
-            fields[name] = check_text(value)
-        elif isinstance(value, (int, float)):
-            fields[name] = str(value)
-    text = next((fields[name] for name in _TEXTS if fields.get(name)), "")
-    if text:
-        fields["text"] = text
-    return fields, tuple(segment for segment in (fields.get("image"), text) if segment)
+def _parse_columns(values: dict[str, Any], picture: Callable[[str], Picture]) -> tuple[Segments, dict[str, Segment]]:
+    """The document that a text and pictures make, and all texts and numbers by their names, for templates.
+
+    There are no such fields if marks in the text say where the pictures stand.
+    """
+    fields: dict[str, Segment] = {
+        name: check_text(value) if isinstance(value, str) else str(value)
+        for name, value in values.items()
+        if isinstance(value, (str, int, float)) and name != "image"
+    }
+    name = next((name for name in ("text", "caption") if values.get(name)), "text")
+    text = values.get(name) or ""
+    if not isinstance(text, str):
+        raise DocumentError(f"{name} must be a text, not {shown(text)}")
+    pictures = [picture(each) for each in names_of(values)]
+    if pictures and has_marks(text):
+        return put_at_marks(text, pictures), {}
+    fields |= {"image": pictures[0]} if len(pictures) == 1 else {}
+    fields |= {"text": text} if text else {}
+    return (*pictures, *([text] if text else [])), fields
 
 
 @register_source
@@ -82,7 +90,7 @@ class DocumentsSource(JsonLinesSource):
             raise DocumentError("a line must be a list of segments, or an object with a text or a picture")
         if is_interleaved(values):
             return Record(id, place, parse_interleaved(values, picture))
-        fields, segments = _parse_columns(values, picture)
+        segments, fields = _parse_columns(values, picture)
         if not segments and not (fields and self.form.templates):
             keys = shown(list(values))
             raise DocumentError(f"no text, caption or image in an object with the keys {keys}; or set form.templates")

@@ -167,15 +167,17 @@ def _find_remote(path: str, root: str, is_folder: bool) -> list[tuple[str, int |
     return [(name, size) for name, size in names if not (is_folder and name.startswith(".")) and "/." not in name]
 
 
-def identity(path: str, begin: int = 0, end: int = 0) -> str:
+def identity(path: str, begin: int = 0, end: int = 0, whole: int = 0) -> str:
     """A hash that changes when the contents of a file, or of this part of it, change.
 
-    It covers the size and the first, middle and last 64 KiB, so that nobody waits for it; never path or times. A little
-    more than the part is covered, since a last line may go on behind it.
+    It covers the size and the first, middle and last 64 KiB, so that nobody waits for it, or everything if that is no
+    more than `whole` bytes; never path or times. A little more than the part is covered, as a last line may go on.
     """
     size = size_of(path)
     end = min(end + _SAMPLE, size) if end else size
     digest = hashlib.sha256(f"{end - begin}".encode())
+    if end - begin <= whole:
+        return hashlib.sha256(digest.digest() + read_range(path, begin, end)).hexdigest()
     for start in sorted({begin, max(begin, (begin + end - _SAMPLE) // 2), max(begin, end - _SAMPLE)}):
         digest.update(read_range(path, start, min(start + _SAMPLE, end)))
     return digest.hexdigest()

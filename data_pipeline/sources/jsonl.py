@@ -10,6 +10,7 @@ import codecs
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
 from chameleon_jax.config.reading import config
@@ -51,6 +52,10 @@ def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[i
             place += len(line) + (0 if line.endswith(b"\n") else skip_line())
 
 
+_SMALL = 8 << 20
+"""Bytes of a file of which all contents count for its identity: of those that people edit by hand."""
+
+
 @config
 class JsonLinesSource(FilesSource):
     """Files of JSON lines, plain or compressed with gzip or Zstandard."""
@@ -60,7 +65,7 @@ class JsonLinesSource(FilesSource):
 
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
     arrays: ClassVar[bool] = False
-    """Whether a file may be one JSON array of records."""
+    """Whether a file may be one JSON array of records, whatever it is called."""
 
     def parse(self, values: Any, id: str, place: str, picture: Callable[[str], Picture]) -> Record:
         """The record that the values of a line are.
@@ -78,8 +83,8 @@ class JsonLinesSource(FilesSource):
 
     def _shards_of(self, file: DataFile) -> list[Shard]:
         head = read_range(file.path, 0, 4096)
-        if compression(head) or head.startswith(UTF_16) or self._is_array(head) or file.size <= SHARD_BYTES:
-            return [Shard(file.name, identity(file.path), files=(file.name,))]
+        if compression(head) or head.startswith(UTF_16) or self._is_array(file.name, head) or file.size <= SHARD_BYTES:
+            return [Shard(file.name, identity(file.path, whole=_SMALL), files=(file.name,))]
         whole = identity(file.path) if is_remote(file.path) else ""  # rather than wait for a sample of each part
         return [
             Shard(f"{file.name}@{begin}", whole or identity(file.path, begin, end), begin, end, files=(file.name,))
@@ -87,14 +92,15 @@ class JsonLinesSource(FilesSource):
             for end in [min(begin + SHARD_BYTES, file.size)]
         ]
 
-    def _is_array(self, head: bytes) -> bool:
-        return self.arrays and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    def _is_array(self, name: str, head: bytes) -> bool:
+        may_be = self.arrays or ".json" in PurePosixPath(name).suffixes  # a line of 'documents' begins with [ too
+        return may_be and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         name, path = shard.files[0], self.path_of(shard)
         folder = self.picture_folder or os.path.dirname(path)
         with open_text(path) as file:
-            items = not shard.begin and self._is_array(file.peek(4096))
+            items = not shard.begin and self._is_array(name, file.peek(4096))
             for id, place, values in _items(file, name) if items else _lines(file, name, shard):
                 try:
                     if isinstance(values, DocumentError):

@@ -32,7 +32,7 @@ class TextSource(PathSource):
 
     def shards(self, datasets: str = "") -> list[Shard]:
         files = self.files()
-        identities = of_each(files, lambda file: identity(file.path))
+        identities = of_each(files, lambda file: identity(file.path, whole=LONGEST_TEXT))
         shards, start = [], 0
         for end in _ends_of_groups(files):
             names = tuple(file.name for file in files[start:end])

@@ -75,6 +75,10 @@ def test_identity_is_that_of_the_contents(tmp_path):
         changed[place] ^= 1
         paths[1].write_bytes(changed)
         assert identity(str(paths[0])) != identity(str(paths[1]))
+    changed = bytearray(content)
+    changed[70_000] ^= 1
+    paths[1].write_bytes(changed)
+    assert identity(str(paths[0]), whole=1 << 18) != identity(str(paths[1]), whole=1 << 18)
     paths[1].write_bytes(content + b"x")
     assert identity(str(paths[0])) != identity(str(paths[1]))
 

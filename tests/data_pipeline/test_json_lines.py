@@ -177,6 +177,9 @@ DOCUMENTS = [
     (b'{"texts": [null], "images": ["https://example.com/a.png"]}', "is not fetched; download pictures first"),
     (b'{"text_list": ["a"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]}', "from 0 to 0"),
     (b'{"text_list": [], "image_info": []}', "the document is empty"),
+    (b'{"text": ["a"]}', 'text must be a text, not ["a"]'),
+    (b'{"text": "<image><image>", "images": ["a.png"]}', "the text has 2 image marks"),
+    (b'{"text": "<image>", "images": ["a.png", 3]}', "image must be a path or a list of paths"),
     (b'{"image": "data:image/png;base64,iVBOR*", "text": "a"}', "a.jsonl, line 2, picture 1: not valid base64"),
 ]
 

@@ -8,7 +8,9 @@ import pytest
 from tiny_models import random_picture
 
 from chameleon_jax.config import from_dict
-from data_pipeline.records import Record
+from chameleon_jax.document import DocumentError
+from data_pipeline.forms import documents_of
+from data_pipeline.records import Record, Rejected, Turn
 from data_pipeline.sources import SourceConfig
 
 
@@ -33,6 +35,10 @@ def shown(segments) -> list[str]:
         ({"image": "a.png", "caption": "a fox"}, ["<a>", "a fox"]),
         ({"caption": "", "image": "a.png", "text": "a fox"}, ["<a>", "a fox"]),
         ({"image": "b.png", "url": "https://example.com"}, ["<b>"]),
+        ({"image": "a.png", "text": "<image>\na fox"}, ["<a>", "\na fox"]),
+        ({"images": ["a.png", "b.png"], "text": "from <image> to<|image|>."}, ["from ", "<a>", " to", "<b>", "."]),
+        ({"images": [{"path": "a.png", "bytes": None}, "b.png"], "text": "two"}, ["<a>", "<b>", "two"]),
+        ({"text": "the tag <image>"}, ["the tag <image>"]),
         ({"texts": ["one ", None, None, " two"], "images": [None, "a.png", "b.png", None], "metadata": "[]"},
          ["one ", "<a>", "<b>", " two"]),
         ({"text_list": ["One.", "Two.", "Three."], "image_info": [
@@ -51,6 +57,7 @@ def test_columns_are_kept_for_templates(tmp_path):
     )
     fields = {name: shown([value])[0] for name, value in record.fields.items()}
     assert fields == {"image": "<a>", "caption": "a fox", "text": "a fox", "label": "3", "by": "Ann"}
+    assert read(tmp_path, {"image": "a.png", "text": "this: <image>", "by": "Ann"}).fields == {}
     assert read(tmp_path, ["A list ", {"image": "a.png"}, "has an order of its own"]).fields == {}
 
 
@@ -88,3 +95,17 @@ IMAGE = {"type": "image"}
 def test_chat_messages_with_pictures(tmp_path, messages, images, expected):
     record = read(tmp_path, {"id": "7", "messages": messages, "images": images}, "conversations")
     assert [shown(part) for turn in record.turns for part in turn] == expected
+
+
+def test_templates_make_documents_of_other_objects(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps([{"question": "Who?", "answer": "Ann."}, {"answer": 3}], indent=1))
+    values = {"kind": "documents", "path": str(tmp_path / "own.json")}
+    with pytest.raises(
+        DocumentError, match=r"own\.json, item 1: no text, caption or image .*\"question\".*form\.templates"
+    ):
+        list(from_dict(SourceConfig, values).records())
+    template = {"prompt": "{question}", "answer": "{answer}"}
+    source = from_dict(SourceConfig, {**values, "form": {"templates": [template]}})
+    (first,), second = (documents_of(record, source, 0) for record in source.records())
+    assert first.turns == (Turn(("Who?",), ("Ann.",)),)
+    assert isinstance(second, Rejected)

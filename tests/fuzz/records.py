@@ -30,6 +30,23 @@ LLAVA = {
     ],
     "image": ["kite.png", "a/gull.jpg"],
 }
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What flies?"}]},
+        {"role": "assistant", "content": "A red kite."},
+        {"role": "user", "content": "And <image> this?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "A gull."}]},
+    ],
+    "images": ["kite.png", {"path": "a/gull.jpg"}],
+}
+PAIR = {"image": "kite.png", "caption": "A red kite.", "year": 2026}
+OBELICS = {"texts": ["A kite.", None, "A gull.", None], "images": [None, "kite.png", None, "a/gull.jpg"]}
+MMC4 = {
+    "text_list": ["A red kite.", "A gull."],
+    "image_info": [{"image_name": "kite.png", "matched_text_index": 0}],
+}
+DOCUMENTS, CONVERSATIONS = (DOCUMENT, PAIR, OBELICS, MMC4), (TURNS, LLAVA, CHAT)
 NAMES = (
     "pipe",
     "/dev/zero",
@@ -47,6 +64,7 @@ ODD = (
     None, True, 0, -1, 1.5, "", [], {}, "\ud800", "a\0b", "<image>" * 1000, ["a"] * 1000, {"image": 3},
     {"image": "kite.png", "x": 1}, *({"image": name} for name in NAMES),
 )  # fmt: skip
+KEYS = ("image", "images", "value", "from", "prompt", "answer", "text", "texts", "content", "role", "type", "messages")
 TEXTS = (
     b"NaN", b"-Infinity", b"1" * 5000, b"1e999", b"[" * 5000, b'{"a":' * 3000, b"[[],[[]]]" * 500,
     b'{"image": "kite.png", "image": "gone.png"}', b"\xff\xfe", b"\0", b"\xef\xbb\xbf", b"\n", b"\r", b'"', b"\\",
@@ -75,7 +93,7 @@ def _change(value: Any, rng: random.Random) -> Any:
     elif way == 1 and isinstance(inner, list):
         inner.insert(last, copy.deepcopy(inner[last]))
     elif way == 2 and isinstance(inner, dict):
-        inner[rng.choice(("image", "images", "value", "from", "prompt", "answer"))] = inner.pop(last)
+        inner[rng.choice(KEYS)] = inner.pop(last)
     else:
         inner[last] = copy.deepcopy(rng.choice(ODD))
     return value
@@ -87,9 +105,11 @@ def write_case(seed: int, folder: Path) -> Path:
     os.mkfifo(folder / "pipe")
     for name in ("kite.png", "a/gull.jpg"):
         Image.new("RGB", (8, 6), "red").save(folder / name)
+    kinds = {"documents": DOCUMENTS, "conversations": CONVERSATIONS}
+    kind = rng.choice(tuple(kinds))
     lines = []
     for _ in range(rng.randrange(1, 4)):
-        value = copy.deepcopy((DOCUMENT, TURNS, LLAVA)[seed % 3])
+        value = copy.deepcopy(rng.choice(kinds[kind]))
         for _ in range(rng.choice((0, 1, 1, 2, 4))):
             value = _change(value, rng)
         line = bytearray(json.dumps(value, ensure_ascii=rng.random() < 0.5).encode(errors="surrogatepass"))
@@ -100,7 +120,7 @@ def write_case(seed: int, folder: Path) -> Path:
         if rng.random() < 0.1:
             del line[rng.randrange(len(line) + 1) :]
         lines.append(bytes(line))
-    path = folder / f"{'documents' if seed % 3 == 0 else 'conversations'}.jsonl"
+    path = folder / f"{kind}.jsonl"
     path.write_bytes(b"\n".join(lines))
     return path
 
