@@ -73,7 +73,7 @@ class PrepareCommand:
     text_tokenizer: str = ""
     """File that `chameleon train-text-tokenizer` wrote, to join with `image_tokenizer`."""
     image_tokenizer: str = ""
-    """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`."""
+    """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`. Only pictures need it."""
     tokenizer: str = ""
     """Instead of these two: a model in any format (a folder, or hf://org/name), or the tokenizer's folder of one of
     ours. Ids stay as they are there, so that the model can be trained further on the rows."""
@@ -99,11 +99,11 @@ class PrepareCommand:
         require(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "must be from 0 to 1")
         two = (self.text_tokenizer, self.image_tokenizer)
         require(
-            all(two) if not self.tokenizer else not any(two),
+            bool(self.text_tokenizer) if not self.tokenizer else not any(two),
             "tokenizer",
             self.tokenizer,
-            "give either `tokenizer` (a model's folder) or both `text_tokenizer` and `image_tokenizer`; here they are "
-            f"{self.text_tokenizer!r} and {self.image_tokenizer!r}",
+            "give either `tokenizer` (a model's folder), or `text_tokenizer` and, where there are pictures, "
+            f"`image_tokenizer`; here they are {self.text_tokenizer!r} and {self.image_tokenizer!r}",
         )
         require(self.sequence_length > 1, "sequence_length", self.sequence_length, "must be at least 2")
         for field in ("sources", "held_out"):

@@ -11,6 +11,7 @@ from chameleon_jax.config.models import (
     PreprocessingConfig,
     TransformerConfig,
 )
+from chameleon_jax.config.project import InitCommand, RunCommand
 from chameleon_jax.config.reading import (
     find_configs,
     from_dict,
@@ -56,12 +57,14 @@ __all__ = [
     "GenerationConfig",
     "ImageTokenizerConfig",
     "ImageTokenizerTrainConfig",
+    "InitCommand",
     "InspectCommand",
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
     "PreprocessingConfig",
     "ProfileConfig",
+    "RunCommand",
     "SamplePrompt",
     "SamplesConfig",
     "SamplingConfig",

@@ -23,7 +23,7 @@ class TextTokenizerConfig:
     def __post_init__(self):
         require_seed(self.seed, bits=32)
         require(
-            self.vocab_size > 300, "vocab_size", self.vocab_size, "must be above 300: 256 bytes and some characters"
+            self.vocab_size > 257, "vocab_size", self.vocab_size, "must be above 257: 256 bytes and some characters"
         )
         require(self.max_lines > 100, "max_lines", self.max_lines, "must be above 100, SentencePiece's least")
         require(

@@ -199,6 +199,8 @@ def _mentioned_keys(command: Command, words: list[str]) -> tuple[list[str], dict
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        if word == "-o" and rest:
+            word = "--output"
         if word == "--":
             return [*written, word, *rest], keys
         name, equals, value = word.removeprefix("--").partition("=")

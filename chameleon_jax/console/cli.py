@@ -34,6 +34,18 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 @dataclass(frozen=True)
+class _Init:
+    files: Positional[str]
+    """A folder of pictures with captions, text files, tables, JSON lines, tars or Parquet. Nothing is written there"""
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Positional[str]
+    """A folder that `chameleon init` wrote"""
+
+
+@dataclass(frozen=True)
 class _Data:
     what: Positional[str]
     """A folder that `chameleon prepare` wrote, or a YAML file of `chameleon train` or `chameleon prepare`"""
@@ -118,6 +130,15 @@ COMMANDS = {
             "demo.run:run_demo", OptionalConfigFile, keeps_programs=True,
         ),
         Command(
+            "init", "look at a folder of your own, and write the YAML files that make a model of it",
+            configs.InitCommand, "project.init:init", _Init, example="chameleon init PHOTOS -o out/mine",
+            then=("run {output}",),
+        ),
+        Command(
+            "run", "go through all stages of such a folder, and end with a page", configs.RunCommand,
+            "project.run:run", _Run, keeps_programs=True, example="chameleon run out/mine",
+        ),
+        Command(
             "train-text-tokenizer", "learn text pieces (SentencePiece BPE)", data_configs.TextTokenizerCommand,
             "console.commands:train_text_tokenizer", ConfigFile, configs=recipes("text_tokenizer"),
             example="chameleon train-text-tokenizer demo --tokenizer.vocab-size 4096",
@@ -200,7 +221,7 @@ def _help() -> str:
         f"  {'completion SHELL':<23}print the completion script for {', '.join(SHELLS)}",
         "",
         "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them.",
-        "Start with `chameleon demo`.",
+        "Start with `chameleon demo`, or with pictures of your own: `chameleon init PHOTOS -o out/mine`.",
     ))  # fmt: skip
 
 

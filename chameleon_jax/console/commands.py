@@ -87,7 +87,8 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
       FileError: if there is none, or it is damaged.
     """
     if not command.tokenizer:
-        text, image = load_text_tokenizer(command.text_tokenizer), load_image_tokenizer(command.image_tokenizer)
+        text = load_text_tokenizer(command.text_tokenizer)
+        image = load_image_tokenizer(command.image_tokenizer) if command.image_tokenizer else None
         return DocumentTokenizer.join(text, image)
     folder = command.tokenizer if is_remote(command.tokenizer) else on_disk(command.tokenizer)
     if (Path(folder) / "vocabulary.json").is_file():

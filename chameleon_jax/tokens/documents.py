@@ -94,9 +94,11 @@ class DocumentTokenizer:
             )
 
     @classmethod
-    def join(cls, text: TextTokenizer, image: ImageTokenizer) -> DocumentTokenizer:
-        """Joins two tokenizers with a new vocabulary in the order of the released models."""
-        return cls(text, image, Vocabulary.in_released_order(text.num_pieces, image.config.num_codes))
+    def join(cls, text: TextTokenizer, image: ImageTokenizer | None) -> DocumentTokenizer:
+        """Joins two tokenizers with a new vocabulary in the order of the released models. Documents without pictures
+        need no image tokenizer; the vocabulary then has one image code, which is never used."""
+        num_codes = image.config.num_codes if image else 1
+        return cls(text, image, Vocabulary.in_released_order(text.num_pieces, num_codes))
 
     def need(self, part: Literal["text", "image", "vocabulary"]) -> Any:
         """The part with this name.

@@ -169,7 +169,7 @@ def test_configs_of_the_repository_can_be_read(path):
         (TrainConfig, {**TRAIN, "checkpoint": {"keep": 0}}, "checkpoint.keep", "0", "at least 1"),
         (TrainConfig, {**TRAIN, "mesh": {"tensor": 0}}, "mesh.tensor", "0", "at least 1, or -1"),
         (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 256}, "sources": []},
-         "tokenizer.vocab_size", "256", "above 300"),
+         "tokenizer.vocab_size", "256", "above 257"),
         (TextTokenizerCommand, {"output": "o", "tokenizer": {"vocab_size": 500, "max_lines": 50}, "sources": []},
          "tokenizer.max_lines", "50", "above 100"),
         # Values that do not go together.
@@ -190,7 +190,7 @@ def test_configs_of_the_repository_can_be_read(path):
                                 "sources": [{"kind": "python_stdlib", "loss": "text"}]},
          "python_stdlib.loss", "'text'", "goes with `chameleon prepare` only"),
         (PrepareCommand, {**PREPARE, "tokenizer": "model"}, "tokenizer", "'model'", "give either"),
-        (PrepareCommand, {**PREPARE, "image_tokenizer": ""}, "tokenizer", "''", "are 'text.model' and ''"),
+        (PrepareCommand, {**PREPARE, "text_tokenizer": ""}, "tokenizer", "''", "here they are '' and "),
         (SourceConfig, {"kind": "digit_sums", "name": "../up"}, "name", "'../up'", "letters, digits"),
         (PrepareCommand, {**PREPARE, "sources": [{"kind": "digit_sums"}] * 2}, "sources", "digit_sums", "must differ"),
         (ImageTokenizerCommand, {"output": "o", "sources": [], "tokenizer": {**TOKENIZER_TRAINING, "steps": 50}},

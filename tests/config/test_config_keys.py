@@ -688,6 +688,8 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "text": "test_limit_of_similarity_is_that_of_the_words",
         "pictures": "test_hashes_within_the_bits_are_found_and_others_are_not",
     },
+    configs.InitCommand: {"output": "test_sixty_photos_become_four_files"},
+    configs.RunCommand: dict.fromkeys(("fresh", "samples"), "test_the_walk_of_the_guide"),
     DataCommand: {
         **dict.fromkeys(("page", "samples"), "test_the_page_shows_rows_of_every_source"),
         "source": "test_rows_are_printed_with_what_is_learnt_from",
