@@ -8,6 +8,7 @@ or as Hugging Face writes them ({"bytes": …, "path": …}), or paths relative 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, NamedTuple
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
-from chameleon_jax.errors import ConfigError
+from chameleon_jax.errors import ConfigError, FileError
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources.captioned import (
     CONVERSATION_KEYS,
@@ -31,7 +32,7 @@ from data_pipeline.sources.captioned import (
 from data_pipeline.sources.files import MOST_PICTURES, SHARD_BYTES, DataFile, Pictures, identity
 from data_pipeline.sources.json_text import shown
 from data_pipeline.sources.source import TurnKeys, register_source
-from data_pipeline.sources.streams import open_plain
+from data_pipeline.sources.streams import explained, open_plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +74,7 @@ class ParquetSource(TurnKeys, CaptionedSource):
         digest = identity(file.path)
         try:
             with open_plain(file.path) as stream:
-                table = _Table(stream)
+                table = _Table(stream, file.path)
                 self._columns(table.schema)
                 ends = table.ends_of_shards()
         except DocumentError:  # `read` reports it
@@ -90,7 +91,7 @@ class ParquetSource(TurnKeys, CaptionedSource):
         name, folder, number = shard.files[0], os.path.dirname(self.path_of(shard)), shard.begin
         try:
             with open_plain(self.path_of(shard)) as stream:
-                table = _Table(stream)
+                table = _Table(stream, self.path_of(shard))
                 columns = self._columns(table.schema)
                 for row in table.rows(columns.all, shard.begin, shard.end):
                     id, place = f"{name}:{number}", f"{name}, row {number}"
@@ -178,12 +179,13 @@ def _picture(cell: Any, name: str, picture: Pictures) -> Picture:
 class _Table:
     """A Parquet or Arrow file. Raises `DocumentError` for whatever damaged ones make pyarrow raise."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, stream: BinaryIO, path: str):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        magic = file.read(6)
-        file.seek(0)
+        magic = stream.read(6)
+        stream.seek(0)
+        file = pa.PythonFile(_Readable(stream, path), "r")
         self._parquet = self._arrow = None
         with _explained():
             if magic.startswith(b"PAR1"):
@@ -235,6 +237,30 @@ class _Table:
         yield from self._parquet.iter_batches(_ROWS_AT_A_TIME, groups, columns, use_threads=False)
 
 
+class _Readable(io.RawIOBase):
+    """A file in which a `FileError` tells that it is out of reach from what pyarrow raises for damage."""
+
+    def __init__(self, stream: BinaryIO, path: str):
+        self._stream = stream
+        self._path = path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        with explained(self._path):
+            return self._stream.read(size)
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 def _names_of_labels(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of columns of labels, which Hugging Face keeps beside the schema."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
@@ -248,6 +274,8 @@ def _names_of_labels(schema: pa.Schema) -> dict[str, list[str]]:
 def _explained() -> Iterator[None]:
     try:
         yield
+    except FileError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DocumentError(f"the file cannot be read any further: {reason}") from None

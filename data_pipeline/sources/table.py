@@ -10,6 +10,7 @@ in UTF-8, or in UTF-16 if the file begins with its mark, or in the encoding that
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,10 +93,11 @@ class TableSource(CaptionedSource):
                 pass
         if len(begins) == 1:
             return [Shard(file.name, identity(file.path), files=(file.name,))]
-        return [
-            Shard(f"{file.name}@{begin}", identity(file.path, begin, end), begin, end, files=(file.name,))
-            for begin, end in zip(begins, [*begins[1:], file.size], strict=True)
-        ]
+        shards = []
+        for begin, end in itertools.pairwise([*begins, file.size]):
+            contents = hashlib.sha256(f"{identity(file.path, begin, end)} {columns}".encode()).hexdigest()
+            shards.append(Shard(f"{file.name}@{begin}", contents, begin, end, files=(file.name,)))
+        return shards
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         name, folder = shard.files[0], os.path.dirname(self.path_of(shard))

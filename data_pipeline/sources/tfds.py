@@ -116,7 +116,7 @@ class TfdsSource(SourceConfig):
 
     def _check_segments(self, features: Any) -> None:
         """Raises `ConfigError` if the segments name features that there are not."""
-        names = dict(_leaves(features))
+        names = {name: feature for name, feature in _leaves(features) if _has_segments(feature)}
         known = ", ".join(f"{{{name}}} ({type(feature).__name__})" for name, feature in names.items())
         require(
             bool(self.segments or self.form.templates),
@@ -129,7 +129,8 @@ class TfdsSource(SourceConfig):
             require(not unknown, f"segments.{number}", segment, f"the features are {known}")
 
     def _record(self, id: str, place: str, features: Any, example: dict[str, Any]) -> Record:
-        values = {name: _values(name, feature, example, place) for name, feature in _leaves(features)}
+        leaves = [(name, feature) for name, feature in _leaves(features) if _has_segments(feature)]
+        values = {name: _values(name, feature, example, place) for name, feature in leaves}
         segments: list[Segment] = []
         for text, name in itertools.chain.from_iterable(map(_parts, self.segments)):
             for value in [text, *(values[name] if name else ())]:
@@ -166,6 +167,11 @@ def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", feature
 
 
+def _has_segments(feature: Any) -> bool:
+    """Whether values of a feature can stand in documents: pictures, labels, texts, numbers."""
+    return type(feature).__name__ == "Image" or hasattr(feature, "int2str") or feature.shape == ()
+
+
 def _decoders(features: Any) -> dict[str, Any]:
     """Decoders that leave pictures as they are stored."""
     import tensorflow_datasets as tfds
@@ -186,7 +192,7 @@ def _decoders(features: Any) -> dict[str, Any]:
 
 
 def _values(name: str, feature: Any, example: Any, place: str) -> list[Segment]:
-    """The values of a feature, of which a sequence has any number. Empty for what can stand in no document."""
+    """The values of a feature, of which a sequence has any number."""
     for each in name.split("/"):
         example = example[each]
     found = example.ravel().tolist() if isinstance(example, np.ndarray) and example.ndim else example

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import MOST_BYTES, DocumentError
-from chameleon_jax.errors import ConfigError
+from chameleon_jax.errors import ChameleonError
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources.captioned import (
     PICTURE_SUFFIXES,
@@ -174,10 +174,10 @@ def _samples(stream: BinaryIO) -> Iterator[_Sample]:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turns whatever damaged tars make tarfile raise into a `DocumentError`."""
+    """Turns what damaged tars make tarfile raise into a `DocumentError`; files out of reach are another matter."""
     try:
         yield
-    except (DocumentError, ConfigError):
+    except ChameleonError:
         raise
-    except Exception as error:
+    except (tarfile.TarError, ArithmeticError, EOFError, LookupError, ValueError) as error:
         raise DocumentError(f"the tar cannot be read any further: {error or type(error).__name__}") from None

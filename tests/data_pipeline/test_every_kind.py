@@ -17,6 +17,7 @@ from tiny_models import random_picture
 
 from chameleon_jax.config import TextTokenizerConfig, from_dict
 from chameleon_jax.console.commands import train_text_tokenizer
+from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.text import SentencePieceTokenizer
 from data_pipeline.config import TextTokenizerCommand
 from data_pipeline.segments import read_pictures, read_texts
@@ -63,6 +64,43 @@ def test_texts_and_pictures_are_the_same_in_every_layout(sources):
         assert read_texts([source], "") == CAPTIONS, source.name
         np.testing.assert_array_equal(read_pictures([source], "", 16), expected, source.name)
         assert len(list(from_dict(SourceConfig, {"kind": source.kind, "path": source.path, "count": 3}).records())) == 3
+
+
+def test_data_in_a_bucket_is_the_same(sources):
+    import fsspec
+
+    bucket = fsspec.filesystem("memory")
+    for source in sources:
+        path = source.path.removesuffix("/*.tar")
+        folder = path if Path(path).is_dir() else str(Path(path).parent)
+        bucket.put(f"{folder}/", f"/bucket/{source.name}/", recursive=True)
+        there = f"memory://bucket/{source.name}{source.path.removeprefix(folder)}"
+        remote = from_dict(SourceConfig, {"kind": source.kind, "name": source.name, "path": there})
+        assert remote.shards() == source.shards(), "identities do not depend on where files lie"
+        records = list(remote.records())
+        assert [record.id for record in records] == [record.id for record in source.records()]
+        assert [record.segments[1] for record in records] == CAPTIONS
+        assert records[3].segments[0].open().tobytes() == random_picture(3).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_file_that_is_out_of_reach_is_no_damage(sources, kind, monkeypatch):
+    """A unit that fails is run again; what is rejected is not."""
+    from fsspec.implementations import memory
+
+    source = next(source for source in sources if source.kind == kind)
+    folder = source.path.removesuffix("/*.tar")
+    memory.MemoryFileSystem().put(f"{folder}/", "/reach/", recursive=True)
+    remote = from_dict(SourceConfig, {"kind": kind, "path": f"memory://reach{source.path.removeprefix(folder)}"})
+    (shard,) = remote.shards()
+
+    def fail(self, *size):
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(memory.MemoryFile, "readinto", fail)
+    monkeypatch.setattr(memory.MemoryFile, "read", fail)
+    with pytest.raises((FileError, OSError), match="connection lost"):
+        list(remote.read(shard))
 
 
 def test_text_tokenizer_learns_from_every_kind_of_source(sources, datasets, tmp_path):

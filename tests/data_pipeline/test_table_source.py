@@ -166,4 +166,5 @@ def test_shards_of_a_large_table_are_its_rows(folder, name, monkeypatch):
     assert [record.fields["text"] for record in whole] == [row["text"].strip() for row in rows]
     monkeypatch.setattr(table, "PICTURES_PER_SHARD", 8)
     assert len(source.shards()) == 7
+    assert len({shard.identity for shard in source.shards()}) == 7
     assert [(record.id, record.segments) for record in read(source)] == [(r.id, r.segments) for r in whole]

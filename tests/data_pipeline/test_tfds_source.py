@@ -78,7 +78,10 @@ def zoo(tmp_path_factory) -> str:
                         "captions": features.Sequence(features.Text()),
                         "more": features.Sequence(features.Image()),
                         "about": {"year": np.int64, "thumbnail": features.Image()},
-                        "objects": features.Sequence({"kind": features.ClassLabel(names=["ear", "tail"])}),
+                        "objects": features.Sequence(
+                            {"kind": features.ClassLabel(names=["ear", "tail"]), "crop": features.Image()}
+                        ),
+                        "vector": features.Tensor(shape=(3,), dtype=np.float32),
                     }
                 ),
             )
@@ -95,7 +98,8 @@ def zoo(tmp_path_factory) -> str:
                 yield number, {
                     "image": file(number), "turned": io.BytesIO(turned), "label": number,
                     "captions": [f"{number}.", "Fur."], "more": [file(5), file(6)],
-                    "about": {"year": 2019, "thumbnail": file(7)}, "objects": [{"kind": 1}, {"kind": 0}],
+                    "about": {"year": 2019, "thumbnail": file(7)}, "vector": np.zeros(3, np.float32),
+                    "objects": [{"kind": 1, "crop": file(8)}, {"kind": 0, "crop": file(9)}],
                 }  # fmt: skip
 
     folder = str(tmp_path_factory.mktemp("zoo"))
@@ -108,10 +112,10 @@ def test_features_of_every_kind(zoo):
         "A photo of a {label}: ",
         "{image}{captions}",
         "{more}",
-        "{about/year} {about/thumbnail} {objects/kind}",
+        "{about/year} {about/thumbnail} {objects/kind}{objects/crop}",
     ]
     first, second = read(TfdsSource(dataset="zoo", data_dir=zoo, segments=segments))
-    end = [5, 6, "2019 ", 7, " tailear"]
+    end = [5, 6, "2019 ", 7, " tailear", 8, 9]
     assert plain(first) == ["A photo of a cat: ", 0, "0.Fur.", *end]
     assert plain(second) == ["A photo of a dog: ", 1, "1.Fur.", *end]
     assert second.fields["label"] == "dog"
@@ -133,6 +137,7 @@ def test_picture_of_an_example_is_turned_unless_told_not_to(zoo):
             {"segments": ["{images}"]},
             r"segments.0 = '{images}': the features are {image} \(Image\), .*{label}",
         ),
+        ({"segments": ["{vector}"]}, r"segments.0 = '{vector}': the features are {image} \(Image\)"),
         ({"segments": []}, "segments = .*: must say what a document consists of: .*{image}"),
         ({"segments": ["{image"]}, "segments.0 = '{image': expected '}'"),
         ({"segments": ["{}"]}, "segments.0 = '{}': braces must hold the name of a feature"),
