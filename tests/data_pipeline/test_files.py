@@ -122,7 +122,11 @@ def test_what_is_not_in_the_bucket_is_named():
         Picture("memory://bucket/gone.png").open()
 
 
-def test_missing_package_is_named_with_its_extra(monkeypatch):
+def test_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ConfigError, match=r"need zstandard, .*pip install 'chameleon-jax\[zstd\]'"):
+        list(DocumentsSource(path=str(tmp_path)).read_all())
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ConfigError, match=r"s3://bucket/a\.jsonl: .*pip install 'chameleon-jax\[s3\]'"):
         DocumentsSource(path="s3://bucket/a.jsonl").shards()

@@ -126,11 +126,11 @@ def test_data_run_and_model_in_a_bucket(tmp_path, capsys):
     (tmp_path / "text.model").write_bytes(text_tokenizer().model)
     save_image_tokenizer(image_tokenizer(), tmp_path / "image")
     lines = [json.dumps([f"The fox said {number} to the dog. " * 3]) for number in range(40)]
-    (tmp_path / "prose.jsonl").write_text("\n".join(lines))
+    as_path("gs://bucket/g/prose.jsonl").write_text("\n".join(lines))
     prepare = {
         "output": "gs://bucket/g/rows", "sequence_length": 48, "text_tokenizer": str(tmp_path / "text.model"),
         "image_tokenizer": str(tmp_path / "image"),
-        "sources": [{"kind": "documents", "name": "prose", "path": str(tmp_path / "prose.jsonl")}],
+        "sources": [{"kind": "documents", "name": "prose", "path": "gs://bucket/g/*.jsonl"}],
     }  # fmt: skip
     run = {
         "data": "gs://bucket/g/rows", "output": "gs://bucket/g/run", "steps": 2, "batch_size": 8, "log_every": 1,
