@@ -6,11 +6,11 @@ All of it is off by default. Pixels are moved by Pillow, whose results are the s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from chameleon_jax.config.reading import config, require
+from chameleon_jax.config.reading import config, require, to_dict
 from chameleon_jax.document import to_rgb
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class AugmentConfig:
     saturation: float = 0.0
     """The same for the distance of each pixel from its own grey."""
 
+    @classmethod
+    def short_form(cls, value: Any) -> Any:
+        """true: a small shift, rotation, scaling and shear; false: nothing."""
+        return to_dict(LIGHT if value else cls()) if isinstance(value, bool) else value
+
     def __post_init__(self):
         for name in ("crop", "shift", "scale", "brightness", "contrast", "saturation"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
@@ -51,11 +56,12 @@ class AugmentConfig:
         require(0 <= self.shear <= 1, "shear", self.shear, "must be from 0 to 1")
 
 
+OFF = AugmentConfig()
 LIGHT = AugmentConfig(shift=1.5 / 32, rotation=8, scale=0.06, shear=0.08, border="white")
 """What `augment: true` is: pictures still say the same, also those of writing."""
 
 
-def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generator, side: int = 0) -> Image:
+def augment(image: Image, settings: AugmentConfig, rng: np.random.Generator, side: int = 0) -> Image:
     """A copy of a picture that is changed at random, of mode RGB or L; the picture itself if that is off.
 
     Args:
@@ -64,8 +70,7 @@ def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generat
     """
     from PIL import ImageEnhance, ImageOps
 
-    settings = LIGHT if settings is True else settings or _OFF
-    if settings == _OFF:
+    if settings == OFF:
         return image
     image = image if image.mode == "L" else to_rgb(image)
     if side and (factor := min(image.size) // (2 * side)) > 1:
@@ -84,9 +89,6 @@ def augment(image: Image, settings: bool | AugmentConfig, rng: np.random.Generat
         if strength:
             image = enhancer(image).enhance(1 + strength * chance)
     return image
-
-
-_OFF = AugmentConfig()
 
 
 def _crop(image: Image, most: float, places: np.ndarray) -> Image:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,15 +27,32 @@ _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
 
 @config
-class TurnTemplate:
-    """A prompt and its answer, each with places such as {image} and {text}."""
+class Template:
+    """A document, or a conversation of one turn, with places for the parts of a record: {image} stands for its
+    pictures, one after another, {text} for its text, any other name for the column or field of that name; {{ and }} are
+    braces. A text alone stands for `document`."""
 
-    prompt: str
-    answer: str
+    document: str = ""
+    """Such as "{image}A photo of {text}."."""
+    prompt: str = ""
+    """Such as "{image}What is this?"."""
+    answer: str = ""
+    """Such as "{text}"."""
+
+    @classmethod
+    def short_form(cls, value: Any) -> Any:
+        return {"document": value} if isinstance(value, str) else value
 
     def __post_init__(self):
-        for name in ("prompt", "answer"):
-            _require_template(getattr(self, name), name)
+        given = [name for name in ("document", "prompt", "answer") if getattr(self, name)]
+        require(
+            given in (["document"], ["prompt", "answer"]), "document", self.document,
+            "give either this or prompt and answer",
+        )  # fmt: skip
+        for name in given:
+            text = getattr(self, name)
+            lone = any(match[0] in ("{", "}") for match in _PLACE.finditer(text))
+            require(not lone, name, text, "places are {image}, {text} or {column}; braces are written {{ and }}")
 
 
 @config
@@ -49,10 +66,9 @@ class FormConfig:
     or files of their own, 'as_is' for all others. Conversations keep their order."""
     image_first_share: float = 0.5
     """Share of documents with pictures first, with order 'rotate'."""
-    templates: tuple[str | TurnTemplate, ...] = ()
-    """Documents to make from the parts of a record: texts such as "{image}A photo of {text}.", or `prompt` and `answer`
-    for a conversation. {image} stands for its pictures, one after another, {text} for its text, any other name for the
-    column or field of that name; {{ and }} are braces. Each record takes one of them."""
+    templates: tuple[Template, ...] = ()
+    """Documents to make from the parts of a record, such as "{image}A photo of {text}.", or `prompt` and `answer` for a
+    conversation. Each record takes one of them."""
     separator: str = ""
     """Text between neighbouring segments of which one is text, such as a space or a line break; not in templates, which
     say all."""
@@ -72,9 +88,6 @@ class FormConfig:
 
     def __post_init__(self):
         require(0 <= self.image_first_share <= 1, "image_first_share", self.image_first_share, "must be from 0 to 1")
-        for number, template in enumerate(self.templates):
-            if isinstance(template, str):
-                _require_template(template, f"templates.{number}")
         require(self.max_pictures >= 0, "max_pictures", self.max_pictures, "must be 0 or more")
         for name in ("drop_text", "drop_all"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be from 0 to 1")
@@ -85,12 +98,6 @@ class FormConfig:
             f"and drop_text = {self.drop_text} must not exceed 1 together",
         )
         require(self.copies > 0, "copies", self.copies, "must be at least 1")
-
-
-def _require_template(template: str, key: str) -> None:
-    require(bool(template), key, template, "must not be empty")
-    lone = any(match[0] in ("{", "}") for match in _PLACE.finditer(template))
-    require(not lone, key, template, "places are {image}, {text} or {column}; braces are written {{ and }}")
 
 
 def rng_of(seed: int, record_id: str, purpose: str) -> np.random.Generator:
@@ -220,7 +227,7 @@ def _separate(segments: Sequence[Segment], separator: str) -> tuple[Segment, ...
     return _join(parts)
 
 
-def _fill_in(record: Record, template: str | TurnTemplate) -> Record:
+def _fill_in(record: Record, template: Template) -> Record:
     """The document or conversation that a template makes of a record."""
     if record.turns:
         raise DocumentError("form.templates: are made from documents, and this is a conversation")
@@ -238,8 +245,8 @@ def _fill_in(record: Record, template: str | TurnTemplate) -> Record:
             raise DocumentError(f"form.templates: there is no {{{name}}} here, or it is empty; fields: {names}")
         return found
 
-    if isinstance(template, str):
-        filled = dataclasses.replace(record, segments=_fill_places(template, value))
+    if template.document:
+        filled = dataclasses.replace(record, segments=_fill_places(template.document, value))
     else:
         turn = Turn(_fill_places(template.prompt, value), _fill_places(template.answer, value))
         filled = dataclasses.replace(record, segments=(), turns=(turn,))

@@ -135,9 +135,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin in _UNIONS:
         if value is None and type(None) in typing.get_args(hint):
             return None
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        # Of two, one is a config and the other a short way to write it.
-        return _convert(options[0] if len(options) == 1 else _option(options, value), value, key)
+        return _convert(next(option for option in typing.get_args(hint) if option is not type(None)), value, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise wrong()
@@ -171,26 +169,23 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _option(options: Sequence[Any], value: Any) -> Any:
-    """That of the types, a config and a plain one, which `value` is meant for."""
-    is_config = isinstance(value, dict) or dataclasses.is_dataclass(value)
-    return next((option for option in options if dataclasses.is_dataclass(option) == is_config), options[0])
-
-
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """Builds the dataclass `cls` from plain data, as strictly as the types say.
 
     Args:
-      cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X], other
-        dataclasses, or `str | Other` for a dataclass with a short form.
+      cls: a dataclass whose fields are int, float, bool, str, Literal, X | None, tuple[X, ...], dict[str, X] or
+        other dataclasses.
       values: a mapping, as `yaml.safe_load` gives it. A class method `variant` of `cls` may name the subclass that it
         is read as, and a class method `fill_in` say what a file that leaves out a key means, where that is not the
-        default in Python; `moved_keys` says what older files call some keys.
+        default in Python; `moved_keys` says what older files call some keys. A class method `short_form` turns a value
+        that stands for a mapping into it, and leaves others as they are.
       where: dotted path of `values`, for messages.
 
     Raises:
       ConfigError: an unknown key, a missing key, a wrong type or a value the dataclass refuses.
     """
+    if hasattr(cls, "short_form"):
+        values = cls.short_form(values)
     if not isinstance(values, dict):
         raise ConfigError(
             f"{where or cls.__name__} = {shortened(values)}: must be a mapping of the keys of {cls.__name__}"

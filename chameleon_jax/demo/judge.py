@@ -29,10 +29,10 @@ class Judge:
         """Trains on real pictures, each as it is and in `COPIES` augmented versions."""
         from sklearn.svm import SVC
 
-        from data_pipeline.augment import augment
+        from data_pipeline.augment import LIGHT, augment
 
         rng = np.random.default_rng(seed)
-        augmented = [augment(image, True, rng) for _ in range(COPIES) for image in images]
+        augmented = [augment(image, LIGHT, rng) for _ in range(COPIES) for image in images]
         self._classifier = SVC(C=10).fit(_features([*images, *augmented]), np.tile(labels, COPIES + 1))
 
     def __call__(self, images: Sequence[Image]) -> np.ndarray:

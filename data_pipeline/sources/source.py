@@ -101,7 +101,7 @@ class SourceConfig:
     """Which records are used."""
     form: FormConfig = FormConfig()
     """How records become documents."""
-    augment: bool | AugmentConfig = False
+    augment: AugmentConfig = AugmentConfig()
     """Changes each picture a little at random, for training only; true: a small shift, rotation, scaling and shear."""
     part: Literal["all", "train", "held_out"] = "all"
     """Which records are used: all, those to learn from, or those held out. A hash of its id decides for each record, so

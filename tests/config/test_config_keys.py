@@ -46,7 +46,7 @@ from data_pipeline.augment import AugmentConfig
 from data_pipeline.config import DataCommand, ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
 from data_pipeline.datasets import digit_documents, python_documents
 from data_pipeline.filters import FilterConfig
-from data_pipeline.forms import FormConfig, TurnTemplate
+from data_pipeline.forms import FormConfig, Template
 from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.sources import (
     ConversationsSource,
@@ -666,7 +666,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
         **dict.fromkeys(("drop_text", "drop_all"), "test_text_is_dropped_as_often_as_asked"),
         "copies": "test_copies_have_ids_and_choices_of_their_own",
     },
-    TurnTemplate: dict.fromkeys(("prompt", "answer"), "test_template_of_prompt_and_answer_makes_a_turn"),
+    Template: {
+        "document": "test_template_takes_pictures_text_and_columns_by_name",
+        **dict.fromkeys(("prompt", "answer"), "test_template_of_prompt_and_answer_makes_a_turn"),
+    },
     FilterConfig: {
         **{
             field.name: "test_rule_names_itself_its_limit_and_what_it_found"
@@ -777,7 +780,7 @@ CLASSES = [
     *(cls for name in configs.__all__ if dataclasses.is_dataclass(cls := getattr(configs, name))),
     *(cls for cls in vars(data_configs).values() if getattr(cls, "__module__", "") == data_configs.__name__),
     *source_module._KINDS.values(),
-    *(FormConfig, TurnTemplate, FilterConfig, AugmentConfig, NearDuplicatesConfig),
+    *(FormConfig, Template, FilterConfig, AugmentConfig, NearDuplicatesConfig),
 ]
 CLASSES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
 

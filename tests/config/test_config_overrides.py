@@ -6,6 +6,7 @@ import pytest
 
 from chameleon_jax.config import ConfigError, ExecutionConfig, TrainConfig, TransformerConfig, read_config
 from chameleon_jax.console.arguments import Command, ConfigFile, parse
+from data_pipeline.augment import LIGHT, OFF
 from data_pipeline.config import PrepareCommand
 
 TRAIN = """
@@ -96,8 +97,8 @@ def test_option_changes_the_value_it_names(train_yaml, overrides, get, expected)
 def test_option_reaches_into_a_list(prepare_yaml):
     config = typed(PrepareCommand, prepare_yaml, "--sources.0.split", "test", "--sources.1.count", "7")
     assert [(source.split, source.count, source.augment) for source in config.sources] == [
-        ("test", 0, False),
-        ("train", 7, True),
+        ("test", 0, OFF),
+        ("train", 7, LIGHT),
     ]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chameleon_jax.config import from_dict
 from chameleon_jax.errors import ConfigError
 from data_pipeline.augment import AugmentConfig, augment
 from data_pipeline.forms import rng_of
@@ -27,7 +28,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def test_off_is_the_picture_itself(photo):
-    for settings in (False, AugmentConfig(), AugmentConfig(border="white")):
+    for settings in (AugmentConfig(), from_dict(AugmentConfig, False)):
         assert augment(photo, settings, rng_of(0, "a", "")) is photo
 
 

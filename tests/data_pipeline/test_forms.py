@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from chameleon_jax.config.reading import from_dict, to_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
-from data_pipeline.forms import FormConfig, TurnTemplate, apply_form, documents_of, rng_of
+from data_pipeline.forms import FormConfig, apply_form, documents_of, rng_of
 from data_pipeline.records import Picture, Record, Rejected, Turn
 from data_pipeline.sources import DocumentsSource
 
@@ -111,7 +111,12 @@ def test_template_of_prompt_and_answer_makes_a_turn():
 
 
 def test_every_template_gets_its_share():
-    templates = ("{text}{image}", TurnTemplate("Draw: {text}", "{image}"), "{image}A photo of {text}", "{text}{image}.")
+    templates = (
+        "{text}{image}",
+        {"prompt": "Draw: {text}", "answer": "{image}"},
+        "{image}A photo of {text}",
+        "{text}{image}.",
+    )
     kinds = [made(pair(number), templates=templates)[0] for number in range(2000)]
     for template in templates:
         (expected,) = made(pair(0), templates=(template,))
@@ -139,13 +144,13 @@ def test_record_that_a_template_does_not_fit_is_rejected(record, template, messa
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"templates": [""]}, "templates.0 = '': must not be empty"),
-        ({"templates": ["ok", "{image"]}, "templates.1 = '{image': places are {image}, {text} or {column}"),
-        ({"templates": ["{}"]}, "templates.0 = '{}': places are"),
-        ({"templates": [{"prompt": "a"}]}, "templates.0.answer: missing; must be text"),
+        ({"templates": [""]}, "templates.0.document = '': give either this or prompt and answer"),
+        ({"templates": ["ok", "{image"]}, "templates.1.document = '{image': places are {image}, {text} or {column}"),
+        ({"templates": ["{}"]}, "templates.0.document = '{}': places are"),
+        ({"templates": [{"prompt": "a"}]}, "templates.0.document = '': give either this or prompt and answer"),
         ({"templates": [{"prompt": "a", "answer": "}"}]}, "templates.0.answer = '}': places are"),
         ({"templates": [{"prompt": "a", "answr": "b"}]}, "templates.0.answr: there is no such key; did you mean 'answ"),
-        ({"templates": [3]}, "templates.0 = 3: must be text"),
+        ({"templates": [3]}, "templates.0 = 3: must be a mapping of the keys of Template"),
         ({"drop_text": 0.7, "drop_all": 0.4}, "drop_all = 0.4: and drop_text = 0.7 must not exceed 1 together"),
         ({"copies": 0}, "copies = 0: must be at least 1"),
         ({"image_first_share": 1.5}, "image_first_share = 1.5: must be from 0 to 1"),

@@ -17,7 +17,7 @@ from chameleon_jax.config import from_dict
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
 from data_pipeline import forms
-from data_pipeline.augment import augment
+from data_pipeline.augment import LIGHT, augment
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
 from data_pipeline.pictures import open_picture
@@ -159,7 +159,7 @@ def test_augmentation_moves_the_ink_only_a_little(datasets):
     rng = np.random.default_rng(0)
     for example in list(open_dataset("handwritten_digits", "test", datasets))[:60]:
         image = Image.open(io.BytesIO(example["png"]))
-        moved = augment(image, True, rng)
+        moved = augment(image, LIGHT, rng)
         assert np.abs(centre(moved) - centre(image)).max() < 2.5
         assert 0.8 < (255.0 - np.asarray(moved)).sum() / (255.0 - np.asarray(image)).sum() < 1.2
 
