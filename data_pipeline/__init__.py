@@ -7,14 +7,16 @@ from chameleon_jax.runtime.lazy_names import lazy_names
 
 HOMES = {
     "data_pipeline.config": (
-        "DataCommand", "ImageTokenizerCommand", "PrepareCommand", "SourceConfig", "TextTokenizerCommand",
+        "DataCommand", "ImageTokenizerCommand", "PoolConfig", "PrepareCommand", "SourceConfig",
+        "TextTokenizerCommand",
     ),
     "data_pipeline.datasets": ("open_dataset",),
     "data_pipeline.loader": ("PreparedData",),
-    "data_pipeline.mixture": ("mix",),
-    "data_pipeline.packing": ("Piece", "pack"),
+    "data_pipeline.mixture": ("Mixture", "TokenShare", "token_shares"),
+    "data_pipeline.pools": ("PoolSource", "write_pool"),
     "data_pipeline.records": ("Picture", "Record", "Rejected", "Shard", "Turn"),
     "data_pipeline.sources": ("ConversationsSource", "DocumentsSource", "TextSource", "register_source"),
+    "data_pipeline.tokenized": ("TokenizedDocument",),
     "data_pipeline.unpacking": ("unpack",),
 }  # fmt: skip
 """Where the public names are defined; `__init__.pyi` says the same to type checkers."""

@@ -1,10 +1,18 @@
-from data_pipeline.config import DataCommand, ImageTokenizerCommand, PrepareCommand, SourceConfig, TextTokenizerCommand
+from data_pipeline.config import (
+    DataCommand,
+    ImageTokenizerCommand,
+    PoolConfig,
+    PrepareCommand,
+    SourceConfig,
+    TextTokenizerCommand,
+)
 from data_pipeline.datasets import open_dataset
 from data_pipeline.loader import PreparedData
-from data_pipeline.mixture import mix
-from data_pipeline.packing import Piece, pack
+from data_pipeline.mixture import Mixture, TokenShare, token_shares
+from data_pipeline.pools import PoolSource, write_pool
 from data_pipeline.records import Picture, Record, Rejected, Shard, Turn
 from data_pipeline.sources import ConversationsSource, DocumentsSource, TextSource, register_source
+from data_pipeline.tokenized import TokenizedDocument
 from data_pipeline.unpacking import unpack
 
 __all__ = [
@@ -12,8 +20,10 @@ __all__ = [
     "DataCommand",
     "DocumentsSource",
     "ImageTokenizerCommand",
+    "Mixture",
     "Picture",
-    "Piece",
+    "PoolConfig",
+    "PoolSource",
     "PrepareCommand",
     "PreparedData",
     "Record",
@@ -22,10 +32,12 @@ __all__ = [
     "SourceConfig",
     "TextSource",
     "TextTokenizerCommand",
+    "TokenShare",
+    "TokenizedDocument",
     "Turn",
-    "mix",
     "open_dataset",
-    "pack",
     "register_source",
+    "token_shares",
     "unpack",
+    "write_pool",
 ]

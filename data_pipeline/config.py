@@ -61,6 +61,36 @@ class ImageTokenizerCommand:
 
 
 @config
+class PoolConfig:
+    """Sources that are packed together into one pool of rows."""
+
+    name: str
+    """What the stages of training call the pool."""
+    sources: dict[str, float]
+    """Weight of each source: its tokens in the pool, relative to those of the others. The pool ends when the first of
+    them has no more documents."""
+    epochs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How often the documents of a source may be used in the pool. Default: once."""
+
+    def __post_init__(self):
+        require(
+            self.name.replace("_", "").replace("-", "").isalnum(),
+            "name",
+            self.name,
+            "must consist of letters, digits, - and _ (it becomes part of file names)",
+        )
+        require(
+            len(self.sources) > 0 and min(self.sources.values()) > 0,
+            "sources",
+            self.sources,
+            "must name at least one source, with weights above 0",
+        )
+        for name, epochs in self.epochs.items():
+            require(name in self.sources, f"epochs.{name}", epochs, f"must be one of {', '.join(self.sources)}")
+            require(epochs > 0, f"epochs.{name}", epochs, "must be at least 1")
+
+
+@config
 class PrepareCommand:
     """`chameleon prepare`: tokenize documents and pack them into rows, ahead of training."""
 
@@ -79,6 +109,9 @@ class PrepareCommand:
     ours. Ids stay as they are there, so that the model can be trained further on the rows."""
     held_out: tuple[SourceConfig, ...] = ()
     """Sources that training evaluates on and never trains on."""
+    pools: tuple[PoolConfig, ...] = ()
+    """Sources to pack together. Text then fills the room that pictures leave in the rows, and one pool of rows has all
+    sources in a fixed ratio. Each source that no pool names is a pool of its own, under its own name."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
     seed: int = 0
@@ -92,6 +125,8 @@ class PrepareCommand:
     counts as first, so that none of it is trained on."""
     near_duplicates: NearDuplicatesConfig = NearDuplicatesConfig()
     """The same for documents that are nearly the same; off by default."""
+    too_long: Literal["split", "reject"] = "split"
+    """What becomes of documents longer than a row. Conversations are not among them: they lose turns at their end."""
 
     def __post_init__(self):
         require_seed(self.seed)
@@ -112,6 +147,22 @@ class PrepareCommand:
                 len(set(names)) == len(names), field, names, "names must differ; set `name` where a kind is repeated"
             )
         require(len(self.sources) > 0, "sources", [], "must list at least one source")
+        self._check_pools()
+
+    def _check_pools(self) -> None:
+        sources = [source.name for source in self.sources]
+        for number, pool in enumerate(self.pools):
+            for name in pool.sources:
+                known = f"no such source; it must be one of {', '.join(sources)}"
+                require(name in sources, f"pools.{number}.sources.{name}", pool.sources[name], known)
+        listed = {name for pool in self.pools for name in pool.sources}
+        names = [pool.name for pool in self.pools] + [name for name in sources if name not in listed]
+        require(
+            len(set(names)) == len(names),
+            "pools",
+            [pool.name for pool in self.pools],
+            "names must differ, also from those of sources that are pools of their own",
+        )
 
 
 @config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,28 +11,18 @@ import numpy as np
 
 from chameleon_jax.batch import Batch, from_rows, row_dtype
 from chameleon_jax.config import ConfigError, StageConfig
-from chameleon_jax.errors import DamagedFile, FileError
+from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import is_cloud, on_disk
 from chameleon_jax.runtime.folders import recover
 from chameleon_jax.runtime.headers import read_header
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
-from data_pipeline.mixture import mix
-from data_pipeline.row_files import ROWS_PER_FILE
+from data_pipeline.mixture import Mixture
+from data_pipeline.row_files import Rows, read_batch
+from data_pipeline.rows import FIXED_ROWS, FIXED_ROWS_PER_FILE, PREPARED_VERSION, fixed_to_batch, to_batch
 
-
-def _parse(record: bytes, dtype: np.dtype, vocab_size: int) -> np.ndarray:
-    """A row from its bytes. Raises ValueError with the reason if it is invalid."""
-    if len(record) != dtype.itemsize:
-        raise ValueError(f"it has {len(record)} bytes instead of {dtype.itemsize}")
-    row = np.frombuffer(record, dtype)[0]
-    weights = row["loss_weights"]
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError("loss weights must be finite and 0 or more, not NaN, infinite or negative")
-    for name in ("inputs", "targets"):
-        if row[name].min() < 0 or row[name].max() >= vocab_size:
-            raise ValueError(f"{name} must be ids from 0 to {vocab_size - 1}")
-    return row
+TOKENS_AT_A_TIME = 1 << 18
+"""Small batches are read several at a time, up to this many tokens."""
 
 
 def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -48,47 +39,6 @@ def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
     except FileError as error:
         raise type(error)(str(error.args[0]).splitlines()[0]) from None
-
-
-class _Rows:
-    """Random access to the rows of one source, as Grain expects it. Errors name the file and the row."""
-
-    def __init__(self, name: str, paths: list[Path], count: int, dtype: np.dtype, vocab_size: int):
-        self._name, self._paths, self._dtype, self._vocab_size = name, paths, dtype, vocab_size
-        for path in paths:
-            if not path.is_file():
-                raise FileError(f"{path}: no such file; prepare again")
-        try:
-            self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
-            found = len(self._records)
-        except Exception:
-            found = -1
-        if found != count:
-            self._find_damaged(count)
-
-    def _find_damaged(self, count: int) -> None:
-        for number, path in enumerate(self._paths):
-            wanted = min(ROWS_PER_FILE, count - number * ROWS_PER_FILE)
-            try:
-                found = len(grain.sources.ArrayRecordDataSource([str(path)]))
-            except Exception as error:
-                raise DamagedFile(f"{path}: damaged ({_first_line(error)}); prepare again") from None
-            if found != wanted:
-                raise DamagedFile(f"{path}: {self._name} has {found} rows, dataset.json says {wanted}; prepare again")
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        try:
-            return _parse(self._records[number], self._dtype, self._vocab_size)
-        except Exception as error:
-            place = f"{self._paths[number // ROWS_PER_FILE]}: row {number} of {self._name}"
-            raise DamagedFile(f"{place} is damaged: {_first_line(error)}; prepare again") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".; ")
 
 
 def _on_disk(folder: str | Path) -> str | Path:
@@ -113,7 +63,7 @@ class PreparedData:
         recover(self.folder)
         if not (self.folder / "dataset.json").is_file():
             raise FileError(f"{self.folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")
-        self.header = read_header(self.folder / "dataset.json")
+        self.header = read_header(self.folder / "dataset.json", PREPARED_VERSION)
 
     @property
     def sequence_length(self) -> int:
@@ -127,17 +77,25 @@ class PreparedData:
     def tokenizer(self, *, with_image: bool = True) -> DocumentTokenizer:
         return DocumentTokenizer.load(self.folder / "tokenizer", with_image=with_image)
 
-    def rows(self, part: str, name: str) -> grain.MapDataset:
-        """Rows of one source as structured scalars. `part` is "sources" or "held_out".
+    def rows(self, part: str, name: str) -> Rows:
+        """The rows of one pool. `part` is "sources" or "held_out".
 
         Raises:
           FileError: if files are missing or damaged. A damaged row raises when it is read.
         """
-        entry = self.header[part][name]
-        paths = [self.folder / file for file in entry["files"]]
-        dtype = row_dtype(self.sequence_length)
-        rows = _Rows(f"{part}.{name}", paths, entry["rows"], dtype, self.header["vocab_size"])
-        return grain.MapDataset.source(rows)
+        entry, length, vocab_size = self.header[part][name], self.sequence_length, self.header["vocab_size"]
+        if self.header["format_version"] == FIXED_ROWS:
+            decode = functools.partial(fixed_to_batch, length=length, vocab_size=vocab_size)
+            begins = range(0, entry["rows"], FIXED_ROWS_PER_FILE)
+            file_rows = [min(FIXED_ROWS_PER_FILE, entry["rows"] - begin) for begin in begins]
+        else:
+            decode = functools.partial(to_batch, length=length, vocab_size=vocab_size, pad=self.header["pad"])
+            file_rows = entry["file_rows"]
+        return Rows(f"{part}.{name}", [self.folder / file for file in entry["files"]], file_rows, length, decode)
+
+    def mixture(self, stages: Sequence[StageConfig], steps: int, batch_size: int, seed: int = 0) -> Mixture:
+        """The rows of a training run, as for `batches`."""
+        return Mixture(self.header["sources"], stages, steps * batch_size, seed)
 
     def batches(
         self,
@@ -152,7 +110,7 @@ class PreparedData:
         """The batches of a training run from number `start` on.
 
         Args:
-          stages: mixtures of the sources, with their shares of the run.
+          stages: mixtures of the pools, with their shares of the run.
           steps: number of batches of the whole run.
           batch_size: rows per batch.
           seed: of the shuffling.
@@ -161,29 +119,33 @@ class PreparedData:
             whichever others are read.
 
         Raises:
-          ConfigError: if there is no stage, or one names a source that was not prepared.
+          ConfigError: if there is no stage, or one names a pool that was not prepared.
           FileError: if files are missing. A damaged row raises when it is read.
         """
-        places = _places(batch_size, rows)
-        sources = {name: self.rows("sources", name) for name in self.header["sources"]}
-        mixed = mix(sources, stages, steps * batch_size, seed)
+        places, mixture = _places(batch_size, rows), self.mixture(stages, steps, batch_size, seed)
+        pools = [self.rows("sources", name) for name in mixture.pools]
+        at_a_time = max(TOKENS_AT_A_TIME // (len(places) * self.sequence_length), 1)
 
-        def read(number: int) -> Batch:
-            return from_rows(np.stack([mixed[number * batch_size + place] for place in places.tolist()]))
+        def read(begin: int) -> list[Batch]:
+            numbers = np.arange(begin, min(begin + at_a_time, steps))
+            batch = read_batch(pools, *mixture.rows((numbers[:, None] * batch_size + places).ravel()))
+            return [Batch(*fields) for fields in zip(*(np.split(field, len(numbers)) for field in batch), strict=True)]
 
-        reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        return _in_one_line(grain.MapDataset.range(steps).map(read)[start:].to_iter_dataset(reading))
+        read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+        reading = grain.MapDataset.range(start, steps, at_a_time).map(read).to_iter_dataset(read_ahead)
+        return _in_one_line(batch for batches in reading for batch in batches)
 
     def rows_of_batch(
         self, stages: Sequence[StageConfig], steps: int, batch_size: int, seed: int = 0
     ) -> Callable[[int], list[tuple[str, int]]]:
-        """A function from the number of a batch of `batches` to the source and the number of each of its rows."""
-        sources = {
-            name: grain.MapDataset.range(entry["rows"]).map(lambda row, name=name: (name, int(row)))
-            for name, entry in self.header["sources"].items()
-        }
-        mixed = mix(sources, stages, steps * batch_size, seed)
-        return lambda number: [mixed[number * batch_size + place] for place in range(batch_size)]
+        """A function from the number of a batch of `batches` to the pool and the number of each of its rows."""
+        mixture = self.mixture(stages, steps, batch_size, seed)
+
+        def rows(number: int) -> list[tuple[str, int]]:
+            pools, rows = mixture.rows(number * batch_size + np.arange(batch_size))
+            return [(mixture.pools[pool], row) for pool, row in zip(pools.tolist(), rows.tolist(), strict=True)]
+
+        return rows
 
     def held_out_batches(
         self, name: str, batch_size: int, limit: int = 0, rows: np.ndarray | None = None
@@ -201,13 +163,17 @@ class PreparedData:
         """
         if name not in self.header["held_out"]:
             raise ConfigError(f"held_out.{name}: was not prepared; there is {', '.join(self.header['held_out'])}")
-        dataset = self.rows("held_out", name)
-        places, padding = _places(batch_size, rows), np.zeros((), row_dtype(self.sequence_length))
+        pool, places = self.rows("held_out", name), _places(batch_size, rows)
 
         def read(number: int) -> Batch:
-            numbers = (number * batch_size + places).tolist()
-            return from_rows(np.stack([dataset[row] if row < len(dataset) else padding for row in numbers]))
+            numbers = number * batch_size + places
+            there = numbers < len(pool)
+            batch = from_rows(np.zeros(len(places), row_dtype(self.sequence_length)))
+            if there.any():
+                for field, values in zip(batch, pool.batch(numbers[there]), strict=True):
+                    field[there] = values
+            return batch
 
-        count = -(-len(dataset) // batch_size)
-        reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        return _in_one_line(grain.MapDataset.range(min(count, limit or count)).map(read).to_iter_dataset(reading))
+        count = -(-len(pool) // batch_size)
+        read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        return _in_one_line(grain.MapDataset.range(min(count, limit or count)).map(read).to_iter_dataset(read_ahead))

@@ -2,27 +2,35 @@
 
 Attention stays inside documents (segment ids), every token of a document is predicted exactly once with its own weight
 in the loss, and an image block is never split.
+
+Rows are packed by best fit. Documents that do not fit a row whole:
+
+- Conversations lose the turns at their end that do not fit, and the last answer that is kept ends with end of sequence.
+- Other documents longer than a row are split by the rules of `places_to_cut`, or rejected.
+- In pools of several sources, text fills the room that pictures leave: a text that takes a quarter of a row or more may
+  be cut where a row is full, also more than once. Shorter texts are never cut, and no part of a text is shorter than
+  1/32 of a row.
+
+Each part begins with begin of sequence; only the last ends with end of sequence.
 """
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from chameleon_jax.batch import row_dtype
 from chameleon_jax.tokens.vocabulary import Vocabulary
+from data_pipeline.rows import Piece
+from data_pipeline.tokenized import TokenizedDocument
 
 OPEN_ROWS = 64
 """Rows that are filled at the same time. When another is needed, the fullest is finished."""
-
-
-class Piece(NamedTuple):
-    """Tokens that go into one row together."""
-
-    ids: np.ndarray  # int32 [n]
-    weights: np.ndarray  # float32 [n], weight of each token in the loss
+RESERVED_TEXTS = 16
+"""Texts that are kept back to fill the rows that are finished."""
 
 
 class _Group(NamedTuple):
@@ -104,18 +112,55 @@ def places_to_cut(ids: np.ndarray, length: int, vocabulary: Vocabulary) -> tuple
     return places, int(np.dot(pictures, apart))
 
 
-def cut(document: Piece, length: int, vocabulary: Vocabulary) -> list[Piece]:
-    """Splits a document, end of sequence included, into pieces of at most `length` + 1 tokens, as `places_to_cut` says.
+@dataclasses.dataclass
+class Fitted:
+    """What of a document goes into rows of a certain length."""
 
-    Every piece begins with the begin-of-sequence token, which is never predicted; only the last ends with end of
-    sequence.
+    pieces: list[Piece]
+    may_be_cut: bool = False
+    """Text that `Packer` may cut, longer than a row or not."""
+    turns_dropped: int = 0
+    pictures_cut_off: int = 0
+    """Pictures that are separated from all of their text."""
+    reason: str = ""
+    """Why there are no pieces."""
+
+
+def fit(
+    document: TokenizedDocument,
+    length: int,
+    vocabulary: Vocabulary,
+    too_long: Literal["split", "reject"] = "split",
+    fill: bool = False,
+) -> Fitted:
+    """The parts of a document that take at most `length` places each.
+
+    Args:
+      fill: leaves it to `Packer` to cut long texts.
+
+    Raises:
+      ValueError: if a picture does not fit.
     """
-    places, _ = places_to_cut(document.ids, length, vocabulary)
-    return pieces_of(document, places, vocabulary)
+    whole, turns = Piece(document.ids, document.weights), len(document.turn_ends)
+    if turns:
+        kept = int(np.searchsorted(document.turn_ends, length, side="right"))
+        if not kept:
+            return Fitted(
+                [], turns_dropped=turns, reason=f"its first turn takes more than the {length} tokens of a row"
+            )
+        end = document.turn_ends[kept - 1]
+        whole = Piece(np.append(whole.ids[: end - 1], vocabulary.eos), whole.weights[:end])
+        return Fitted(pieces_of(whole, [], vocabulary), turns_dropped=turns - kept)
+    if len(whole.ids) > length and too_long == "reject":
+        return Fitted([], reason=f"it takes {len(whole.ids)} tokens, more than the {length} of a row")
+    if fill and len(whole.ids) >= _shortest_to_cut(length) and not (whole.ids == vocabulary.begin_image).any():
+        return Fitted(pieces_of(whole, [], vocabulary), may_be_cut=True)
+    places, cut_off = places_to_cut(whole.ids, length, vocabulary)
+    return Fitted(pieces_of(whole, places, vocabulary), pictures_cut_off=cut_off)
 
 
 def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> list[Piece]:
-    """Splits a document at `places`."""
+    """Splits a document at `places`, and puts begin of sequence, which is never predicted, before each part."""
     ids, weights = document
     return [
         Piece(
@@ -126,42 +171,101 @@ def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> lis
     ]
 
 
-def pack(pieces: Iterable[Piece], length: int, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """Packs pieces into rows (`batch.row_dtype`) by best fit: each goes where it leaves the least room.
+def _shortest_to_cut(length: int) -> int:
+    return max(length // 4, 2 * _shortest_part(length))
 
-    A piece of n + 1 tokens takes n places: its inputs are all tokens but the last, its targets all but the first.
-    """
-    rows: list[list[Piece]] = []
-    room: list[int] = []
-    for piece in pieces:
+
+def _shortest_part(length: int) -> int:
+    return max(length // 32, 1)
+
+
+class Packer:
+    """Rows that are being filled. Each piece goes where it leaves the least room."""
+
+    def __init__(self, length: int, open_rows: int = OPEN_ROWS):
+        self.cuts = 0
+        """How often a text was cut to fill a row."""
+        self._length, self._open_rows = length, open_rows
+        self._open: list[tuple[int, int, list[Piece]]] = []  # room, number and pieces of rows, the fullest first
+        self._opened = 0
+        self._texts: list[tuple[int, int, Piece]] = []  # places, number and piece, the shortest first
+        self._reserved = 0
+
+    def add(self, piece: Piece, may_be_cut: bool = False) -> Iterator[list[Piece]]:
+        """Takes a piece, and yields the rows that are finished with it.
+
+        Args:
+          may_be_cut: it is a text that may be longer than a row.
+        """
+        if may_be_cut and self._reserve(piece):
+            return
+        while (places := len(piece.ids) - 1) > self._length:
+            part, piece = _split(piece, min(self._length, places - _shortest_part(self._length)))
+            yield from self._place(part)
+        yield from self._place(piece)
+
+    def finish(self) -> Iterator[list[Piece]]:
+        """Yields the rows that are left."""
+        while self._texts:
+            yield from self.add(self._texts.pop()[-1])
+        yield from (pieces for _, _, pieces in self._open)
+        self._open.clear()
+
+    def _place(self, piece: Piece) -> Iterator[list[Piece]]:
         need = len(piece.ids) - 1
-        fitting = [index for index in range(len(rows)) if room[index] >= need]
-        if fitting:
-            best = min(fitting, key=room.__getitem__)
+        place = bisect.bisect_left(self._open, (need,))
+        if place < len(self._open):
+            room, _, pieces = self._open.pop(place)
         else:
-            if len(rows) == OPEN_ROWS:
-                fullest = min(range(len(rows)), key=room.__getitem__)
-                yield _row(rows.pop(fullest), length, vocabulary)
-                room.pop(fullest)
-            rows.append([])
-            room.append(length)
-            best = len(rows) - 1
-        rows[best].append(piece)
-        room[best] -= need
-    for row in rows:
-        yield _row(row, length, vocabulary)
+            if len(self._open) == self._open_rows:
+                yield from self._finish_fullest()
+            room, pieces = self._length, []
+        pieces.append(piece)
+        if room == need:
+            yield pieces
+        else:
+            self._opened += 1
+            bisect.insort(self._open, (room - need, self._opened, pieces))
+
+    def _reserve(self, text: Piece) -> bool:
+        """Keeps a text back if it is long enough and there is a place for it."""
+        need = len(text.ids) - 1
+        if need < _shortest_to_cut(self._length) or len(self._texts) == RESERVED_TEXTS:
+            return False
+        self._reserved += 1
+        bisect.insort(self._texts, (need, self._reserved, text))
+        return True
+
+    def _finish_fullest(self) -> Iterator[list[Piece]]:
+        """Yields the fullest row, its room filled with text if there is some."""
+        room, _, pieces = self._open.pop(0)
+        shortest, rests = _shortest_part(self._length), []
+        while room >= shortest and self._texts:
+            fitting = bisect.bisect_left(self._texts, (room + 1,))
+            need, _, text = self._texts.pop(fitting - 1)  # the longest that fits, or else the longest
+            if need > room:
+                need = min(room, need - shortest)
+                text, rest = _split(text, need)
+                rests.append(rest)
+                self.cuts += 1
+            pieces.append(text)
+            room -= need
+        yield pieces
+        for rest in rests:
+            yield from self.add(rest, may_be_cut=True)
 
 
-def _row(pieces: list[Piece], length: int, vocabulary: Vocabulary) -> np.ndarray:
-    row = np.zeros((), row_dtype(length))
-    row["inputs"] = row["targets"] = vocabulary.pad
-    start = 0
-    for segment, (ids, weights) in enumerate(pieces, start=1):
-        stop = start + len(ids) - 1
-        row["inputs"][start:stop] = ids[:-1]
-        row["targets"][start:stop] = ids[1:]
-        row["loss_weights"][start:stop] = weights[1:]
-        row["positions"][start:stop] = np.arange(len(ids) - 1)
-        row["segment_ids"][start:stop] = segment
-        start = stop
-    return row
+def _split(piece: Piece, places: int) -> tuple[Piece, Piece]:
+    ids, weights = piece
+    return (
+        Piece(ids[: places + 1], weights[: places + 1]),
+        Piece(np.append(ids[:1], ids[places + 1 :]), np.append(np.float32(0), weights[places + 1 :])),
+    )
+
+
+def pack(pieces: Iterable[Piece], length: int) -> Iterator[list[Piece]]:
+    """Packs pieces that take at most `length` places into rows, none of them cut."""
+    packer = Packer(length)
+    for piece in pieces:
+        yield from packer.add(piece)
+    yield from packer.finish()

@@ -7,6 +7,7 @@ into rows, which takes little time and needs no tokenizer. A job that was stoppe
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -21,18 +22,21 @@ from chameleon_jax.config import ConfigError, to_dict
 from chameleon_jax.errors import ChameleonError, FileError
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
-from chameleon_jax.runtime.files import write_json
+from chameleon_jax.runtime.files import append_text, write_json
 from chameleon_jax.runtime.folders import Kind, check_folder, new_folder, read_marker, recover
 from chameleon_jax.runtime.headers import FORMAT_VERSION, with_checksum
 from chameleon_jax.runtime.locks import only_writer
 from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
+from chameleon_jax.tokens.vocabulary import Vocabulary
 from data_pipeline import accounting, units
-from data_pipeline.config import PrepareCommand
+from data_pipeline.config import PoolConfig, PrepareCommand
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.near_duplicates import NOTHING, near_duplicates, split_signature
+from data_pipeline.pools import PoolSource, check_figures, pools_of, write_pool
 from data_pipeline.processes import run_units
-from data_pipeline.row_files import write_source
+from data_pipeline.rows import PREPARED_VERSION
+from data_pipeline.sources.source import settings_of
 from data_pipeline.tokenized import TokenizedDocument
 from data_pipeline.units import Counts, Unit, UnitFailed, UnitFiles
 
@@ -190,7 +194,7 @@ def _pack(
             "settings": {
                 key: value
                 for key, value in to_dict(command).items()
-                if key in ("sequence_length", "duplicates", "near_duplicates")
+                if key in ("sequence_length", "too_long", "duplicates", "near_duplicates", "pools")
             },
         }
     )
@@ -199,28 +203,63 @@ def _pack(
         return before  # another worker packed
     skipped = _find_duplicates(planned, command, vocabulary.size)
     header: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": PREPARED_VERSION,
         "sequence_length": command.sequence_length,
         "vocab_size": vocabulary.size,
+        "pad": vocabulary.pad,
         "sources": {},
         "held_out": {},
     }
     with new_folder(output, PREPARED) as folder:
         tokenizer.save(folder / "tokenizer")
-        for part in ("sources", "held_out"):
-            for source in getattr(command, part):
-                own = [unit for unit in planned if unit.place == f"{part}.{source.name}"]
-                documents = _documents(own, output, vocabulary.size, skipped)
-                entry = write_source(part, source, documents, command.sequence_length, vocabulary, folder)
-                header[part][source.name] = entry
+        accounting.join_rejected(planned, output, folder / "rejected.jsonl")
+        for part, pool in _pools(command):
+            header[part][pool.name] = _write_pool(part, pool, command, planned, skipped, vocabulary, folder)
         header["tokenizer"] = units.hash_of_parts(tokenizer)
         header["fingerprint"] = _fingerprint(header)
         header["made_from"] = made_from
         _keep_units(planned, output, folder)
-        accounting.join_rejected(planned, output, folder / "rejected.jsonl")
         write_json(folder / "prepare.json", read_marker(as_path(output) / "prepare.json"))
         write_json(folder / "dataset.json", with_checksum(json.loads(json.dumps(header))))
     return header
+
+
+def _pools(command: PrepareCommand) -> Iterator[tuple[str, PoolConfig]]:
+    """The pools of both parts; what is held out is never packed together."""
+    yield from (("sources", pool) for pool in pools_of(command))
+    yield from (("held_out", PoolConfig(source.name, {source.name: 1.0})) for source in command.held_out)
+
+
+def _write_pool(
+    part: str,
+    pool: PoolConfig,
+    command: PrepareCommand,
+    planned: Sequence[Unit],
+    skipped: dict[tuple[str, str], np.ndarray],
+    vocabulary: Vocabulary,
+    folder: Path,
+) -> dict[str, Any]:
+    """Packs one pool; returns its entry in dataset.json, with the settings of its sources."""
+    configs = {source.name: source for source in getattr(command, part)}
+    counts = accounting.counts_by_source(planned, command.output)
+
+    def reject(source: str, document: str, reason: str) -> None:
+        line = {"id": document, "source": f"{part}.{source}", "place": document, "reason": reason}
+        append_text(folder / "rejected.jsonl", json.dumps(line) + "\n")
+
+    sources = []
+    for name, weight in pool.sources.items():
+        own = [unit for unit in planned if unit.place == f"{part}.{name}"]
+        tokens = counts[f"{part}.{name}"].text_tokens + counts[f"{part}.{name}"].image_tokens
+        read = functools.partial(_documents, own, command.output, vocabulary.size, skipped)
+        sources.append(PoolSource(name, weight, tokens, read, pool.epochs.get(name, 1)))
+    entry = write_pool(
+        f"{part}-{pool.name}", sources, command.sequence_length, vocabulary, command.too_long, folder, reject
+    )
+    for name, figures in entry.get("sources", {pool.name: entry}).items():
+        figures["source"] = settings_of(configs[name if "sources" in entry else next(iter(pool.sources))])
+        check_figures(f"{part}.{name}", figures, command.sequence_length)
+    return entry
 
 
 def _documents(
@@ -292,10 +331,9 @@ def _keep_units(planned: Sequence[Unit], output: str, folder: Path) -> None:
 def _fingerprint(header: dict[str, Any]) -> str:
     """Identifies the rows and what they were made from, wherever that lies."""
 
-    def without_places(entries: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: {**entry, "source": {key: value for key, value in entry["source"].items() if key != "path"}}
-            for name, entry in entries.items()
-        }
+    def without_paths(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: without_paths(each) for key, each in value.items() if key not in ("path", "picture_folder")}
 
-    return units.mark_of({**header, **{part: without_places(header[part]) for part in ("sources", "held_out")}})
+    return units.mark_of({**header, **{part: without_paths(header[part]) for part in ("sources", "held_out")}})

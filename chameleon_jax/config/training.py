@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -84,7 +85,8 @@ class StageConfig:
     share: float
     """Share of all steps."""
     weights: dict[str, float]
-    """Sampling weight of each prepared source. Sources that are not named are not read."""
+    """Weight of each prepared pool of rows: its tokens, relative to those of the others. Pools that are not named are
+    not read."""
 
     def __post_init__(self):
         require(0 < self.share <= 1, "share", self.share, "must be in (0, 1]")
@@ -92,7 +94,7 @@ class StageConfig:
             len(self.weights) > 0 and min(self.weights.values()) >= 0 and sum(self.weights.values()) > 0,
             "weights",
             self.weights,
-            "must name at least one source, with weights of 0 or more and one above 0",
+            "must name at least one pool, with weights of 0 or more and one above 0",
         )
 
 
@@ -237,7 +239,10 @@ class TrainConfig:
     data: Adjustable[str] = ""
     """Folder that `chameleon prepare` wrote. Not needed if `train` is called with Batches."""
     stages: tuple[StageConfig, ...] = ()
-    """Stages with their mixtures of the sources in `data`, in order. Not needed if `train` is called with Batches."""
+    """Stages with their mixtures of the pools in `data`, in order. Not needed if `train` is called with Batches."""
+    max_epochs: Adjustable[dict[str, float]] = dataclasses.field(default_factory=dict)
+    """How often the rows of a pool may be read over the whole run; a run that would read more does not start. Pools
+    that are not named may be read any number of times."""
     execution: ChangesRounding[ExecutionConfig] = ExecutionConfig()
     lora: LoRAConfig = LoRAConfig()
     """Low-rank adapters to train instead of the parameters of the model."""
@@ -313,6 +318,8 @@ class TrainConfig:
         )
         for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        for name, epochs in self.max_epochs.items():
+            require(epochs > 0, f"max_epochs.{name}", epochs, "must be above 0")
         for name in ("ema", "dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         require(

@@ -83,6 +83,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         console.print(disagreement)
     sample = _sampler(config, data.tokenizer(), fit) if config.samples.every else None
     order = (config.stages, config.steps, config.batch_size, config.seed)
+    data.mixture(*order).check_epochs(config.max_epochs)
     began = time.monotonic()
     state = run_training(
         config,

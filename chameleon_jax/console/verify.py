@@ -109,8 +109,9 @@ def _verify_rows(folder: Path) -> str:
     for part in ("sources", "held_out"):
         for name, entry in data.header[part].items():
             digest, rows = hashlib.sha256(), data.rows(part, name)
-            for number in range(len(rows)):
-                digest.update(np.asarray(rows[number]).tobytes())
+            for begin in range(0, len(rows), 256):
+                for record in rows.records(np.arange(begin, min(begin + 256, len(rows)))):
+                    digest.update(record)
             if digest.hexdigest() != entry["sha256"]:
                 raise DamagedFile(f"{folder}: the rows of {part}.{name} are not those that dataset.json describes")
             count += len(rows)

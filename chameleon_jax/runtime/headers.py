@@ -19,8 +19,11 @@ def with_checksum(header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "sha256": _hash_of_header(header)}
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
+def read_header(path: str | Path, newest: int = FORMAT_VERSION) -> dict[str, Any]:
     """Reads what `write_json(path, with_checksum(header))` wrote; older folders have no hash.
+
+    Args:
+      newest: version of the layout that this library reads.
 
     Raises:
       FileError: if there is no such file, or it was written by a newer version.
@@ -33,7 +36,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
             f"{path}: damaged: it does not match its sha256; restore a copy, or if it was edited by hand, remove the "
             "key sha256"
         )
-    check_version(header, path)
+    check_version(header, path, newest)
     return header
 
 
@@ -41,13 +44,12 @@ def _hash_of_header(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header).encode()).hexdigest()
 
 
-def check_version(header: dict[str, Any], path: str | Path) -> None:
+def check_version(header: dict[str, Any], path: str | Path, newest: int = FORMAT_VERSION) -> None:
     """Raises `FileError` if a folder was written by a newer version of this library, or is not ours."""
     version = header.get("format_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
         raise FileError(f"{path}: has no format_version; it was not written by chameleon_jax")
-    if version > FORMAT_VERSION:
+    if version > newest:
         raise FileError(
-            f"{path}: format_version {version} is newer than this version can read ({FORMAT_VERSION}); "
-            "update chameleon_jax"
+            f"{path}: format_version {version} is newer than this version can read ({newest}); update chameleon_jax"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 from chameleon_jax.config import TrainConfig, require
 from chameleon_jax.tokens.chat import TEMPLATE_OF_END, ChatTemplate
@@ -47,7 +47,7 @@ def with_context_length(config: TrainConfig, known: int | None) -> TrainConfig:
 
 
 def shares(config: TrainConfig) -> dict[str, float]:
-    """The share of each source in the rows of a run, without sources that no stage reads."""
+    """The share of each pool in the tokens of a run, without pools that no stage reads."""
     found: dict[str, float] = {}
     for stage in config.stages:
         total = sum(stage.weights.values())
@@ -57,50 +57,62 @@ def shares(config: TrainConfig) -> dict[str, float]:
     return found
 
 
-def learns_to_draw(sources: Mapping[str, Any], config: TrainConfig) -> bool:
+class _SourceRead(NamedTuple):
+    name: str
+    figures: Mapping[str, Any]
+    share: float  # of the tokens of the run
+
+
+def _sources_read(pools: Mapping[str, Any], config: TrainConfig) -> Iterator[_SourceRead]:
+    """The sources of the pools that a run reads. The entry of a pool of one source is that of the source."""
+    for pool, share in shares(config).items():
+        if pool in pools:
+            for name, figures in pools[pool].get("sources", {pool: pools[pool]}).items():
+                yield _SourceRead(name, figures, share * figures.get("share", 1.0))
+
+
+def learns_to_draw(pools: Mapping[str, Any], config: TrainConfig) -> bool:
     """Whether any source that a stage reads trains the model on image codes."""
-    read = [sources[name] for name in shares(config) if name in sources]
-    return any(source.get("image_tokens_learnt", source["image_tokens"]) for source in read)
+    read = [source.figures for source in _sources_read(pools, config)]
+    return any(figures.get("image_tokens_learnt", figures["image_tokens"]) for figures in read)
 
 
-def prompt_fit(sources: Mapping[str, Any], config: TrainConfig) -> tuple[Literal["crop", "pad"] | None, str]:
+def prompt_fit(pools: Mapping[str, Any], config: TrainConfig) -> tuple[Literal["crop", "pad"] | None, str]:
     """How pictures in the prompts of a run's data were made square.
 
     Returns:
-      the fit of most rows of conversations with pictures, None if there are none; and a message if sources disagree,
+      the fit of most tokens of conversations with pictures, None if there are none; and a message if sources disagree,
       else ''.
     """
-    with_pictures = {name: source for name, source in sources.items() if source.get("pictures")}
-    taken, disagreement = _of_most_conversations("prompt_fit", "pad", with_pictures, config)
+    read = [source for source in _sources_read(pools, config) if source.figures.get("pictures")]
+    taken, disagreement = _of_most_conversations("prompt_fit", "pad", read)
     return taken, f"{disagreement}: the model remembers {taken!r} for the pictures of its prompts" * bool(disagreement)
 
 
-def chat_template(sources: Mapping[str, Any], config: TrainConfig) -> tuple[ChatTemplate | None, str]:
+def chat_template(pools: Mapping[str, Any], config: TrainConfig) -> tuple[ChatTemplate | None, str]:
     """How the turns of a run's conversations were joined.
 
     Returns:
-      the template of most rows of conversations, None if there are none; and a message if sources disagree, else ''.
+      the template of most tokens of conversations, None if there are none; and a message if sources disagree, else ''.
     """
-    end, disagreement = _of_most_conversations("answer_end", "eos", sources, config)
+    end, disagreement = _of_most_conversations("answer_end", "eos", _sources_read(pools, config))
     return TEMPLATE_OF_END.get(end), f"{disagreement}: the model remembers {end!r} for its chats" * bool(disagreement)
 
 
-def _of_most_conversations(
-    key: str, default: str, sources: Mapping[str, Any], config: TrainConfig
-) -> tuple[Any | None, str]:
-    """The value of a key in most rows of conversations that a run reads, None without any; and who disagrees, or ''."""
-    rows: dict[str, float] = {}
+def _of_most_conversations(key: str, default: str, read: Iterable[_SourceRead]) -> tuple[Any | None, str]:
+    """The value of a key in most tokens of conversations, None without any; and which sources differ, or ''."""
+    tokens: dict[str, float] = {}
     names: dict[str, list[str]] = {}
-    for name, share in shares(config).items():
-        source = sources.get(name, {}).get("source", {})
-        if source.get("kind") == "conversations":
-            value = source.get(key, default)
-            rows[value] = rows.get(value, 0.0) + share
-            names.setdefault(value, []).append(name)
-    if not rows:
+    for source in read:
+        settings = source.figures.get("source", {})
+        if settings.get("kind") == "conversations" or source.figures.get("conversations"):
+            value = settings.get(key, default)
+            tokens[value] = tokens.get(value, 0.0) + source.share
+            names.setdefault(value, []).append(source.name)
+    if not tokens:
         return None, ""
-    taken = max(rows, key=rows.__getitem__)
-    if len(rows) == 1:
+    taken = max(tokens, key=tokens.__getitem__)
+    if len(tokens) == 1:
         return taken, ""
     others = ", ".join(f"{value!r} in {', '.join(names[value])}" for value in names if value != taken)
-    return taken, f"{key} is {taken!r} in most rows of conversations ({', '.join(names[taken])}) and {others}"
+    return taken, f"{key} is {taken!r} in most tokens of conversations ({', '.join(names[taken])}) and {others}"

@@ -139,7 +139,7 @@ def test_configs_of_the_repository_can_be_read(path):
         (ImageTokenizerConfig, {"num_codes": 1}, "num_codes", "1", "at least 2"),
         (ImageTokenizerConfig, {"channel_multipliers": []}, "channel_multipliers", "[]", "positive whole numbers"),
         (StageConfig, {"share": 0.0, "weights": {"a": 1}}, "share", "0.0", "(0, 1]"),
-        (StageConfig, {"share": 1, "weights": {}}, "weights", "{}", "at least one source"),
+        (StageConfig, {"share": 1, "weights": {}}, "weights", "{}", "at least one pool"),
         (StageConfig, {"share": 1, "weights": {"a": 0}}, "weights", "{'a': 0.0}", "one above 0"),
         (StageConfig, {"share": 1, "weights": {"a": 2, "b": -1}}, "weights", "-1.0", "0 or more"),
         (SamplingConfig, {"temperature": -0.1}, "temperature", "-0.1", "0 (greedy) or more"),

@@ -43,7 +43,13 @@ from chameleon_jax.config import (
 from chameleon_jax.config.reading import config
 from data_pipeline import config as data_configs
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.config import DataCommand, ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
+from data_pipeline.config import (
+    DataCommand,
+    ImageTokenizerCommand,
+    PoolConfig,
+    PrepareCommand,
+    TextTokenizerCommand,
+)
 from data_pipeline.datasets import digit_documents, python_documents
 from data_pipeline.filters import FilterConfig
 from data_pipeline.forms import FormConfig, Template
@@ -348,14 +354,12 @@ def _image_command(folder: Path) -> None:
     assert (folder / "out").is_dir()
 
 
-def mixed_rows(config: TrainConfig) -> list[tuple[str, int]]:
-    import grain
+def mixed_rows(config: TrainConfig) -> list[tuple[int, int]]:
+    from data_pipeline.mixture import Mixture
 
-    from data_pipeline.mixture import mix
-
-    sources = {name: grain.MapDataset.range(50).map(lambda row, name=name: (name, int(row))) for name in ("a", "b")}
-    mixed = mix(sources, config.stages, config.steps * config.batch_size, config.seed)
-    return [mixed[number] for number in range(len(mixed))]
+    rows = config.steps * config.batch_size
+    mixture = Mixture({name: {"rows": 50, "tokens": 50} for name in ("a", "b")}, config.stages, rows, config.seed)
+    return np.stack(mixture.rows(np.arange(rows))).T.tolist()
 
 
 TWO_STAGES = (StageConfig(0.5, {"a": 1.0, "b": 1.0}), StageConfig(0.5, {"b": 1.0}))
@@ -521,6 +525,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "data": "test_folder_without_rows_says_what_to_run",
         "output": "test_metrics_have_a_line_for_each_logged_step",
         "stages": differs(mixed_rows, STAGED, stages=TWO_STAGES[::-1]),
+        "max_epochs": "test_more_epochs_than_allowed_are_refused_with_the_figures",
         "initial": "test_image_head_learns_to_draw_what_it_saw",
         "initial_adapters": "test_they_come_back_as_they_were_and_add_up_to_the_merged_model",
         "fresh_image_head": "test_a_run_draws_the_fresh_head_itself_and_resumes_without_drawing_again",
@@ -619,12 +624,18 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "image_tokenizer": "test_fingerprint_differs_with_the_image_tokenizer",
         "tokenizer": "test_model_of_any_format_keeps_its_ids",
         "held_out": "test_held_out_rows_come_once_and_padding_does_not_count",
+        "pools": "test_sources_that_no_pool_names_are_pools_of_their_own",
         "datasets": asks_in(_prepare, PREPARE),
         "seed": "test_units_are_named_by_what_changes_them",
         "processes": "test_rows_are_the_same_by_one_process_and_by_three",
         "max_rejected": "test_too_many_rejected_records_fail_the_job_and_what_is_done_stays_done",
+        "too_long": "test_documents_longer_than_a_row_are_rejected_if_asked_to",
         "duplicates": "test_duplicates_are_dropped_and_none_of_what_is_held_out_is_trained_on",
         "near_duplicates": "test_records_that_are_nearly_the_same_leave_with_all_their_copies",
+    },
+    PoolConfig: {
+        **dict.fromkeys(("name", "sources"), "test_sources_that_no_pool_names_are_pools_of_their_own"),
+        "epochs": "test_source_with_more_epochs_is_used_again_until_another_runs_out",
     },
     TextSource: SOURCE | {"path": "test_files_of_text_are_documents"},
     DocumentsSource: SOURCE | FILE | PICTURES,

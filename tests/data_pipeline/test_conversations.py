@@ -30,9 +30,8 @@ from chameleon_jax.tokens.image import resize_and_crop
 from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
 from data_pipeline.loader import PreparedData
-from data_pipeline.packing import Piece, cut, pack
+from data_pipeline.packing import fit, pack
 from data_pipeline.records import Turn
-from data_pipeline.row_files import fit_turns
 from data_pipeline.segments import read_pictures, read_texts
 from data_pipeline.sources import ConversationsSource, json_array
 from data_pipeline.tokenize import join_turns
@@ -257,24 +256,19 @@ def test_every_answer_is_predicted_once_and_after_its_own_prompt_only(corpus, le
     pieces, expected = [], []
     for turns in corpus:
         document = TokenizedDocument("", *join_turns(turns, source, VOCABULARY), 0, 0, 0)
-        document, kept = fit_turns(document, length, VOCABULARY)
-        piece = Piece(document.ids, document.weights)
+        fitted = fit(document, length, VOCABULARY)
+        kept = len(turns) - fitted.turns_dropped
         sizes = [len(by_hand(turns, count, source)) for count in range(len(turns) + 1)]
         assert kept == max(count for count, size in enumerate(sizes) if size <= length), "as many as fit"
-        assert len(piece.ids) == len(piece.weights) == sizes[kept]
+        pieces += fitted.pieces
         if kept:
-            pieces += cut(piece, length, VOCABULARY)
             expected.append(by_hand(turns, kept, source))
     assert len(pieces) == len(expected), "no conversation is cut"
     found = []
-    for row in pack(pieces, length, VOCABULARY):
-        assert (row["loss_weights"][row["segment_ids"] == 0] == 0).all()
-        for segment in range(1, row["segment_ids"].max() + 1):
-            here = row["segment_ids"] == segment
-            targets, weights = row["targets"][here].tolist(), row["loss_weights"][here].tolist()
-            assert row["inputs"][here].tolist() == [BOS, *targets[:-1]]
-            assert row["positions"][here].tolist() == list(range(len(targets)))
-            found.append(list(zip(targets, weights, strict=True)))
+    for row in pack(pieces, length):
+        for piece in row:
+            assert (piece.ids[0], piece.weights[0]) == (BOS, 0)
+            found.append(list(zip(piece.ids[1:].tolist(), piece.weights[1:].tolist(), strict=True)))
     assert sorted(found) == sorted(expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,55 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed import pair, source, text, write_prepared
+from tiny_models import scrambled_vocabulary
 
-from chameleon_jax.batch import from_rows
+from chameleon_jax.batch import from_rows, row_dtype
 from chameleon_jax.config import ConfigError, StageConfig
 from chameleon_jax.errors import FileError
+from chameleon_jax.runtime.files import write_json
+from data_pipeline import loader
 from data_pipeline.loader import PreparedData
-from data_pipeline.packing import Piece, cut, pack
+from data_pipeline.packing import pack, pieces_of
+from data_pipeline.rows import Piece
+
+VOCABULARY = scrambled_vocabulary(num_pieces=200, num_codes=16, seed=3)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """Two pools of rows and a held-out one. Tests that change them copy the folder first."""
+    mixed = [pair(number, 3 + number % 20, 4, VOCABULARY) for number in range(70)]
+    prose = [text(number, 5 + 7 * number % 60, VOCABULARY) for number in range(80)]
+    unseen = [pair(1000 + number, 30, 4, VOCABULARY) for number in range(9)]
+    return write_prepared(
+        tmp_path_factory.mktemp("prepared") / "rows",
+        VOCABULARY,
+        48,
+        {"mixed": [source("mixed", mixed)], "prose": [source("prose", prose)]},
+        {"unseen": [source("unseen", unseen)]},
+    )
+
+
+@pytest.fixture(scope="module")
+def older(prepared, tmp_path_factory) -> Path:
+    """The same rows as older versions wrote them: all arrays of a Batch, in one file of each source."""
+    folder = tmp_path_factory.mktemp("older") / "rows"
+    folder.mkdir()
+    data = PreparedData(prepared)
+    header = {key: data.header[key] for key in ("sequence_length", "vocab_size", "fingerprint")}
+    header["format_version"] = 1
+    for part in ("sources", "held_out"):
+        header[part] = {name: dict(entry) for name, entry in data.header[part].items()}
+        for name, entry in header[part].items():
+            del entry["file_rows"]
+            entry["files"] = [f"{part}-{name}-00000.arrayrecord"]
+            writer = ArrayRecordWriter(str(folder / entry["files"][0]), "group_size:1")
+            for row in data.rows(part, name):
+                writer.write(row.tobytes())
+            writer.close()
+    write_json(folder / "dataset.json", header)
+    return folder
 
 
 def run(steps: int = 12, batch_size: int = 4, seed: int = 0, stages: tuple[StageConfig, ...] = ()) -> dict[str, Any]:
@@ -45,19 +89,43 @@ def test_batches_have_the_shapes_and_types_that_training_reads(prepared):
         assert types == [np.int32, np.int32, np.float32, np.int32, np.int32]
 
 
-def test_rows_are_the_packed_documents(prepared, command):
+def test_rows_are_the_packed_documents(prepared):
     """What is read back is what packing made, row for row."""
-    data = PreparedData(prepared)
-    tokenizer = data.tokenizer()
-    documents = [[f"The fox said {number} to the dog. " * (1 + number % 3)] for number in range(60)]
-    vocabulary = tokenizer.vocabulary
-    whole = [np.append(ids, vocabulary.eos) for ids in tokenizer.encode_many(documents)]
-    pieces = [piece for ids in whole for piece in cut(Piece(ids, np.ones(len(ids))), 48, vocabulary)]
-    expected = list(pack(pieces, 48, vocabulary))
-    rows = data.rows("sources", "prose")
+    documents = [text(number, 5 + 7 * number % 60, VOCABULARY) for number in range(80)]
+    pieces = [
+        piece
+        for each in documents
+        for piece in pieces_of(Piece(each.ids, each.weights), [48] if len(each.ids) > 48 else [], VOCABULARY)
+    ]
+    expected = list(pack(pieces, 48))
+    rows = PreparedData(prepared).rows("sources", "prose")
     assert len(rows) == len(expected)
-    for index, row in enumerate(expected):
-        assert rows[index].tobytes() == row.tobytes()
+    for row, packed in zip(rows, expected, strict=True):
+        places = np.cumsum([0, *(len(piece.ids) - 1 for piece in packed)])
+        assert row["targets"][: places[-1]].tolist() == [token for piece in packed for token in piece.ids[1:]]
+        assert row["inputs"][places[:-1]].tolist() == [VOCABULARY.bos] * len(packed)
+        assert row["targets"][places[-1] :].tolist() == [VOCABULARY.pad] * (48 - places[-1])
+
+
+def test_rows_of_older_versions_are_read_the_same(prepared, older):
+    assert_same_batches(PreparedData(older).batches(**run()), PreparedData(prepared).batches(**run()))
+    assert_same_batches(
+        PreparedData(older).held_out_batches("unseen", 4), PreparedData(prepared).held_out_batches("unseen", 4)
+    )
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 8])
+def test_global_batches_do_not_depend_on_hosts_or_how_many_are_read_at_a_time(prepared, monkeypatch, hosts):
+    config = run(steps=9, batch_size=8)
+    whole = list(PreparedData(prepared).batches(**config))
+    monkeypatch.setattr(loader, "TOKENS_AT_A_TIME", 48 * 8)
+    parts = np.array_split(np.arange(8), hosts)
+    readers = [PreparedData(prepared).batches(**config, rows=part) for part in parts]
+    together = [
+        type(batches[0])(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
+        for batches in zip(*readers, strict=True)
+    ]
+    assert_same_batches(together, whole)
 
 
 @pytest.mark.parametrize("start", [1, 5, 6, 11, 12])
@@ -116,31 +184,45 @@ def test_rows_of_a_batch_can_be_looked_up(prepared):
     ("field", "value", "message"),
     [
         ("loss_weights", np.nan, "loss weights must be finite"),
-        ("loss_weights", np.inf, "loss weights must be finite"),
         ("loss_weights", -0.5, "loss weights must be .* 0 or more"),
         ("inputs", -1, "inputs must be ids from 0 to"),
         ("targets", 100_000, "targets must be ids from 0 to"),
         (None, None, r"it has 100 bytes instead of 960"),
     ],
 )
-def test_damaged_row_is_named(prepared, tmp_path, field, value, message):
-    """Also in the middle of training, where the source is gone through for the third time."""
-    folder = copy_of(prepared, tmp_path)
+def test_damaged_row_of_an_older_version_is_named(older, tmp_path, field, value, message):
+    def damage(record: bytes) -> bytes:
+        if not field:
+            return record[:100]
+        row = np.frombuffer(record, row_dtype(48)).copy()
+        row[field][0, 7] = value
+        return row.tobytes()
+
+    assert_damage_is_named(older, tmp_path, damage, message)
+
+
+def test_damaged_row_is_named(prepared, tmp_path):
+    assert_damage_is_named(prepared, tmp_path, lambda record: record[:-4], "it has \\d+ bytes instead of")
+    assert_damage_is_named(prepared, tmp_path, lambda record: b"\0" * len(record), "the tables of its documents")
+
+
+def assert_damage_is_named(prepared, tmp_path, damage, message):
+    """Also in the middle of training, where the pool is gone through for the third time."""
+    folder = shutil.copytree(prepared, tmp_path / "copy", dirs_exist_ok=True)
     (file,) = folder.glob("sources-mixed-*")
     rows = PreparedData(prepared).rows("sources", "mixed")
+    records = rows.records(np.arange(len(rows)))
+    records[5] = damage(records[5])
     writer = ArrayRecordWriter(str(file), "group_size:1")
-    for index in range(len(rows)):
-        row = rows[index].copy()
-        if index == 5 and field:
-            row[field][7] = value
-        writer.write(row.tobytes()[: 100 if index == 5 and not field else None])
+    for record in records:
+        writer.write(record)
     writer.close()
     place = rf"{file.name}: row 5 of sources\.mixed is damaged: {message}.*; prepare again$"
     data = PreparedData(folder)
     with pytest.raises(FileError, match=place):
         data.rows("sources", "mixed")[5]
-    config = run(steps=20, stages=(StageConfig(1, {"mixed": 1}),))
-    numbers = [number for number in range(20) if ("mixed", 5) in data.rows_of_batch(**config)(number)]
+    config = run(steps=40, stages=(StageConfig(1, {"mixed": 1}),))
+    numbers = [number for number in range(40) if ("mixed", 5) in data.rows_of_batch(**config)(number)]
     with pytest.raises(FileError, match=place):
         list(data.batches(**config, start=numbers[2]))
 
@@ -173,16 +255,6 @@ def test_held_out_rows_come_once_and_padding_does_not_count(prepared):
     np.testing.assert_array_equal(np.concatenate(mine), read.reshape(-1, 4, 48)[:, [1, 3]].reshape(-1, 48))
 
 
-def test_held_out_batches_are_read_as_they_are_asked_for(prepared, monkeypatch):
-    data, read = PreparedData(prepared), []
-    rows = data.rows("held_out", "unseen")
-    monkeypatch.setattr(data, "rows", lambda part, name: rows.map(lambda row: read.append(row) or row))
-    batches = data.held_out_batches("unseen", batch_size=1)
-    next(batches)
-    assert len(read) <= 5 < len(rows)  # one asked for, two ready, two being read
-    assert len(list(batches)) == len(rows) - 1
-
-
 def test_held_out_source_that_was_not_prepared_is_named(prepared):
     with pytest.raises(ConfigError, match=r"held_out\.prose: .*unseen"):
         PreparedData(prepared).held_out_batches("prose", 4)
@@ -207,7 +279,7 @@ def test_newer_format_is_refused(prepared, tmp_path):
 def test_missing_rows_are_noticed(prepared, tmp_path):
     folder = copy_of(prepared, tmp_path)
     header = json.loads((folder / "dataset.json").read_text())
-    header["sources"]["prose"]["rows"] += 1
+    header["sources"]["prose"]["file_rows"][0] += 1
     del header["sha256"]
     (folder / "dataset.json").write_text(json.dumps(header))
     with pytest.raises(FileError, match=r"sources\.prose has \d+ rows, dataset\.json says \d+"):
@@ -218,7 +290,7 @@ def test_a_flipped_byte_in_a_file_of_rows_ends_training_in_one_line_with_file_an
     folder = copy_of(prepared, tmp_path)
     path = next(folder.glob("sources-prose-*.arrayrecord"))
     expected, content, named = rows_of(folder), path.read_bytes(), 0
-    for place in range(0, len(content), len(content) // 60):
+    for place in range(0, len(content), len(content) // 40):
         flipped = bytearray(content)
         flipped[place] ^= 4
         path.write_bytes(flipped)
@@ -229,7 +301,7 @@ def test_a_flipped_byte_in_a_file_of_rows_ends_training_in_one_line_with_file_an
         else:
             assert found == expected  # between the records, and behind them
             named += 1
-    assert named == len(range(0, len(content), len(content) // 60))
+    assert named == len(range(0, len(content), len(content) // 40))
 
 
 def rows_of(folder: Path) -> list[bytes]:

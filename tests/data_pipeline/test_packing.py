@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import scrambled_vocabulary
 
-from chameleon_jax.batch import Batch
-from data_pipeline.packing import OPEN_ROWS, Piece, cut, pack, places_to_cut
+from data_pipeline.packing import OPEN_ROWS, Packer, fit, pack, places_to_cut
+from data_pipeline.rows import Piece
+from data_pipeline.tokenized import TokenizedDocument
 
 VOCABULARY = scrambled_vocabulary(num_pieces=30, num_codes=9, seed=5)
 CODES = 4
@@ -27,10 +28,15 @@ documents = st.lists(st.one_of(pieces_of_text, pictures), max_size=7).map(lambda
 lengths = st.integers(CODES + 2, 30)
 
 
-def document(ids: list[int]) -> Piece:
+def document(ids: list[int], turn_ends: tuple[int, ...] = ()) -> TokenizedDocument:
     """With end of sequence and, so that it is seen where they go, a weight for each token: zeros among them."""
     ids = np.asarray([*ids, EOS], np.int32)
-    return Piece(ids, (np.arange(len(ids)) % 5 / 4).astype(np.float32))
+    weights = (np.arange(len(ids)) % 5 / 4).astype(np.float32)
+    return TokenizedDocument("", ids, weights, np.asarray(turn_ends, np.int32), 0, 0, 0)
+
+
+def cut(whole: TokenizedDocument, length: int) -> list[Piece]:
+    return fit(whole, length, VOCABULARY).pieces
 
 
 def block_ends(ids: np.ndarray) -> np.ndarray:
@@ -39,32 +45,11 @@ def block_ends(ids: np.ndarray) -> np.ndarray:
     return inside == 0
 
 
-def pieces_of_row(row: np.ndarray) -> list[Piece]:
-    """The pieces that a row holds, taken from its arrays alone, with all promises about them checked."""
-    inputs, targets, weights, positions, segments = (row[name] for name in Batch._fields)
-    used = int((segments > 0).sum())
-    assert (segments[used:] == 0).all()
-    assert (inputs[used:] == PAD).all()
-    assert (targets[used:] == PAD).all()
-    assert (weights[used:] == 0).all()
-    count = segments.max()
-    assert count >= 1
-    assert (np.diff(segments[:used]) >= 0).all()
-    pieces = []
-    for number in range(1, count + 1):
-        here = segments == number
-        np.testing.assert_array_equal(positions[here], np.arange(here.sum()))
-        np.testing.assert_array_equal(inputs[here][1:], targets[here][:-1])
-        assert inputs[here][0] == BOS
-        pieces.append(Piece(np.append(inputs[here], targets[here][-1]), np.append(np.float32(0), weights[here])))
-    return pieces
-
-
 @settings(max_examples=100)
 @given(ids=documents, length=lengths)
 def test_cut_pieces_make_the_document_again(ids, length):
     whole = document(ids)
-    pieces = cut(whole, length, VOCABULARY)
+    pieces = cut(whole, length)
     for piece, weights in pieces:
         assert (piece.dtype, weights.dtype) == (np.int32, np.float32)
         assert (piece[0], weights[0]) == (BOS, 0)
@@ -77,7 +62,7 @@ def test_cut_pieces_make_the_document_again(ids, length):
 @settings(max_examples=100)
 @given(ids=st.lists(st.sampled_from(VOCABULARY.text_ids.tolist()), max_size=90), length=lengths)
 def test_pieces_of_text_are_as_long_as_they_can_be(ids, length):
-    *full, last = cut(document(ids), length, VOCABULARY)
+    *full, last = cut(document(ids), length)
     assert all(len(piece.ids) == length + 1 for piece in full)
     assert len(last.ids) <= length + 1
 
@@ -94,7 +79,7 @@ def test_picture_stays_with_its_caption_where_both_fit_and_with_a_part_of_it_whe
 ):
     ids = [token for caption, picture in pairs for part in ((picture, caption) if picture_first else (caption, picture))
            for token in part]  # fmt: skip
-    pieces = cut(document(ids), length, VOCABULARY)
+    pieces = cut(document(ids), length)
     beside = -1 if not picture_first else CODES + 2
     found = []
     for piece, _ in pieces:
@@ -132,31 +117,77 @@ def test_cut_off_pictures_are_counted():
         assert places_to_cut(document(ids).ids, length, VOCABULARY)[1] == lost, (ids, length)
 
 
+def hashable(piece: Piece) -> tuple:
+    return tuple(piece.ids.tolist()), tuple(piece.weights.tolist())
+
+
 @settings(max_examples=100)
 @given(corpus=st.lists(documents, min_size=1, max_size=12), length=lengths)
-def test_every_token_is_predicted_exactly_once(corpus, length):
-    def hashable(piece: Piece) -> tuple:
-        return tuple(piece.ids.tolist()), tuple(piece.weights.tolist())
-
-    pieces = [piece for ids in corpus for piece in cut(document(ids), length, VOCABULARY)]
-    rows = list(pack(pieces, length, VOCABULARY))
-    packed = [piece for row in rows for piece in pieces_of_row(row)]
-    assert Counter(map(hashable, packed)) == Counter(map(hashable, pieces))
-    predicted = sum(int((row["segment_ids"] > 0).sum()) for row in rows)
-    assert predicted == sum(len(ids) + 1 for ids in corpus)
+def test_every_piece_is_in_exactly_one_row(corpus, length):
+    pieces = [piece for ids in corpus for piece in cut(document(ids), length)]
+    rows = list(pack(pieces, length))
+    assert Counter(hashable(piece) for row in rows for piece in row) == Counter(map(hashable, pieces))
     for row in rows:
-        assert row["inputs"].shape == (length,)
-        for piece in pieces_of_row(row):
-            assert block_ends(piece.ids)[-1]
+        assert sum(len(piece.ids) - 1 for piece in row) <= length
+        assert all(block_ends(piece.ids)[-1] for piece in row)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32), length=st.integers(1, 80))
+def test_texts_cut_to_fill_rows_lose_no_token_and_short_ones_stay_whole(seed, length):
+    """Each token of a document has an id of its own here, so that it is seen where it went."""
+    rng, packer = np.random.default_rng(seed), Packer(length, open_rows=4)
+    rows, given, first = [], {}, 0
+    for number in range(rng.integers(1, 40)):
+        size, text = int(rng.integers(1, 3 * length)), bool(rng.random() < 0.6)
+        size = size if text else min(size, length)
+        ids = np.append(-1, np.arange(first, first + size)).astype(np.int32)
+        first += size
+        given[number] = (ids[1:], text)
+        rows += packer.add(Piece(ids, np.append(0, ids[1:] / 7).astype(np.float32)), may_be_cut=text)
+    rows += packer.finish()
+    parts = [piece for row in rows for piece in row]
+    assert all(sum(len(piece.ids) - 1 for piece in row) <= length for row in rows)
+    assert all(piece.ids[0] == -1 and piece.weights[0] == 0 for piece in parts)
+    np.testing.assert_array_equal(np.sort(np.concatenate([piece.ids[1:] for piece in parts])), np.arange(first))
+    for piece in parts:
+        np.testing.assert_array_equal(np.diff(piece.ids[1:]), 1)
+        np.testing.assert_array_equal(piece.weights[1:], (piece.ids[1:] / 7).astype(np.float32))
+    starts = {int(piece.ids[1]): len(piece.ids) - 1 for piece in parts}
+    for ids, text in given.values():
+        if not text or len(ids) < length // 4:
+            assert starts[int(ids[0])] == len(ids)
+        of_document = [size for start, size in starts.items() if ids[0] <= start <= ids[-1]]
+        assert len(of_document) == 1 or min(of_document) >= length // 32
+
+
+def test_conversations_lose_turns_that_do_not_fit_and_end_with_end_of_sequence():
+    text = VOCABULARY.text_ids[:4].tolist()
+    separator = VOCABULARY.end_of_turn
+    chat = document([*text, separator, *text, separator, *text], turn_ends=(5, 10, 15))
+    for length, kept in ((14, 2), (15, 3), (9, 1), (5, 1)):
+        fitted = fit(chat, length, VOCABULARY)
+        (piece,) = fitted.pieces
+        assert fitted.turns_dropped == 3 - kept
+        assert piece.ids.tolist() == [BOS, *chat.ids[: 5 * kept - 1], EOS]
+        np.testing.assert_array_equal(piece.weights, [0, *chat.weights[: 5 * kept]])
+    fitted = fit(chat, 4, VOCABULARY)
+    assert (fitted.pieces, fitted.turns_dropped) == ([], 3)
+    assert fitted.reason == "its first turn takes more than the 4 tokens of a row"
+
+
+def test_documents_longer_than_a_row_are_rejected_if_asked_to():
+    text = document(VOCABULARY.text_ids[:9].tolist())
+    assert len(fit(text, 10, VOCABULARY, "reject").pieces) == 1
+    fitted = fit(text, 9, VOCABULARY, "reject", fill=True)
+    assert (fitted.pieces, fitted.reason) == ([], "it takes 10 tokens, more than the 9 of a row")
 
 
 def test_rows_are_well_filled():
-    rng = np.random.default_rng(0)
-    length = 64
-    corpus = [rng.choice(VOCABULARY.text_ids, rng.integers(1, 60)) for _ in range(600)]
-    pieces = [piece for ids in corpus for piece in cut(document(ids), length, VOCABULARY)]
-    rows = list(pack(pieces, length, VOCABULARY))
-    assert np.mean([(row["segment_ids"] > 0).mean() for row in rows]) > 0.95
+    rng, length = np.random.default_rng(0), 64
+    pieces = [Piece(np.zeros(size + 1, np.int32), np.zeros(size + 1)) for size in rng.integers(1, 60, 600)]
+    rows = list(pack(pieces, length))
+    assert np.mean([sum(len(piece.ids) - 1 for piece in row) / length for row in rows]) > 0.95
 
 
 def test_packing_reads_no_further_ahead_than_its_open_rows():
@@ -168,18 +199,18 @@ def test_packing_reads_no_further_ahead_than_its_open_rows():
             read += 1
             yield Piece(np.array([BOS, *VOCABULARY.text_ids[:8], EOS], np.int32), np.ones(10, np.float32))
 
-    next(pack(endless(), length, VOCABULARY))
+    next(pack(endless(), length))
     assert read == OPEN_ROWS + 1
 
 
 def test_picture_longer_than_a_row_is_an_error():
     picture = document([BEGIN, *VOCABULARY.image_ids[:CODES], END])
-    assert len(cut(picture, CODES + 2, VOCABULARY)) == 2  # the picture, and end of sequence by itself
+    assert len(cut(picture, CODES + 2)) == 2  # the picture, and end of sequence by itself
     with pytest.raises(ValueError, match="picture of 6 tokens does not fit a row of 5"):
-        cut(picture, CODES + 1, VOCABULARY)
+        cut(picture, CODES + 1)
 
 
 def test_nothing_is_packed_from_nothing():
-    assert list(pack([], 8, VOCABULARY)) == []
-    (piece,) = cut(document([]), 8, VOCABULARY)
+    assert list(pack([], 8)) == []
+    (piece,) = cut(document([]), 8)
     assert piece.ids.tolist() == [BOS, EOS]

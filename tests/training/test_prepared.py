@@ -82,7 +82,7 @@ def test_only_sources_that_a_stage_reads_teach_to_draw():
     assert learns_to_draw(sources, config_of({"old": 1}))  # prepared before this was counted
 
 
-def test_shares_are_those_of_all_rows():
+def test_shares_are_those_of_all_tokens():
     assert shares(config_of({"a": 3, "b": 1}, {"a": 0, "b": 2})) == pytest.approx({"a": 0.375, "b": 0.625})
 
 
@@ -99,10 +99,10 @@ def test_prompts_are_remembered_as_they_were_prepared():
     assert prompt_fit(sources, config_of({"padded": 0, "cropped": 1})) == ("crop", "")
     fit, said = prompt_fit(sources, config_of({"padded": 1, "cropped": 2}))
     assert fit == "crop"
-    assert "'crop' in most rows of conversations (cropped) and 'pad' in padded" in said
+    assert "'crop' in most tokens of conversations (cropped) and 'pad' in padded" in said
 
 
-def test_chats_are_joined_as_most_rows_of_conversations_were():
+def test_chats_are_joined_as_most_of_the_conversations_were():
     sources = {
         "documents": source(),
         "old": source("conversations"),
@@ -113,4 +113,21 @@ def test_chats_are_joined_as_most_rows_of_conversations_were():
     assert chat_template(sources, config_of({"closed": 1})) == ("lumina", "")
     template, said = chat_template(sources, config_of({"old": 1, "closed": 2}))
     assert template == "lumina"
-    assert "answer_end is 'separator' in most rows of conversations (closed) and 'eos' in old: the model" in said
+    assert "answer_end is 'separator' in most tokens of conversations (closed) and 'eos' in old: the model" in said
+
+
+def test_sources_of_a_pool_count_by_their_share_of_it():
+    web = {
+        "sources": {
+            "closed": {**source("conversations", answer_end="separator"), "share": 0.75},
+            "files": {**source("parquet", learnt=3, answer_end="eos"), "share": 0.25, "conversations": 7},
+            "texts": {**source("parquet", answer_end="eos"), "share": 0.1},
+        }
+    }
+    sources = {"web": web, "chat": source("conversations", answer_end="eos")}
+    assert learns_to_draw(sources, config_of({"web": 1}))
+    assert chat_template(sources, config_of({"web": 1}))[0] == "lumina"
+    assert chat_template(sources, config_of({"web": 1, "chat": 0.2}))[0] == "lumina"
+    template, said = chat_template(sources, config_of({"web": 1, "chat": 0.6}))
+    assert template == "meta"
+    assert "answer_end is 'eos' in most tokens of conversations (files, chat) and 'separator' in closed" in said
