@@ -100,11 +100,13 @@ def find_column(key: str, name: str, usual: Sequence[str], columns: Sequence[str
     """The column that a config names, or the first of the usual ones that there is, or "".
 
     Raises:
-      ConfigError: if there is no column of this name.
+      ConfigError: if there is no column of this name, or several.
     """
-    if name and name not in columns:
-        raise ConfigError(f"{key} = {name!r}: there is no such column; the columns are {', '.join(map(repr, columns))}")
-    return name or next((each for each in usual if each in columns), "")
+    found = name or next((each for each in usual if each in columns), "")
+    if found and columns.count(found) != 1:
+        there_is = "there are several such columns" if found in columns else "there is no such column"
+        raise ConfigError(f"{key} = {found!r}: {there_is}; the columns are {', '.join(map(repr, columns))}")
+    return found
 
 
 def decode_text(data: bytes) -> str:

@@ -100,6 +100,7 @@ def test_columns_by_name(folder):
     [
         ("image,text", {"text_column": "caption"}, "text_column = 'caption': there is no such column; the columns are"),
         ("image,text", {"image_column": "jpg"}, "image_column = 'jpg': there is no such column; the columns are"),
+        ("text,image,text,,", {}, "text_column = 'text': there are several such columns; the columns are"),
         ("image,says", {}, "text_column: must name the column of captions, one of 'image', 'says'"),
     ],
 )
