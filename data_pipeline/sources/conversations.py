@@ -125,7 +125,7 @@ def _take_turns(messages: list[_Message]) -> Iterator[tuple[list[_Part], list[_P
 
 def _chat(values: Mapping[str, Any], messages: list[_Message], picture: Callable[[str], Picture]) -> list[Turn]:
     turns, files = list(_take_turns(messages)), names_of(values)
-    parts = [part for turn in turns for side in turn for part in side]
+    parts = [part for message in messages for part in message.parts]  # also of a question that has no answer
     marked = [part.value for part in parts if part.kind == "marked text"]
     marks_count = bool(files) or any(map(_stands_alone, marked))
     places = sum(part == _Part("picture") for part in parts)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
 from data_pipeline.records import Picture, Record, Segment
-from data_pipeline.sources.interleaved import is_interleaved, parse_interleaved
+from data_pipeline.sources.interleaved import is_empty, is_interleaved, parse_interleaved
 from data_pipeline.sources.json_text import check_text, shown
 from data_pipeline.sources.jsonl import JsonLinesSource
 from data_pipeline.sources.named_pictures import has_marks, names_of, put_at_marks
@@ -48,7 +48,7 @@ def parse_segments(values: list[Any], picture: Callable[[str], Picture]) -> Segm
       DocumentError: if it is not a list of segments, or empty.
     """
     segments = tuple(_segment(value, picture) for value in values)
-    if all(segment == "" for segment in segments):
+    if is_empty(segments):
         raise DocumentError("the document is empty")
     return segments
 
@@ -72,7 +72,7 @@ def _parse_columns(values: dict[str, Any], picture: Callable[[str], Picture]) ->
         return put_at_marks(text, pictures), {}
     fields |= {"image": pictures[0]} if len(pictures) == 1 else {}
     fields |= {"text": text} if text else {}
-    return (*pictures, *([text] if text else [])), fields
+    return (*pictures, *([text] if text.strip() else [])), fields
 
 
 @register_source

@@ -201,7 +201,7 @@ _BASE64_OF_PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkqA", 
 """How base64 of PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF begins."""
 _BUCKETS = ("gs://", "s3://", "hf://")
 _SHORTEST_BASE64 = 80
-"""No picture is shorter; names that begin like one are."""
+"""Characters of the smallest pictures. Names that are longer and begin like one have a dot."""
 
 
 class Pictures:
@@ -224,7 +224,7 @@ class Pictures:
         name = f"{self._place}, picture {self._count}"
         if url := _DATA_URL.match(value[:100]):
             return Picture(name, _from_base64(value[url.end() :], name))
-        if len(value) >= _SHORTEST_BASE64 and value.startswith(_BASE64_OF_PICTURES):
+        if len(value) >= _SHORTEST_BASE64 and value.startswith(_BASE64_OF_PICTURES) and "." not in value:
             return Picture(name, _from_base64(value, name))
         value = value.removeprefix("file://")
         if not is_remote(value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chameleon_jax.document import DocumentError
@@ -15,6 +15,11 @@ def is_interleaved(values: Mapping[str, Any]) -> bool:
     return "text_list" in values or ("texts" in values and "images" in values)
 
 
+def is_empty(segments: Sequence[Segment]) -> bool:
+    """Whether there is nothing but white space."""
+    return all(isinstance(segment, str) and not segment.strip() for segment in segments)
+
+
 def parse_interleaved(values: Mapping[str, Any], picture: Callable[[str], Picture]) -> tuple[Segment, ...]:
     """The segments of a document of OBELICS, whose lists `texts` and `images` have null where the other has something,
     or of MMC4, whose `image_info` says before which sentence of `text_list` each picture stands.
@@ -23,7 +28,7 @@ def parse_interleaved(values: Mapping[str, Any], picture: Callable[[str], Pictur
       DocumentError: if it is neither.
     """
     segments = _mmc4(values, picture) if "text_list" in values else _obelics(values, picture)
-    if all(segment == "" for segment in segments):
+    if is_empty(segments):
         raise DocumentError("the document is empty")
     return tuple(segments)
 

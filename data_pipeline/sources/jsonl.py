@@ -21,6 +21,9 @@ from data_pipeline.sources.json_array import array_items
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.streams import UTF_16, BrokenStreamError, compression, is_remote, open_text, read_range
 
+_SMALL = 8 << 20
+"""Bytes of files of which all contents count for their identity, since people edit them by hand."""
+
 
 def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[int, bytes | None]]:
     """The lines that begin in the given bytes of a file (0, 0: all of it), each with the place of its first byte.
@@ -50,10 +53,6 @@ def read_lines(file: BinaryIO, begin: int = 0, end: int = 0) -> Iterator[tuple[i
         else:
             yield place, None
             place += len(line) + (0 if line.endswith(b"\n") else skip_line())
-
-
-_SMALL = 8 << 20
-"""Bytes of a file of which all contents count for its identity: of those that people edit by hand."""
 
 
 @config
@@ -114,7 +113,7 @@ class JsonLinesSource(FilesSource):
 
 
 def _lines(file: BinaryIO, name: str, shard: Shard) -> Iterator[tuple[str, str, bytes | DocumentError]]:
-    """Id, place and bytes of each line that is not blank. Lines can be counted only from the begin of a file."""
+    """Id, place and bytes of each line that is not blank. Lines can be counted only from the beginning of a file."""
     place = name
     try:
         for number, (at, line) in enumerate(read_lines(file, shard.begin, shard.end), start=1):

@@ -112,7 +112,7 @@ def read_remote_picture(path: str) -> bytes:
 
 
 def open_stream(path: str) -> io.BufferedReader:
-    """Opens a file for reading from its begin, decompressed if its first bytes are those of gzip or Zstandard.
+    """Opens a file for reading from its beginning, decompressed if its first bytes are those of gzip or Zstandard.
 
     The stream raises `BrokenStreamError` where the compressed data is truncated or damaged.
     """

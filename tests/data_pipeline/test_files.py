@@ -153,7 +153,10 @@ def test_pictures_are_paths_or_base64(tmp_path):
         text,
         text[:76] + "\n" + text[76:],
     ]
-    for value in named:
+    long = tmp_path / ("Qk" * 50) / "kite.png"
+    long.parent.mkdir()
+    long.write_bytes(path.read_bytes())
+    for value in [*named, str(long.relative_to(tmp_path))]:
         assert Pictures(str(tmp_path), "line 1")(value).open().tobytes() == random_picture(1).tobytes()
 
 

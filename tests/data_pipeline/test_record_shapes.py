@@ -89,7 +89,8 @@ IMAGE = {"type": "image"}
          [["<image> is a tag."], ["Yes."]]),
         ([message("user", "Which?"), message("assistant", "This.")], [{"path": "a.png", "bytes": None}, "b.png"],
          [["<a>", "<b>", "Which?"], ["This."]]),
-        ([message("user", "a", "b"), message("assistant", "c")], None, [["a"], ["c"]]),
+        ([message("user", "Hi"), message("assistant", "Ho"), message("user", "<image> And this?")], ["a.png"],
+         [["Hi"], ["Ho"]]),
     ],
 )  # fmt: skip
 def test_chat_messages_with_pictures(tmp_path, messages, images, expected):
