@@ -113,7 +113,7 @@ def near_duplicates(documents: Iterable[tuple[int, bytes, bytes]], settings: Nea
 
     if settings.text is not None:
         documents = np.flatnonzero((counts == 0) & texts.any(axis=1))
-        for keys in _text_keys(texts[documents], settings.text):
+        for keys in _text_keys(texts, documents, settings.text):
             _drop(dropped, documents, keys, numbers, same_text)
     if settings.pictures is not None:
         for count in np.unique(counts[counts > 0]):
@@ -123,15 +123,15 @@ def near_duplicates(documents: Iterable[tuple[int, bytes, bytes]], settings: Nea
     return sorted(numbers[dropped].tolist())
 
 
-def _text_keys(signatures: np.ndarray, limit: float) -> Iterator[np.ndarray]:
+def _text_keys(texts: np.ndarray, documents: np.ndarray, limit: float) -> Iterator[np.ndarray]:
     """Keys, uint64 `[n]` each time, such that similar texts have one of them in common (locality-sensitive hashing: the
     signature is cut into bands, Leskovec et al., Mining of Massive Datasets, section 3.4)."""
     found = lambda rows: 1 - (1 - limit**rows) ** (HASHES // rows)  # noqa: E731  (probability, at the limit)
     rows = max(rows for rows in range(1, HASHES + 1) if found(rows) >= _FOUND)
     for begin in range(0, HASHES - rows + 1, rows):
-        key = np.zeros(len(signatures), np.uint64)
-        for column in signatures[:, begin : begin + rows].T:
-            key = key * np.uint64(0x9E3779B97F4A7C15) + column
+        key = np.zeros(len(documents), np.uint64)
+        for place in range(begin, begin + rows):
+            key = key * np.uint64(0x9E3779B97F4A7C15) + texts[documents, place]
         yield key
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +117,12 @@ def test_no_documents_and_no_words():
     assert near_duplicates([(0, b"", b""), (1, b"", b"")], settings) == []
     short = text_signature("A red kite.")
     assert near_duplicates([(0, short, b""), (1, short, b"")], settings) == [1]
+
+
+def test_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(ConfigError, match=r"needs the package imagehash; pip install 'chameleon-jax\[dedup\]'"):
+        picture_signature(Image.new("L", (8, 8)))
 
 
 def test_limits_that_cannot_be_are_one_line():
