@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import chameleon_jax.runtime.compiler_options
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
@@ -23,7 +22,7 @@ from chameleon_jax.config import MeshConfig, TrainConfig, from_dict
 from chameleon_jax.console.cli import main
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.runtime.accelerators import Accelerator
-from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options
+from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options, options_for
 from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.state import abstract_state
 
@@ -200,13 +199,12 @@ def test_every_option_has_a_reason_and_one_value_for_a_device():
     assert len(set(pairs)) == len(pairs)
 
 
-def test_options_go_by_the_device(monkeypatch):
-    monkeypatch.setattr("chameleon_jax.runtime.compiler_options._refusal", lambda device, options: None)
+def test_options_go_by_the_device():
     v5p, gpu = Device("tpu", "TPU v5"), Device("gpu", "NVIDIA H100 80GB HBM3")
-    for_tpu = compiler_options(mesh_of(v5p))
+    for_tpu = options_for(v5p)
     assert for_tpu["xla_tpu_scoped_vmem_limit_kib"] == "65536"  # libtpu reads texts
     assert for_tpu["xla_enable_async_all_gather"] == "true"
-    for_gpus = compiler_options(mesh_of(gpu, gpu))
+    for_gpus = options_for(gpu)
     assert for_gpus["xla_gpu_enable_latency_hiding_scheduler"] is True
     assert for_gpus["xla_gpu_all_gather_combine_threshold_bytes"] == 1 << 30
     assert compiler_options(mesh_of(gpu)) == {}  # nothing to overlap
@@ -218,12 +216,8 @@ def test_options_that_this_compiler_does_not_know_are_left_out_with_a_line(monke
     known = next(each for each in OPTIONS if "cpu" in each.devices)
     unknown = Option("xla_cpu_no_such_option", True, ("cpu",), "to be refused")
     monkeypatch.setattr("chameleon_jax.runtime.compiler_options.OPTIONS", (unknown, known))
-    chameleon_jax.runtime.compiler_options._known.cache_clear()
-    try:
-        with jax.set_mesh(make_mesh(MeshConfig())):
-            for _ in range(2):
-                assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
-    finally:
-        chameleon_jax.runtime.compiler_options._known.cache_clear()
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        for _ in range(2):
+            assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
     said = capsys.readouterr().err
     assert said.count("compiler option xla_cpu_no_such_option is left out") == 1
