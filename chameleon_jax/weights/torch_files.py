@@ -115,7 +115,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     end = 0
     for key, (start, present) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
-            raise MalformedFile(f"damaged: storage {key!r} lies in the bytes of another; fetch it again")
+            raise MalformedFile(f"damaged: storage {key!r} overlaps another; fetch it again")
         end = start + present
     return value, places
 
