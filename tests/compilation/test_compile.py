@@ -47,6 +47,26 @@ def test_vocabulary_that_only_prepared_data_knows_is_asked_for(tmp_path, capsys)
     assert "model.vocab_size = None: must be a number, there is no prepared data here" in said
 
 
+def test_drawing_with_guidance_compiles_for_a_mesh(tmp_path, capsys):
+    sizes = {
+        "vocab_size": 64, "d_model": 32, "num_layers": 2, "num_heads": 8, "num_kv_heads": 8, "head_dim": 4,
+        "mlp_dim": 48, "context_length": 64,
+    }  # fmt: skip
+    recipe = tmp_path / "generate.yaml"
+    recipe.write_text(json.dumps({"model": sizes, "codes_per_image": 16, "rows": [1, 3]}))
+    assert main(["compile", "generate", str(recipe), "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mesh"] == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 8}
+    assert (found["rows"], found["lanes_per_row"], found["slots"]) == (3, 2, 64)
+    assert found["memory"]["cache"] == 2 * 3 * 2 * 2 * 64 * 4 * 4  # lanes, rows, layers, k and v, slots; one head
+    # Matrices of the layers are cut into eight parts, norms are not; embedding and output layer where 8 divides them.
+    matrices, norms = 2 * (4 * 32 * 32 + 3 * 32 * 48), 5 * 32 + 2 * 2 * 2 * 4
+    assert 4 * (matrices // 8 + norms) < found["memory"]["weights"] < 4 * (matrices // 8 + norms + 2 * 64 * 32)
+    assert found["collectives"].keys() & {"all-reduce", "all-gather"}
+    assert main(["compile", "generate", str(recipe), "--model.num-kv-heads", "4"]) == 1
+    assert "does not divide layers/attention/k" in capsys.readouterr().err
+
+
 def test_the_report_of_the_command(tmp_path, capsys):
     recipe, program = tmp_path / "train.yaml", tmp_path / "step.bin"
     recipe.write_text(json.dumps(CONFIG))
