@@ -1,4 +1,4 @@
-# The whole set-up: `make demo` runs the main job, `make test` the tests. Both create .venv first.
+# `make demo` runs the demo, `make test` the tests; both create .venv first.
 # PYTHON=python3.12 selects another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,16 +9,16 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: help demo test test-all lint install install-all notebooks shapes gpu gpu-needs clean
 
 help:
-	@echo "make demo     train and judge a small Chameleon; opens with out/demo/report.html (some minutes)"
-	@echo "make test     run the tests, but for the slow ones (some 8 minutes on two cores)"
-	@echo "make test-all install torch, PEFT and libtpu too (3 GB) and run all tests"
+	@echo "make demo     train and evaluate a small Chameleon; writes out/demo/report.html (some minutes)"
+	@echo "make test     run all tests but the slow ones"
+	@echo "make test-all install torch, PEFT and libtpu too (3 GB), and run all tests"
 	@echo "make lint     check format and style"
-	@echo "make install  create $(VENV) with what the demo and the tests need"
-	@echo "make notebooks  run the notebooks anew and store them with what they show (some minutes)"
-	@echo "make shapes   train the notebooks' model anew (some 15 minutes)"
-	@echo "make gpu      check and measure one NVIDIA GPU with what is installed there (see docs/benchmarks)"
+	@echo "make install  create $(VENV) for the demo and the tests"
+	@echo "make notebooks  run the notebooks and store their outputs (some minutes)"
+	@echo "make shapes   retrain the notebooks' model (15 minutes)"
+	@echo "make gpu      check and benchmark one NVIDIA GPU, without installing anything (see docs/benchmarks)"
 	@echo "make clean    remove $(VENV) and out/"
-	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another place."
+	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another environment."
 
 install: $(VENV)/.installed
 
@@ -50,7 +50,7 @@ lint: install
 notebooks: install
 	$(BIN)/python notebooks/make_notebooks.py $(ARGS)
 
-# The model that the notebooks come with: one million parameters that know coloured shapes.
+# The model of the notebooks: one million parameters, trained on coloured shapes.
 shapes: install
 	$(BIN)/python notebooks/models/shapes.py out/shapes/data
 	$(BIN)/chameleon train-text-tokenizer shapes
@@ -60,11 +60,11 @@ shapes: install
 	rm -rf notebooks/models/shapes
 	$(BIN)/chameleon convert out/shapes/run notebooks/models/shapes --format chameleon --dtype bfloat16
 
-# On a machine with CUDA: nothing is installed. ARGS="attention 1b --budget 300" selects and limits stages.
+# For a machine with CUDA; installs nothing. ARGS="attention 1b --budget 300" selects stages and limits their time.
 gpu:
 	$(PYTHON) -m chameleon_jax.bench.gpu --publish docs/benchmarks $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
-# What `make gpu` needs beside jax, flax, optax and orbax; WHEELS=folder downloads it for this version of Python.
+# Prints what `make gpu` needs besides jax, flax, optax and orbax; WHEELS=folder downloads it for this version of Python.
 gpu-needs:
 	@$(PYTHON) -m chameleon_jax.bench.gpu.needs $(WHEELS)
 

@@ -1,16 +1,16 @@
-"""What all our own errors have in common."""
+"""The base classes of all errors of this library."""
 
 from __future__ import annotations
 
 LONGEST_MESSAGE = 2000
-"""Characters of an error's message; what is between its beginning and its end is left out beyond."""
+"""Most characters of an error message; the middle of longer ones is omitted."""
 
 
 def printable(text: object, limit: int = 200) -> str:
-    """Text from strangers (a file's name, a key, a tensor's name) as one short line that steers no terminal.
+    """Untrusted text (the name of a file, key or tensor) as one short line without control characters.
 
-    Control characters, line breaks, marks that reverse the direction of writing and lone surrogates are spelled out as
-    in Python (`\\x1b`); of more than `limit` characters the middle is left out.
+    Control characters, line breaks, bidirectional marks and lone surrogates are escaped as in Python (`\\x1b`). The
+    middle of more than `limit` characters is omitted.
     """
     text = str(text)
     if len(text) > limit:
@@ -21,10 +21,10 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 class ChameleonError(Exception):
-    """Something a person can put right. The message says what was wrong, where, and what to try; the command line
-    prints it without a traceback.
+    """An error that users can fix. The message says what was wrong, where, and what to try; the command line prints it
+    without a traceback.
 
-    A message is one line and `printable`, whatever the names and values in it.
+    The message is one line and `printable`, whatever the names and values in it.
     """
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class ChameleonError(Exception):
 
 
 class ConfigError(ChameleonError, ValueError):
-    """A configuration that cannot be used. The message is one line."""
+    """An invalid configuration."""
 
 
 class FileError(ChameleonError):
@@ -40,15 +40,15 @@ class FileError(ChameleonError):
 
 
 class DamagedFile(FileError):
-    """A file that can be read but does not hold what was written."""
+    """A file that can be read but whose content is not what was written."""
 
 
 class TrainingError(ChameleonError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class Stopped(ChameleonError):
-    """Training was asked to stop, and saved what it had.
+    """Training was stopped by a signal, after saving.
 
     Attributes:
       status: exit status of the command: 143 after SIGTERM, 130 after Ctrl-C.

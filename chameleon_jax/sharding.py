@@ -1,4 +1,4 @@
-"""The device mesh, and where every array lives on it. The only file that knows both logical names and mesh axes."""
+"""The device mesh, and the sharding of every array on it. The only file that knows both logical and mesh axes."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ RULES = (
     ("head_dim", None),
     ("mlp", "tensor"),
 )
-"""Logical axis name -> mesh axis. Parameters are cut over fsdp along the model width and over tensor along heads,
-feed-forward width and vocabulary; activations over the batch and, for long rows, over their length."""
+"""Logical axis name -> mesh axis. Parameters are sharded over fsdp along the model width and over tensor along heads,
+feed-forward width and vocabulary; activations along the batch and, for long rows, along their length."""
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """Arranges the devices as data x fsdp x sequence x tensor; one size may be -1 and takes what is left.
+    """Arranges the devices as data x fsdp x sequence x tensor; one size may be -1, for the remaining devices.
 
-    On TPUs the axes follow the links between the chips. Slices, which only the data centre's network joins, each hold
-    whole copies of the model: the data axis runs across them.
+    On TPUs the axes follow the links between chips. The data axis runs across slices, which are only connected by the
+    data centre's network, so each slice holds whole copies of the model.
 
     Raises:
-      ConfigError: if the sizes do not multiply to the number of devices, or data does not to that of slices.
+      ConfigError: if the sizes do not multiply to the number of devices, or data is not a multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.sequence, config.tensor]
@@ -53,11 +53,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
 
 def _arrange(sizes: list[int], devices: list[Any]) -> np.ndarray:
-    """The devices as an array of `sizes`, neighbours on the inner axes near each other."""
+    """The devices as an array of `sizes`, with neighbours along the inner axes close to each other."""
     if devices[0].platform != "tpu":
-        # In the order of their processes: what stands side by side is in one machine, as tensor parallelism needs.
+        # In the order of their processes: neighbours are in the same machine, as tensor parallelism needs.
         return np.asarray(devices).reshape(sizes)
-    # Devices that were described rather than found have a slice_index only where there are several.
+    # Devices of a topology description have a slice_index only if there are several slices.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
@@ -69,8 +69,7 @@ def _arrange(sizes: list[int], devices: list[Any]) -> np.ndarray:
 
 
 def check_length(config: TrainConfig, mesh: Mesh, length: int) -> None:
-    """Raises `ConfigError` unless rows of `length` tokens are those that the config speaks of and divide evenly; known
-    once the first batch is there."""
+    """Raises `ConfigError` unless the first batch's rows of `length` tokens match the config and divide evenly."""
     require(
         config.sequence_length in (None, length),
         "sequence_length",
@@ -82,7 +81,7 @@ def check_length(config: TrainConfig, mesh: Mesh, length: int) -> None:
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises `ConfigError` unless every cut array divides evenly, in the terms of the config."""
+    """Raises `ConfigError`, naming the config's key, unless every sharded array divides evenly."""
     rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
     require(
         config.batch_size % (rows * config.accumulation) == 0,
@@ -108,17 +107,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def params_shardings(abstract_boxed_params: Any, mesh: Mesh) -> Any:
-    """Shardings of a parameter tree, from the logical names that the modules put on it. Axes that the mesh lacks count
-    as one device."""
+    """Shardings of a parameter tree from the modules' logical axis names. Axes that the mesh lacks are not sharded."""
     rules = [(name, axis if axis in mesh.axis_names else None) for name, axis in RULES if isinstance(axis, str | None)]
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed_params), mesh, rules)
 
 
 def optimizer_shardings(abstract_opt_state: Any, params_sharding: Any, mesh: Mesh) -> Any:
-    """Shardings of an optimizer state: moments lie like their parameters, the rest is on every device.
+    """Shardings of an optimizer state: moments are sharded like their parameters, the rest is replicated.
 
-    A moment is known by its path, which ends in the path of its parameter. That also holds for optimizers that treat
-    parameters in groups, where each group's state has holes.
+    The path of a moment ends in the path of its parameter, even in optimizers that partition the parameters into
+    groups, whose states each lack the others' leaves.
     """
 
     def names(path) -> tuple[str, ...]:
@@ -136,23 +134,21 @@ def optimizer_shardings(abstract_opt_state: Any, params_sharding: Any, mesh: Mes
 
 
 class ReplicatedArray(NamedTuple):
-    """An array that several devices hold in whole or in equal parts, although they need not."""
+    """An array that is not sharded over a mesh axis over which it could be."""
 
     name: str
     shape: tuple[int, ...]
     nbytes: int
     """Of the whole array."""
     axes: tuple[str, ...]
-    """Mesh axes along which it is not cut."""
+    """Mesh axes over which it is not sharded."""
 
 
 def replicated_arrays(tree: Any, mesh: Mesh, threshold: int = 1 << 20) -> list[ReplicatedArray]:
-    """Arrays of more than `threshold` bytes that some axis of `mesh` meant to cut them leaves whole, largest first.
+    """Arrays of more than `threshold` bytes that are not sharded over fsdp or tensor, largest first.
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`s, on `mesh`.
-
-    Only fsdp and tensor count: data and sequence are there to hold copies.
     """
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -167,7 +163,6 @@ def replicated_arrays(tree: Any, mesh: Mesh, threshold: int = 1 << 20) -> list[R
 
 @contextlib.contextmanager
 def constraints_on(mesh: Mesh) -> Iterator[None]:
-    """Context, inside of `jax.jit` too, in which the modules constrain activations to `mesh`, whatever mesh is set
-    outside."""
+    """A context, also within `jax.jit`, in which modules constrain activations to `mesh`, whatever mesh is set."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
         yield

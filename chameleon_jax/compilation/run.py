@@ -103,8 +103,13 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
 
 def _compile(step: Any, *arguments: Any) -> jax.stages.Compiled:
     """The jitted `step` for the devices on which its arguments lie."""
-    platform = jax.tree.leaves(arguments)[0].sharding.mesh.devices.flat[0].platform
-    return step.trace(*arguments).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
+    return lower_and_compile(step.trace(*arguments), jax.tree.leaves(arguments)[0].sharding.mesh)
+
+
+def lower_and_compile(traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+    """The program for the devices of a mesh, which need not exist."""
+    platform = mesh.devices.flat[0].platform
+    return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
 
 
 def _report(
@@ -160,17 +165,25 @@ def _what_to_try(
     return []
 
 
+_HBM = re.compile(r"Used ([\d.]+\w) of ([\d.]+\w) hbm")
+
+
+def what_it_needs(error: Exception) -> str:
+    """What XLA says of a program that it cannot place in memory."""
+    found = _HBM.search(str(error))
+    return f"it needs {found[1]}iB of {found[2]}iB" if found else str(error).splitlines()[0][:200]
+
+
 def _too_large(error: Exception, config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> ChameleonError:
     """What XLA says of a program that it cannot place in memory, in one line with what to try."""
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-    needs = f"it needs {found[1]}iB of {found[2]}iB" if found else str(error).splitlines()[0][:200]
+    found = _HBM.search(str(error))
     memory = {"parameters": bytes_per_device(state.params), "optimizer_state": bytes_per_device(state.opt_state)}
     held = sum(memory.values())
     # What XLA could not place is mostly temporaries, unless the state alone is as large as the memory.
     memory["temporaries"] = float(found[1][:-1]) * 2**30 - held if found and found[1].endswith("G") else math.inf
     return ChameleonError(
-        f"does not fit: {needs} a device, {held / 2**30:.2f} GiB of them parameters and optimizer state. "
-        f"Try {'; or '.join(advice(config, mesh, memory))}"
+        f"does not fit: {what_it_needs(error)} a device, {held / 2**30:.2f} GiB of them parameters and optimizer "
+        f"state. Try {'; or '.join(advice(config, mesh, memory))}"
     )
 
 

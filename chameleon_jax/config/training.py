@@ -372,7 +372,7 @@ class TrainConfig:
 
 @config
 class CompileOptions:
-    """What `chameleon compile` compiles a `TrainConfig` for."""
+    """What `chameleon compile` and `chameleon compile generate` compile for."""
 
     topology: str | None = None
     """TPUs to compile for, such as "v5p:4x4x8", which need not be present; null takes the devices at hand."""

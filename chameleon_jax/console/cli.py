@@ -176,6 +176,12 @@ COMMANDS = {
             configs.CompileOptions, configs=_TRAINING, example="chameleon compile pretrain_7b --topology v5p:4x4x8",
         ),
         Command(
+            "compile generate", "compile drawing with guidance for accelerators that are not there: does it fit",
+            configs.BenchGenerateConfig, "compilation.generate:compile_generate_command", ConfigFile,
+            configs.CompileOptions, configs=("bench/generate/*.yaml",),
+            example="chameleon compile generate 7b --topology v5e:2x4 --rows 1",
+        ),
+        Command(
             "generate", "continue a document of text and pictures", configs.GenerationConfig,
             "console.generate:generate", _Generate, configs.GenerateOptions, keeps_programs=True,
             example='chameleon generate out/demo "⟨image⟩ Which digit is this?" --image digit.png',

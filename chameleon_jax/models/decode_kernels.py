@@ -1,4 +1,4 @@
-"""What decoding does with most of its time: products of few rows, writes into the cache, attention to lanes.
+"""What decoding does with most of its time: products of few rows, rotations, writes into the cache, attention to lanes.
 
 Each is plain JAX. XLA:CPU gets forms of its own where they measured faster; other platforms get the formula as it is.
 
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from chameleon_jax.array_types import Array, Float, Int
+from chameleon_jax.models.attention import rope_sin_cos
 
 FEW_ROWS, ROWS = 32, 8
 """Up to so many rows a CPU multiplies by a sum, so many at a time: what a row becomes does not depend on how many
@@ -73,6 +74,27 @@ def _multiply_and_sum(x: Array, matrix: Array) -> Array:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Rotations
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def rope(slots: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Array, Array]:
+    """`rope_sin_cos`, computed once a call.
+
+    XLA:CPU fuses sines into each of their uses, where every head of every layer computes them anew. It does not fuse
+    across a branch, though.
+    """
+
+    def once(slots: Array) -> tuple[Array, Array]:
+        return jax.lax.cond(
+            slots[0, 0] >= 0, compute, lambda slots: jax.tree.map(jnp.zeros_like, compute(slots)), slots
+        )
+
+    compute = functools.partial(rope_sin_cos, head_dim=head_dim, theta=theta)
+    return jax.lax.platform_dependent(slots, cpu=once, default=compute)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Writes
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -103,15 +125,15 @@ def _write_in_turn(cache, new, first_lane, start):
     single lane, copy the cache."""
     (B, _, T), S = new[0].shape[:3], cache[0].shape[2]
     first = jnp.minimum(start, S - T)
-    token = jnp.arange(T) - (start - first)[:, None]  # that slot `first + t` gets; negative where it stays
+    kept = jnp.arange(T) < (start - first)[:, None]  # slots from `first` on that stay as they are
 
     def write_lane(lane: Array, cache: tuple[Array, ...]) -> tuple[Array, ...]:
         def written(x: Array, y: Array) -> Array:
             place = (first_lane + lane, 0, first[lane], *(0,) * (x.ndim - 3))
             old = jax.lax.dynamic_slice(x, place, (1, *y.shape[1:]))
-            y = jnp.take(y[lane], jnp.maximum(token[lane], 0), axis=1)[None]
-            kept = (token[lane] < 0).reshape(1, 1, T, *(1,) * (x.ndim - 3))
-            return jax.lax.dynamic_update_slice(x, jnp.where(kept, old, y), place)
+            y = jnp.roll(jax.lax.dynamic_index_in_dim(y, lane), start[lane] - first[lane], axis=2)
+            stays = kept[lane].reshape(1, 1, T, *(1,) * (x.ndim - 3))
+            return jax.lax.dynamic_update_slice(x, jnp.where(stays, old, y), place)
 
         return jax.tree.map(written, cache, new)
 

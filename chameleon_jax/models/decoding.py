@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ConfigError, DType, TransformerConfig
-from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm, rope_sin_cos
-from chameleon_jax.models.decode_kernels import attend, multiply, write
+from chameleon_jax.models.attention import apply_rope, layer_norm, rms_norm
+from chameleon_jax.models.decode_kernels import attend, multiply, rope, write
 from chameleon_jax.models.lora import is_adapter
 
 Quantization = Literal["int8"]
@@ -126,8 +126,8 @@ def _matrix_sharding(mesh: Mesh, outputs: Any, inputs: Any, quantization: Quanti
     return Matrix(values, None if quantization is None else NamedSharding(mesh, PartitionSpec(outputs)))
 
 
-def _layer_shardings(layers: Any, config: TransformerConfig, quantization: Quantization | None) -> Layer | None:
-    """Each matrix lies as its parameters do, those of queries as the keys and values of their heads."""
+def layer_shardings(layers: Any, config: TransformerConfig, quantization: Quantization | None) -> Layer | None:
+    """Each matrix lies as its parameters do, that of queries as keys and values of their heads. None: one device."""
     attention, mlp = layers["attention"], layers["mlp"]
     sharding = _named_sharding(attention["q"])
     if sharding is None:
@@ -164,7 +164,7 @@ def decode_weights(
         raise ConfigError(f"decode_weights: params has adapters ({adapters[0]} …); merge them with models.lora.merge")
     layer = jax.jit(
         functools.partial(_layer, config=config, dtype=dtype, quantization=quantization),
-        out_shardings=_layer_shardings(params["layers"], config, quantization),
+        out_shardings=layer_shardings(params["layers"], config, quantization),
     )
     layers = tuple(layer(params["layers"], index) for index in range(config.num_layers))
     return DecodeWeights(params["embed"].astype(dtype), layers, params["norm"]["scale"])
@@ -178,13 +178,18 @@ def head(
     def columns(output: Array, ids: Array) -> Head:
         return Head(_matrix(jnp.take(output, ids, axis=1).T, dtype, quantization))
 
-    sharding, shardings = _named_sharding(output), None
-    if sharding is not None:
-        width, vocab = _partition(output)
-        if len(ids) % math.prod(sharding.mesh.shape[axis] for axis in _axes(vocab)):
-            vocab = None
-        shardings = Head(_matrix_sharding(sharding.mesh, vocab, width, quantization))
-    return jax.jit(columns, out_shardings=shardings)(output, ids)
+    return jax.jit(columns, out_shardings=head_shardings(output, len(ids), quantization))(output, ids)
+
+
+def head_shardings(output: Any, columns: int, quantization: Quantization | None) -> Head | None:
+    """Those of so many columns of the output layer, which lie as it does if its mesh divides them. None: one device."""
+    sharding = _named_sharding(output)
+    if sharding is None:
+        return None
+    width, vocab = _partition(output)
+    if columns % math.prod(sharding.mesh.shape[axis] for axis in _axes(vocab)):
+        vocab = None
+    return Head(_matrix_sharding(sharding.mesh, vocab, width, quantization))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -209,10 +214,7 @@ class Cache(NamedTuple):
           weights: which will read into it; the cache is partitioned over devices by heads, as they are.
         """
         shape = (lanes, config.num_kv_heads, slots, config.head_dim)
-        device = None
-        sharding = None if weights is None else _named_sharding(weights.layers[0].qkv.values)
-        if sharding is not None:
-            device = NamedSharding(sharding.mesh, PartitionSpec(None, _partition(weights.layers[0].qkv.values)[0]))
+        device = None if weights is None else cache_sharding(weights)
 
         def layer() -> tuple[Array, ...]:
             values = jnp.zeros(shape, dtype, device=device)
@@ -228,6 +230,13 @@ class Cache(NamedTuple):
     @property
     def slots(self) -> int:
         return self.k[0][0].shape[2]
+
+
+def cache_sharding(weights: DecodeWeights) -> NamedSharding | None:
+    """A cache is partitioned by heads, as the weights are. None: one device."""
+    matrix = weights.layers[0].qkv.values
+    sharding = _named_sharding(matrix)
+    return sharding and NamedSharding(sharding.mesh, PartitionSpec(None, _partition(matrix)[0]))
 
 
 def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
@@ -341,7 +350,7 @@ def _extend(
     weights: DecodeWeights, config: TransformerConfig, ids: Array, start: Array, parts: Sequence[_Part]
 ) -> tuple[Array, tuple[Cache, ...]]:
     slots = start[:, None] + jnp.arange(ids.shape[1])
-    sin_cos = rope_sin_cos(slots, config.head_dim, config.rope_theta)
+    sin_cos = rope(slots, config.head_dim, config.rope_theta)
     # The barrier keeps XLA:CPU from making a float32 copy of the table before a loop over steps.
     embed, ids = jax.lax.optimization_barrier((weights.embed, ids))
     x = jnp.take(embed, ids, axis=0)

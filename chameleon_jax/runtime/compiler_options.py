@@ -93,7 +93,7 @@ def compiler_options(
     device = _local_device(mesh)
     if choice == "none" or (device.platform == "gpu" and mesh.size == 1):
         return {}
-    options = dict(_known(device))
+    options = dict(_accepted(device, tuple(options_for(device).items())))
     if device.platform == "cpu" and not remat_outside_loop:
         options.pop("xla_disable_hlo_passes", None)
     return options
@@ -105,23 +105,30 @@ def _local_device(mesh: Mesh) -> Any:
     return next((device for device in devices if device.process_index == jax.process_index()), devices[0])
 
 
-@functools.cache
-def _known(device: Any) -> tuple[tuple[str, bool | int | str], ...]:
-    """Names and values of the options for a device, without those that its compiler rejects: names change."""
-    kinds = (device.platform, device.device_kind.lower())
-    options = {each.name: each.value for each in OPTIONS if set(kinds) & set(each.devices)}
+def options_for(device: Any) -> dict[str, bool | int | str]:
+    """The entries of `OPTIONS` for a device, by name."""
+    kinds = {device.platform, device.device_kind.lower()}
+    options = {each.name: each.value for each in OPTIONS if kinds & set(each.devices)}
     if device.platform == "tpu":  # libtpu only accepts strings
         options = {name: str(value).lower() for name, value in options.items()}
-    if _refusal(device, options) is None:
-        return tuple(options.items())
-    known = {}
-    for name, value in options.items():
+    return options
+
+
+@functools.cache
+def _accepted(
+    device: Any, options: tuple[tuple[str, bool | int | str], ...]
+) -> tuple[tuple[str, bool | int | str], ...]:
+    """Those of `options` that the device's compiler accepts, as names change between versions."""
+    if not options or _refusal(device, dict(options)) is None:
+        return options
+    accepted = []
+    for name, value in options:
         reason = _refusal(device, {name: value})
         if reason is None:
-            known[name] = value
+            accepted.append((name, value))
         else:
             console.print(f"compiler option {name} is left out: {reason}", markup=False)
-    return tuple(known.items())
+    return tuple(accepted)
 
 
 def _refusal(device: Any, options: dict[str, bool | int | str]) -> str | None:

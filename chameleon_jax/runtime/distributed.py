@@ -289,7 +289,7 @@ def explain_lost_processes() -> Iterator[None]:
             what = f"failed: {reason}. It ends here, and the others with it."
         print(
             f"chameleon: process {jax.process_index()} of {jax.process_count()} {what} Start all processes again with "
-            "the same command: the run goes on from its last checkpoint.",
+            "the same command: the run resumes from its last checkpoint.",
             file=sys.stderr,
             flush=True,
         )

@@ -83,7 +83,7 @@ def _flat(step: Any, where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     if step is None:
         return
     if not isinstance(step, Mapping) or depth > 3:
-        raise FileError(f"{where}: {shortened(step, 40)} is no step")
+        raise FileError(f"{where}: {shortened(step, 40)} is not a step")
     yield step
     if step.get("type") == "Sequence":
         inner = step.get("normalizers") or step.get("pretokenizers") or step.get("decoders") or []

@@ -62,7 +62,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, config: TrainConfig, data_fingerprint: str, unlogged: list[dict[str, float]] = ()
     ) -> None:
-        """Starts writing the state after step `state.step`; returns as soon as training may go on.
+        """Starts writing the state after step `state.step`; returns as soon as training may continue.
 
         Args:
           unlogged: metrics of the steps since the last line of metrics.jsonl.

@@ -121,7 +121,7 @@ class Checkpoint:
     def warn_of_image_tokenizer(self) -> str | None:
         """One line if there is an image tokenizer that cannot be read."""
         reason = self.missing.get("image", "")
-        return f"goes on without its image tokenizer: {reason}" if reason.startswith(UNREADABLE) else None
+        return f"continues without its image tokenizer: {reason}" if reason.startswith(UNREADABLE) else None
 
 
 def abstract_params(config: TransformerConfig, dtype: DType = "float32", mesh: Mesh | None = None) -> Any:

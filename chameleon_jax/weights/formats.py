@@ -87,7 +87,7 @@ def _with_image_tokenizer(checkpoint: Checkpoint, name: str | Path) -> Checkpoin
         if weights is None or "decoder" in other.missing:
             reason = other.missing.get("image") or other.missing.get("decoder")
             raise FileError(
-                f"{folder}: holds no whole image tokenizer ({reason}); expected vqgan.yaml and vqgan.ckpt in it"
+                f"{folder}: holds no complete image tokenizer ({reason}); expected vqgan.yaml and vqgan.ckpt in it"
             )
     missing = {part: why for part, why in checkpoint.missing.items() if part not in ("image", "decoder")}
     return dataclasses.replace(checkpoint, image_config=config, image_weights=weights, missing=missing)

@@ -25,8 +25,8 @@ from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_pickle import PLAIN, MalformedFile, Storage, UnplacedTensor, unpickle
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_MAX_PICKLE_BYTES = 16 << 20  # a tensor takes some 150 bytes
-_MAX_VALUES = 500_000
+MAX_PICKLE_BYTES = 16 << 20  # a tensor takes some 150 bytes
+MAX_VALUES = 500_000
 _MAX_DEPTH = 32
 _MAX_EXPANSION = 4
 """Bytes of tensors per byte of the file: tensors may share a storage or be expanded views of one."""
@@ -106,8 +106,8 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         if archive.open(root + "byteorder").read(16).strip() != b"little":
             raise MalformedFile("not little-endian; save it again on a little-endian machine")
     _, size = place(members[pickles[0]])
-    if size > _MAX_PICKLE_BYTES:
-        raise MalformedFile(f"its pickle has {size} bytes, more than the {_MAX_PICKLE_BYTES} that weights can need")
+    if size > MAX_PICKLE_BYTES:
+        raise MalformedFile(f"its pickle has {size} bytes, more than the {MAX_PICKLE_BYTES} that weights can need")
     storages: dict[str, Storage] = {}
     value = unpickle(io.BytesIO(archive.read(pickles[0])), storages)
     names = {key: f"{root}data/{key}" for key in storages}
@@ -115,7 +115,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     end = 0
     for key, (start, present) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
-            raise MalformedFile(f"damaged: storage {key!r} lies in the bytes of another; fetch it again")
+            raise MalformedFile(f"damaged: storage {key!r} overlaps another; fetch it again")
         end = start + present
     return value, places
 
@@ -128,11 +128,9 @@ class _Bounded:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        content = self._file.read(min(size, _MAX_PICKLE_BYTES + 1) if size >= 0 else _MAX_PICKLE_BYTES + 1)
-        if len(content) > _MAX_PICKLE_BYTES:
-            raise MalformedFile(
-                f"its list of members has more than the {_MAX_PICKLE_BYTES} bytes that weights can need"
-            )
+        content = self._file.read(min(size, MAX_PICKLE_BYTES + 1) if size >= 0 else MAX_PICKLE_BYTES + 1)
+        if len(content) > MAX_PICKLE_BYTES:
+            raise MalformedFile(f"its list of members has more than the {MAX_PICKLE_BYTES} bytes that weights can need")
         return content
 
 
@@ -140,7 +138,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     """Like `_read_zip`, for files of torch before 1.6."""
     size = _size(file)
     file.seek(0)
-    with io.BytesIO(file.read(_MAX_PICKLE_BYTES)) as pickles:
+    with io.BytesIO(file.read(MAX_PICKLE_BYTES)) as pickles:
         magic = unpickle(pickles)
         if type(magic) is not int or magic != _LEGACY_MAGIC:
             raise MalformedFile("a pickle, but no torch checkpoint; expected what torch.save writes")
@@ -183,14 +181,14 @@ class _Builder:
 
     def __init__(self, path: Path, places: dict[str, tuple[int, int]], size: int):
         self._path, self._places = path, places
-        self._values = _MAX_VALUES
+        self._values = MAX_VALUES
         self._bytes = _MAX_EXPANSION * size + _ALWAYS_ALLOWED
 
     def build(self, value: Any, key: str = "", depth: int = 0) -> Any:
         self._values -= 1
         if self._values < 0 or depth > _MAX_DEPTH:
             raise MalformedFile(
-                f"holds more than {_MAX_VALUES:,} values, or lists nested more than {_MAX_DEPTH} deep; weights need "
+                f"holds more than {MAX_VALUES:,} values, or lists nested more than {_MAX_DEPTH} deep; weights need "
                 "neither. Save only the state dict"
             )
         if isinstance(value, PLAIN):

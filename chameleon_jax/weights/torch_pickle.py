@@ -29,7 +29,7 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_MAX_STEPS = 300_000  # a tensor takes some 30, and the largest released file has 700 tensors
+MAX_STEPS = 300_000  # a tensor takes some 30, and the largest released file has 700 tensors
 _MAX_INTEGER = 2**1024
 _MAX_KEY = 2**60  # many larger numbers share a hash, which makes dictionaries slow
 
@@ -157,7 +157,7 @@ def _call(function: Any, arguments: Any, budget: list[int]) -> Any:
 
 def _require_budget(budget: list[int]) -> None:
     if budget[0] < 0:
-        raise MalformedFile(f"its pickle takes more than the {_MAX_STEPS:,} steps that weights can need")
+        raise MalformedFile(f"its pickle takes more than the {MAX_STEPS:,} steps that weights can need")
 
 
 def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
@@ -170,7 +170,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    budget = [_MAX_STEPS]
+    budget = [MAX_STEPS]
 
     def pop_to_mark() -> list[Any]:
         start = marks.pop()
@@ -212,7 +212,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
             case "APPEND" | "APPENDS":
                 items = [stack.pop()] if opcode.name == "APPEND" else pop_to_mark()
                 if type(stack[-1]) is not list:
-                    raise ValueError("items for something that is no list")
+                    raise ValueError("items for something that is not a list")
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else pop_to_mark()
@@ -228,7 +228,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 if type(name) is not str or type(module) is not str:
-                    raise ValueError("a name that is no text")
+                    raise ValueError("a name that is not a string")
                 stack.append(_global(f"{module} {name}"))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
@@ -236,7 +236,7 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
             case "BUILD":  # torch hangs `_metadata` on state dicts; nothing reads it
                 stack.pop()
                 if type(stack[-1]) is not dict:
-                    raise _refusal("attributes of something that is no dictionary")
+                    raise _refusal("attributes of something that is not a dictionary")
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), storages))
             case "INST":

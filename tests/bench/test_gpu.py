@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -80,7 +81,14 @@ def test_a_stage_that_crashes_or_takes_too_long_stops_no_other(tmp_path, monkeyp
 
 
 def test_stages_beyond_the_budget_or_without_their_packages_are_left_out_with_a_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "_installed", lambda name: name != "grain")
+    found = importlib.metadata.distribution
+
+    def without_grain(name: str):
+        if name == "grain":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", without_grain)
     records = run_stages(("7b", "demo"), tmp_path, budget=20)
     assert [record["status"] for record in records.values()] == ["skipped", "skipped"]
     said = capsys.readouterr().out

@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import chameleon_jax.runtime.compiler_options
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.compilation.estimate import advice, fits, roofline, step_traffic_bound, width_advice
 from chameleon_jax.compilation.run import _too_large, compile_train_step
@@ -23,7 +22,7 @@ from chameleon_jax.config import MeshConfig, TrainConfig, from_dict
 from chameleon_jax.console.cli import main
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.runtime.accelerators import Accelerator
-from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options
+from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options, options_for
 from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.state import abstract_state
 
@@ -46,6 +45,26 @@ def test_vocabulary_that_only_prepared_data_knows_is_asked_for(tmp_path, capsys)
     said = capsys.readouterr().err.strip()
     assert said.splitlines() == [said]
     assert "model.vocab_size = None: must be a number, there is no prepared data here" in said
+
+
+def test_drawing_with_guidance_compiles_for_a_mesh(tmp_path, capsys):
+    sizes = {
+        "vocab_size": 64, "d_model": 32, "num_layers": 2, "num_heads": 8, "num_kv_heads": 8, "head_dim": 4,
+        "mlp_dim": 48, "context_length": 64,
+    }  # fmt: skip
+    recipe = tmp_path / "generate.yaml"
+    recipe.write_text(json.dumps({"model": sizes, "codes_per_image": 16, "rows": [1, 3]}))
+    assert main(["compile", "generate", str(recipe), "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mesh"] == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 8}
+    assert (found["rows"], found["lanes_per_row"], found["slots"]) == (3, 2, 64)
+    assert found["memory"]["cache"] == 2 * 3 * 2 * 2 * 64 * 4 * 4  # lanes, rows, layers, k and v, slots; one head
+    # Matrices of the layers are cut into eight parts, norms are not; embedding and output layer where 8 divides them.
+    matrices, norms = 2 * (4 * 32 * 32 + 3 * 32 * 48), 5 * 32 + 2 * 2 * 2 * 4
+    assert 4 * (matrices // 8 + norms) < found["memory"]["weights"] < 4 * (matrices // 8 + norms + 2 * 64 * 32)
+    assert found["collectives"].keys() & {"all-reduce", "all-gather"}
+    assert main(["compile", "generate", str(recipe), "--model.num-kv-heads", "4"]) == 1
+    assert "does not divide layers/attention/k" in capsys.readouterr().err
 
 
 def test_the_report_of_the_command(tmp_path, capsys):
@@ -200,13 +219,12 @@ def test_every_option_has_a_reason_and_one_value_for_a_device():
     assert len(set(pairs)) == len(pairs)
 
 
-def test_options_go_by_the_device(monkeypatch):
-    monkeypatch.setattr("chameleon_jax.runtime.compiler_options._refusal", lambda device, options: None)
+def test_options_go_by_the_device():
     v5p, gpu = Device("tpu", "TPU v5"), Device("gpu", "NVIDIA H100 80GB HBM3")
-    for_tpu = compiler_options(mesh_of(v5p))
+    for_tpu = options_for(v5p)
     assert for_tpu["xla_tpu_scoped_vmem_limit_kib"] == "65536"  # libtpu reads texts
     assert for_tpu["xla_enable_async_all_gather"] == "true"
-    for_gpus = compiler_options(mesh_of(gpu, gpu))
+    for_gpus = options_for(gpu)
     assert for_gpus["xla_gpu_enable_latency_hiding_scheduler"] is True
     assert for_gpus["xla_gpu_all_gather_combine_threshold_bytes"] == 1 << 30
     assert compiler_options(mesh_of(gpu)) == {}  # nothing to overlap
@@ -218,12 +236,8 @@ def test_options_that_this_compiler_does_not_know_are_left_out_with_a_line(monke
     known = next(each for each in OPTIONS if "cpu" in each.devices)
     unknown = Option("xla_cpu_no_such_option", True, ("cpu",), "to be refused")
     monkeypatch.setattr("chameleon_jax.runtime.compiler_options.OPTIONS", (unknown, known))
-    chameleon_jax.runtime.compiler_options._known.cache_clear()
-    try:
-        with jax.set_mesh(make_mesh(MeshConfig())):
-            for _ in range(2):
-                assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
-    finally:
-        chameleon_jax.runtime.compiler_options._known.cache_clear()
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        for _ in range(2):
+            assert compiler_options(make_mesh(MeshConfig())) == {known.name: known.value}
     said = capsys.readouterr().err
     assert said.count("compiler option xla_cpu_no_such_option is left out") == 1

@@ -121,6 +121,24 @@ def test_decode_writes_into_its_caches():
     assert memory.temp_size_in_bytes < 0.1 * nbytes
 
 
+def test_drawing_on_eight_chips(tmp_path, capsys):
+    heads = {"num_heads": 8, "num_kv_heads": 8}
+    recipe = tmp_path / "generate.yaml"
+    recipe.write_text(json.dumps({
+        "model": {**MODEL, **heads}, "codes_per_image": 64, "rows": [1],
+        "execution": {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"},
+    }))  # fmt: skip
+    assert main(["compile", "generate", str(recipe), "--topology", "v5e:2x4", "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    memory = found["memory"]
+    assert (found["device"], found["mesh"]["tensor"]) == ("TPU v5e", 8)
+    assert memory["fits"] is True
+    assert memory["cache"] == 2 * 2 * 2 * 4096 * 128 * 2
+    assert memory["temporaries"] < memory["cache"] / 2  # they are written in place
+    assert main(["compile", "generate", str(recipe), "--topology", "v5e:2x4"]) == 0
+    assert "a step, at least" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["encode", "decode"])
 def test_pictures_are_computed_in_float32(method):
     tokenizer = image_tokenizer()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from chameleon_jax.config import ConfigError, ExecutionConfig, MeshConfig, TransformerConfig
 from chameleon_jax.models import attention
@@ -40,7 +41,7 @@ def choose(device: Device, length: int, sequence: int = 1, backend="auto", dtype
 
 @pytest.fixture(autouse=True)
 def new_cudnn(monkeypatch):
-    monkeypatch.setattr(attention, "_cudnn_version_obstacle", lambda: None)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +91,6 @@ def test_a_backend_that_cannot_run_there_is_refused(device, attention, length, s
 
 
 def test_an_old_cudnn_is_not_asked(monkeypatch):
-    monkeypatch.undo()
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
     for version, expected in ((90500, "blockwise"), (90600, "cudnn")):
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda version=version: version)
         assert choose(H100, 4096) == expected
@@ -116,7 +114,7 @@ def test_a_model_by_itself_takes_the_kernel_of_the_device_at_hand(monkeypatch, d
     params, asked = transformer_params(TRANSFORMER), set()
     for backend in ("xla", "blockwise", "splash", "cudnn"):
         monkeypatch.setattr(attention, f"attend_{backend}", lambda q, *args, backend=backend: asked.add(backend) or q)
-    monkeypatch.setattr(attention, "_current_device", lambda: device)
+    monkeypatch.setattr(jax, "devices", lambda *backend: [device])
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     model = Transformer(TRANSFORMER, AUTO)
     apply = functools.partial(model.apply, {"params": params})

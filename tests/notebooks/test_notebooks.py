@@ -86,6 +86,7 @@ def test_training_on_a_folder_of_pictures(tmp_path):
     assert len(pictures) == 5
 
 
+@pytest.mark.slow
 def test_looking_into_the_image_tokenizer(tmp_path):
     text, pictures, _ = executed("03", tmp_path)
     of_known, of_strange = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -39,8 +40,12 @@ def replace_notes(path: Path, text: str) -> None:
 
 @pytest.fixture
 def without_swap(monkeypatch):
-    """As on file systems that cannot exchange two folders in one step."""
-    monkeypatch.setattr(folders, "_swap", lambda one, other: False)
+    """As on systems that cannot exchange two folders in one step: without a C library that has `renameat2`."""
+
+    def no_library(*arguments, **options):
+        raise OSError("no C library")
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
 
 
 @pytest.fixture(params=["swap", "two renames"])

@@ -186,7 +186,7 @@ def test_text_that_becomes_no_text_token_is_refused():
     pytest.importorskip("tokenizers")
     content = byte_fallback_json()
     content["added_tokens"][0] |= {"content": "the"} | {"id": content["model"]["vocab"]["the"]}
-    with pytest.raises(ValueError, match="gives 'the', which is no text token"):
+    with pytest.raises(ValueError, match="gives 'the', which is not a text token"):
         JSONTokenizer(content).encode("the")
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from chameleon_jax.config import CheckpointConfig, MeshConfig, TrainConfig, from_dict, to_dict
 from chameleon_jax.errors import FileError
@@ -44,6 +45,11 @@ def at_step(initial):
         return TrainState(jnp.asarray(step, jnp.int32), params, initial.opt_state)
 
     return state
+
+
+def small_state(step: int) -> TrainState:
+    """For what does not depend on the arrays."""
+    return TrainState(jnp.asarray(step, jnp.int32), {"w": jnp.zeros(2)}, ())
 
 
 @pytest.fixture
@@ -83,10 +89,10 @@ def test_every_bit_comes_back_on_any_arrangement_of_devices(folder, config, mesh
     assert state.params["embed"].addressable_shards[0].data.shape == (32, 2)  # born cut into eight along the width
 
 
-def test_config_of_the_newest_checkpoint_is_known_without_its_arrays(folder, config, at_step):
+def test_config_of_the_newest_checkpoint_is_known_without_its_arrays(folder, config):
     assert stored_config(folder) is None
     for step in (1, 2):
-        save(folder, dataclasses.replace(config, seed=step), at_step(step))
+        save(folder, dataclasses.replace(config, seed=step), small_state(step))
     assert from_dict(TrainConfig, stored_config(folder)) == dataclasses.replace(config, seed=2)
 
 
@@ -105,16 +111,15 @@ def test_training_on_while_a_checkpoint_is_written_does_not_change_it(folder, ti
     assert_same(restore(folder, config, mesh), expected)
 
 
-def test_only_the_newest_are_kept_and_the_newest_is_restored(folder, config, mesh, at_step):
-    save(folder, config, *map(at_step, (1, 2, 3, 4)), keep=2)
+def test_only_the_newest_are_kept(folder, config):
+    save(folder, config, *map(small_state, (1, 2, 3, 4)), keep=2)
     assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["3", "4"]
-    assert int(restore(folder, config, mesh).step) == 4
 
 
-def test_some_are_kept_for_ever(folder, config, at_step):
+def test_some_are_kept_for_ever(folder, config):
     with Checkpoints(folder, CheckpointConfig(every=1, keep=1, keep_every=3)) as checkpoints:
         for step in range(1, 9):
-            checkpoints.save(at_step(step), config, "the data")
+            checkpoints.save(small_state(step), config, "the data")
     assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["3", "6", "8"]
 
 
@@ -128,10 +133,10 @@ def test_metrics_that_were_not_logged_yet_come_back_as_they_were(folder, config,
     assert found == unlogged
 
 
-def test_a_run_can_move_to_other_hardware_and_says_that_bits_may_differ(folder, tiny, config, mesh, at_step, capsys):
-    save(folder, config, saved := at_step(2))
+def test_a_run_can_move_to_other_hardware_and_says_that_bits_may_differ(two_checkpoints, tiny, mesh, at_step, capsys):
+    saved = at_step(2)
     other = tiny.config(execution__attention="blockwise", execution__param_dtype="bfloat16", loss_chunk=4)
-    state = restore(folder, other, mesh)
+    state = restore(two_checkpoints, other, mesh)
     said = " ".join(capsys.readouterr().err.split())
     changes = "execution.param_dtype = 'bfloat16' (was 'float32'), execution.attention = 'blockwise' (was 'auto')"
     assert f"Resuming with {changes}, loss_chunk = 4 (was 0): results will differ" in said
@@ -152,9 +157,9 @@ def test_checkpoints_of_older_versions_which_had_more_in_model_go_on(folder, tin
         save(folder, config, at_step(2))
     assert stored_config(folder)["model"]["attention"] == "splash"
     assert_same(restore(folder, config, mesh), at_step(2))
-    assert "bit for bit" not in capsys.readouterr().err
+    assert "rounding" not in capsys.readouterr().err
     restore(folder, tiny.config(dropout=0.1, execution__remat="full"), mesh)
-    assert "execution.attention = 'auto' (was 'splash'): no longer the same" in capsys.readouterr().err
+    assert "execution.attention = 'auto' (was 'splash'): results will differ" in capsys.readouterr().err
     with pytest.raises(FileError, match=r"dropout was 0\.1, now 0\.0"):
         restore(folder, tiny.config(), mesh)
 
@@ -183,28 +188,25 @@ def test_another_mesh_is_said_where_dropout_depends_on_it(folder, tiny, mesh, at
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
 def test_checkpoints_of_another_config_are_refused_by_the_name_of_the_difference(
-    folder, tiny, config, mesh, at_step, change, message
+    two_checkpoints, tiny, mesh, change, message
 ):
-    save(folder, config, at_step(1))
     with pytest.raises(FileError, match=message):
-        restore(folder, tiny.config(**change), mesh)
+        restore(two_checkpoints, tiny.config(**change), mesh)
 
 
-def test_what_does_not_change_the_numbers_may_differ(folder, tiny, config, mesh, at_step):
-    save(folder, config, at_step(1))
+def test_what_does_not_change_the_numbers_may_differ(two_checkpoints, tiny, mesh, at_step):
     changes = {"mesh__tensor": 2, "checkpoint__keep": 1, "evaluate_every": 2, "data": "moved", "output": "moved"}
-    assert_same(restore(folder, tiny.config(**changes), mesh), at_step(1))
+    assert_same(restore(two_checkpoints, tiny.config(**changes), mesh), at_step(2))
 
 
-def test_checkpoints_of_other_data_are_refused(folder, config, mesh, at_step):
-    save(folder, config, at_step(1))
+def test_checkpoints_of_other_data_are_refused(two_checkpoints, config, mesh):
     with pytest.raises(FileError, match="other data"):
-        restore(folder, config, mesh, fingerprint="other")
+        restore(two_checkpoints, config, mesh, fingerprint="other")
 
 
-def test_checkpoints_of_a_newer_version_are_refused(folder, config, mesh, at_step, monkeypatch):
+def test_checkpoints_of_a_newer_version_are_refused(folder, config, mesh, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", checkpoint_module.FORMAT_VERSION + 1)
-    save(folder, config, at_step(1))
+    save(folder, config, small_state(1))
     with pytest.raises(FileError, match=r"newer.*update chameleon_jax"):
         restore(folder, config, mesh)
 
@@ -310,18 +312,22 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_newest_checkpoint_is_set_aside_and_can_be_written_again(
-    folder, config, mesh, at_step, two_checkpoints, damage, capsys
-):
+def test_a_damaged_newest_checkpoint_is_set_aside(folder, config, mesh, at_step, two_checkpoints, damage, capsys):
+    shutil.copytree(two_checkpoints, folder)
+    damage(folder / "2")
+    assert_same(restore(folder, config, mesh), at_step(1))
+    message = capsys.readouterr().err
+    assert str(folder / "2") in message
+    assert "damaged" in message
+    assert names_in(folder) == {"1", "damaged-2"}
+
+
+@pytest.mark.parametrize("damage", [truncate_arrays, a_file_instead], ids=lambda damage: damage.__name__)
+def test_a_checkpoint_that_was_set_aside_can_be_written_again(folder, config, mesh, at_step, two_checkpoints, damage):
     shutil.copytree(two_checkpoints, folder)
     damage(folder / "2")
     with Checkpoints(folder, CheckpointConfig(every=1, keep=2)) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(config, mesh), config, "the data")
-        assert_same(state, at_step(1))
-        message = capsys.readouterr().err
-        assert str(folder / "2") in message
-        assert "damaged" in message
-        assert names_in(folder) == {"1", "damaged-2"}
+        checkpoints.restore(abstract_state(config, mesh), config, "the data")
         for step in (2, 3):
             checkpoints.save(at_step(step), config, "the data")
     assert names_in(folder) == {"2", "3", "damaged-2"}
@@ -361,7 +367,7 @@ def test_what_is_no_damage_surfaces_and_leaves_the_checkpoints(
         raise KeyError("Failed to load checkpointable") from error  # as Orbax does
 
     shutil.copytree(two_checkpoints, folder)
-    monkeypatch.setattr(checkpoint_module, "_read_state", read)
+    monkeypatch.setattr(ocp, "load_checkpointables", read)
     with pytest.raises((MemoryError, FileError)) as caught:
         restore(folder, config, mesh)
     assert "damaged" not in str(caught.value)

@@ -731,7 +731,7 @@ def test_model_opens_without_an_image_tokenizer_that_cannot_be_read(good, tmp_pa
     assert opened.text is not None
     assert list(opened.missing) == ["image"]
     reason = opened.missing["image"]
-    assert opened.warnings == [f"goes on without its image tokenizer: {reason}"]
+    assert opened.warnings == [f"continues without its image tokenizer: {reason}"]
     assert reason.startswith(tuple(f"it cannot be read: {folder / file}{end}" for end in (": ", ", line"))), reason
     assert len(reason) < 1000
     assert "\n" not in reason
@@ -760,7 +760,7 @@ def test_damage_found_while_an_image_tokenizer_is_read_leaves_the_text(good, tmp
     """Not a number: found when the weights are read."""
     change = tensors(DECODER, lambda found: found["model.vqmodel.decoder.conv_in.bias"].fill(np.nan))
     folder = damaged(good, tmp_path, "huggingface", change)
-    with pytest.warns(UserWarning, match="goes on without its image tokenizer: it cannot be read: .*conv_in.bias"):
+    with pytest.warns(UserWarning, match="continues without its image tokenizer: it cannot be read: .*conv_in.bias"):
         model = load(folder)
     assert "decoder.conv_in.bias" in model.missing["image"]
     assert model.decode(model.encode(["A kite."])) == ["A kite."]

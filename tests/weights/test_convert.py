@@ -10,7 +10,6 @@ import errno
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,6 +26,7 @@ from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 from chameleon_jax.weights.safetensors import read_safetensors
 from chameleon_jax.weights.sources import FileWeights
+from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_files import read_torch_file
 
 FORMATS = ("chameleon", "huggingface", "meta")
@@ -259,26 +259,27 @@ def test_damaged_model_is_named_and_nothing_is_written(saved, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def failing_after(calls: int, error: BaseException, monkeypatch) -> None:
-    """Makes reading weights fail in the middle."""
-    left: Iterator[int] = iter(range(calls))
+def failing_after(calls: int, error: BaseException, source: Path, monkeypatch) -> None:
+    """Makes converting `source` fail after some tensors have been read, not counting those that opening it reads."""
+    view, reads = StoredTensor.view, []
+    limit = None
 
-    def failing(method):
-        def read(*arguments, **options):
-            if next(left, None) is None:
-                raise error
-            return method(*arguments, **options)
+    def counted(tensor):
+        if limit is not None and len(reads) >= limit:
+            raise error
+        reads.append(tensor)
+        return view(tensor)
 
-        return read
-
-    monkeypatch.setattr(FileWeights, "fetch", failing(FileWeights.fetch))
-    monkeypatch.setattr(FileWeights, "_place", failing(FileWeights._place))
+    monkeypatch.setattr(StoredTensor, "view", counted)
+    open_checkpoint(source)
+    limit = len(reads) + calls
+    reads.clear()
 
 
 @pytest.mark.parametrize("calls", [0, 9])
 @pytest.mark.parametrize("target", FORMATS)
 def test_interrupted_conversion_leaves_nothing(saved, tmp_path, target, calls, monkeypatch, capsys):
-    failing_after(calls, KeyboardInterrupt(), monkeypatch)
+    failing_after(calls, KeyboardInterrupt(), saved / "meta", monkeypatch)
     assert convert(saved / "meta", tmp_path / "out", "--format", target) == 130
     assert capsys.readouterr().err.strip() == "chameleon convert: stopped"
     assert list(tmp_path.iterdir()) == []
@@ -287,7 +288,7 @@ def test_interrupted_conversion_leaves_nothing(saved, tmp_path, target, calls, m
 @pytest.mark.parametrize("calls", [0, 9])
 @pytest.mark.parametrize("target", FORMATS)
 def test_full_disk_is_explained_and_leaves_nothing(saved, tmp_path, target, calls, monkeypatch, capsys):
-    failing_after(calls, OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    failing_after(calls, OSError(errno.ENOSPC, "No space left on device"), saved / "meta", monkeypatch)
     assert convert(saved / "meta", tmp_path / "out", "--format", target) == 1
     said = said_one_line(capsys)
     assert said.startswith(f"{tmp_path / 'out'}: cannot be written: No space left on device")
@@ -296,7 +297,7 @@ def test_full_disk_is_explained_and_leaves_nothing(saved, tmp_path, target, call
 
 def test_conversion_after_an_interrupted_one_works(saved, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        failing_after(30, KeyboardInterrupt(), patch)
+        failing_after(30, KeyboardInterrupt(), saved / "meta", patch)
         assert convert(saved / "meta", tmp_path / "out", "--format", "huggingface") == 130
     assert convert(saved / "meta", tmp_path / "out", "--format", "huggingface") == 0
     assert contents(tmp_path / "out") == contents(saved / "huggingface")
