@@ -124,7 +124,7 @@ def test_image_tokenizers_learn_from_the_good_ones(tmp_path, make, capsys):
     pixels = read_pictures([source], "", 16)
     np.testing.assert_array_equal(pixels, np.stack([np.asarray(random_picture(seed)) for seed in (1, 3)]))
     said = " ".join(capsys.readouterr().err.split())
-    assert "records that cannot be read: 2; the first is" in said
+    assert "records that cannot be used: 2; the first is" in said
 
 
 def test_prepare_counts_bad_pictures_and_keeps_the_others(own_command, tmp_path, capsys):
