@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chameleon_jax.config import ConfigError, TrainConfig, read_config, stage_ends
+from chameleon_jax.config import ConfigError, TrainConfig, read_config
 from chameleon_jax.config.yaml_files import read_yaml
 from chameleon_jax.console.show import print_rows
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.files import write_text
+from chameleon_jax.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataCommand
@@ -34,7 +35,7 @@ def data(config: DataCommand, *, what: str, rows: Sequence[str] = ()) -> dict[st
     if rows:
         print_rows(prepared, config.source, rows, config.output)
         return {}
-    tables = [of_sources(prepared), *([of_stages(prepared, train)] if train else [])]
+    tables = [of_sources(prepared), *(of_run(prepared, train) if train else [])]
     for table in tables:
         print(f"{table.title}\n{in_columns([table.head, *table.rows])}\n")
     page = config.page or f"{str(folder).rstrip('/')}.html"
@@ -68,39 +69,50 @@ def _find_rows(what: str) -> tuple[str, TrainConfig | None]:
 
 
 def of_sources(prepared: PreparedData) -> Table:
-    """What each source holds."""
+    """What each pool of rows holds, by source."""
     rows, length = [], prepared.sequence_length
     for part in ("sources", "held_out"):
-        for name, source in prepared.header[part].items():
-            full = source["tokens"] + source["documents"]  # each document with its end
-            rows.append((
-                f"held_out.{name}" if part == "held_out" else name, f"{source['documents']:,}",
-                f"{source['pictures']:,}", f"{source['text_tokens']:,}", f"{source['image_tokens']:,}",
-                f"{source['rows']:,}", f"{min(1, full / max(1, source['rows'] * length)):.1%}",
-            ))  # fmt: skip
+        for name, pool in prepared.header[part].items():
+            name = f"held_out.{name}" if part == "held_out" else name
+            full = (pool["tokens"] + pool["documents"]) / max(1, pool["rows"] * length)  # each document with its end
+            of_rows = (f"{pool['rows']:,}", f"{min(1, full):.1%}")
+            sources = pool.get("sources", {})
+            rows.append((name, *_amounts(pool), *of_rows))
+            rows += [(f"  {source}", *_amounts(entry), "", "") for source, entry in sources.items()]
     head = ("source", "documents", "pictures", "text tokens", "image tokens", "rows", "filled")
     return Table("What was prepared", f"Rows of {length:,} tokens.", head, rows)
 
 
-def of_stages(prepared: PreparedData, train: TrainConfig) -> Table:
-    """What a run reads of each source."""
-    sources, rows, start = prepared.header["sources"], [], 0
-    total = train.steps * train.batch_size
-    for number, (stage, end) in enumerate(zip(train.stages, stage_ends(train.stages, total), strict=True), start=1):
-        weights = {name: weight for name, weight in stage.weights.items() if weight > 0}
-        for name, weight in weights.items():
-            if name not in sources:
-                raise ConfigError(f"stages.{number - 1}.weights.{name}: the prepared data has no such source")
-            share = weight / sum(weights.values())
-            epochs = share * (end - start) / sources[name]["rows"]
-            rows.append((
-                str(number), name, f"{share:.1%}", *(f"{epochs * sources[name][key]:,.0f}" for key in
-                ("text_tokens", "image_tokens")), f"{epochs:,.2f}",
-            ))  # fmt: skip
-        start = end
-    head = ("stage", "source", "share", "text tokens", "image tokens", "epochs")
-    said = f"{train.steps:,} steps of {train.batch_size} rows of {prepared.sequence_length:,} tokens."
-    return Table("What training reads", said, head, rows)
+def _amounts(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{entry[key]:,}" for key in ("documents", "pictures", "text_tokens", "image_tokens"))
+
+
+def of_run(prepared: PreparedData, train: TrainConfig) -> list[Table]:
+    """What a run reads of each source in each stage; and what it has read so far, if it has begun."""
+    from data_pipeline.mixture import token_shares
+
+    mixture = prepared.mixture(train.stages, train.steps, train.batch_size, train.seed)
+    head = ("stage", "source", "by weight", "by rows", "text tokens", "image tokens", "epochs")
+
+    def table(title: str, steps: int) -> Table:
+        shares = token_shares(prepared.header["sources"], train.stages, mixture, steps * train.batch_size)
+        rows = [
+            (f"{each.stage + 1}", each.source, f"{each.expected:.1%}", f"{each.actual:.1%}", f"{each.text:,.0f}",
+             f"{each.image:,.0f}", f"{each.epochs:,.2f}")
+            for each in shares
+        ]  # fmt: skip
+        said = f"{steps:,} steps of {train.batch_size} rows of {prepared.sequence_length:,} tokens."
+        return Table(title, said, head, rows)
+
+    done = min(train.steps, _steps_done(train))
+    tables = [table("What training reads", train.steps)]
+    return [*tables, table(f"What it has read, up to step {done:,}", done)] if 0 < done < train.steps else tables
+
+
+def _steps_done(train: TrainConfig) -> int:
+    """The last step that the run has logged."""
+    path = as_path(train.output) / "metrics.jsonl"
+    return max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
 
 
 def in_columns(rows: Iterable[Sequence[str]]) -> str:

@@ -39,9 +39,10 @@ def write_report(
         Section("How it learnt", _how_it_learnt(lines, train.checkpoint.best), _curves(lines, project)),
         Section("What took how long", "", _stage_table(stages)),
     ]  # fmt: skip
-    best = {name: f"{value:.2f}" for name, value in losses.items()}
+    kinds = {"text_loss": "text", "image_loss": "pictures"}
     tiles = "".join(
-        tile(value, name.removeprefix("held_out."), "nats a token, held out") for name, value in best.items()
+        tile(f"{value:.2f}", f"{html.escape(source)}: {kinds[loss]}", "held out, nats a token")
+        for (_, source, loss), value in ((name.split("."), value) for name, value in losses.items())
     )
     lead = (
         "<p>One Transformer that reads and writes text and pictures, trained from nothing on "

@@ -86,13 +86,13 @@ def _identities(project: Project) -> list[Any]:
 
 
 def _report(path: Path, project: Project, samples: int, stages: dict[str, Any]) -> dict[str, Any]:
-    from chameleon_jax.console.data import of_sources, of_stages, write_page
+    from chameleon_jax.console.data import of_run, of_sources, write_page
     from chameleon_jax.project.page import write_report
     from data_pipeline.loader import PreparedData
 
     began = time.monotonic()
     data = PreparedData(project.train.data)
-    write_page(path.with_name("data.html"), data, [of_sources(data), of_stages(data, project.train)], samples=4)
+    write_page(path.with_name("data.html"), data, [of_sources(data), *of_run(data, project.train)], samples=4)
     model = load(project.train.output)
     figures = write_report(path, model, project, samples, stages)
     done = [stage for stage in stages.values() if stage["finished"]]

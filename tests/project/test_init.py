@@ -16,6 +16,7 @@ from chameleon_jax.console.cli import main
 from chameleon_jax.project.init import COMMANDS, share_to_hold_out
 from chameleon_jax.project.look import look
 from chameleon_jax.project.sizes import choose
+from data_pipeline.augment import AugmentConfig
 from data_pipeline.config import PrepareCommand
 from data_pipeline.sources import SourceConfig
 
@@ -57,7 +58,7 @@ def test_sixty_photos_become_four_files(photos, tmp_path, capsys):
     assert 4 <= len(unseen) <= 9
     assert (learnt.name, learnt.form.copies > 1, held_out.form.copies) == ("my_photos", True, 1)
     assert learnt.augment.flip
-    assert held_out.augment is False
+    assert held_out.augment == AugmentConfig()
     assert train.stages[0].weights == {"my_photos": 1}
     for name in ("train-text-tokenizer", "train-image-tokenizer"):
         assert [records_of(source) for source in files[name].sources] == [seen], name

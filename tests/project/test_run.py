@@ -95,6 +95,13 @@ def test_the_walk_of_the_guide(tmp_path, capsys):
     (photos / "000.jpg").rename(photos / "024.jpg")
     assert _identities(open_project(mine)) != before
     assert main(["generate", str(mine / "run"), "A red circle ", "--mode", "image", "--output", str(tmp_path)]) == 0
+    guide = (Path(__file__).parents[2] / "docs" / "your_own_data.md").read_text(encoding="utf-8")
+    (tmp_path / "photos.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
+    assert main([
+        "prepare", str(tmp_path / "photos.yaml"), "--tokenizer", str(mine / "run"), "--output", str(tmp_path / "rows"),
+        "--sources.0.path", str(photos), "--held-out.0.path", str(photos), "--sequence-length", "96",
+    ]) == 0  # fmt: skip
+    assert main(["data", str(tmp_path / "rows")]) == 0
 
 
 def test_only_what_init_wrote_is_run(tmp_path, capsys):
