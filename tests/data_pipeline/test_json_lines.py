@@ -54,7 +54,7 @@ def test_records_are_the_same_whatever_shards_a_file_is_cut_into(tmp_path_factor
     parts = [
         record
         for begin, end in itertools.pairwise(bounds)
-        for record in source.read(Shard("part", "", begin, end, ("cut.jsonl",)))
+        for record in source.read(Shard("part", "", begin, end, files=("cut.jsonl",)))
     ]
     assert [(record.id, *said([record])) for record in parts] == [(record.id, *said([record])) for record in whole]
 
