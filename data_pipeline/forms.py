@@ -100,6 +100,12 @@ class FormConfig:
         require(self.copies > 0, "copies", self.copies, "must be at least 1")
 
 
+def names_in(form: FormConfig) -> list[str]:
+    """The parts of records that the templates of a form ask for."""
+    texts = [text for template in form.templates for text in (template.document, template.prompt, template.answer)]
+    return sorted({match[1] for text in texts for match in _PLACE.finditer(text) if match[1]})
+
+
 def rng_of(seed: int, record_id: str, purpose: str) -> np.random.Generator:
     """Random numbers for one purpose in the processing of one record."""
     digest = hashlib.sha256(f"{seed} {purpose}\0{record_id}".encode("utf-8", "surrogatepass")).digest()

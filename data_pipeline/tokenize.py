@@ -17,7 +17,7 @@ from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import to_square
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
-from data_pipeline.forms import documents_of
+from data_pipeline.forms import documents_of, names_in
 from data_pipeline.near_duplicates import HASHES, NOTHING, NearDuplicatesConfig, picture_signature, text_signature
 from data_pipeline.pictures import augmented, decode_picture
 from data_pipeline.records import Picture, Record, Rejected, Segment
@@ -86,6 +86,9 @@ class _Opened:
 
     def __init__(self, record: Record, source: SourceConfig):
         self.record, self.source = record, source
+        known = {id(segment) for segment in record.all_segments}
+        fields = [record.fields[name] for name in names_in(source.form) if name in record.fields]
+        self._fields = [field for field in fields if id(field) not in known]  # what only templates use
         self._files: dict[int, bytes] = {}
         self._last: tuple[int, Image] | None = None
 
@@ -104,7 +107,7 @@ class _Opened:
         digest = hashlib.blake2b(digest_size=8)
         turns = self.record.turns
         parts = [part for turn in turns for part in turn] if turns else [self.record.segments]
-        for part in parts:
+        for part in (*parts, self._fields):
             digest.update(f"{len(part)} of {len(parts)} ".encode())
             for segment in part:
                 is_text = isinstance(segment, str)
@@ -115,10 +118,10 @@ class _Opened:
 
     def signature(self, compared: NearDuplicatesConfig) -> bytes:
         """For `near_duplicates`."""
-        text = b""
+        segments, text = [*self.record.all_segments, *self._fields], b""
         if compared.text is not None:
-            text = text_signature("\n".join(self.record.texts)) or bytes(4 * HASHES)
-        pictures = self.record.pictures if compared.pictures is not None else ()
+            text = text_signature("\n".join(each for each in segments if isinstance(each, str))) or bytes(4 * HASHES)
+        pictures = [] if compared.pictures is None else [each for each in segments if not isinstance(each, str)]
         return text + b"".join(picture_signature(self.image(picture)) for picture in pictures)
 
 

@@ -141,3 +141,13 @@ def test_copies_of_equal_records_are_equal_one_by_one(tmp_path, tokenizer):
     assert digests[:3] == digests[3:6]
     assert len(set(digests)) == 9
     assert len({document.ids.tobytes() for document in documents[:6]}) > 3, "augmented, each its own way"
+
+
+def test_records_that_differ_in_what_templates_use_are_no_duplicates(tokenizer):
+    source = DocumentsSource(path="any", form={"templates": ["{question} {answer}"]})
+    records = [
+        Record(str(number), "", fields={"question": "Which?", "answer": answer, "note": str(number)})
+        for number, answer in enumerate(("A fox.", "A dog.", "A fox."))
+    ]
+    first, other, same = (made[0].digest for made in tokenize(records, source, tokenizer))
+    assert first == same != other
