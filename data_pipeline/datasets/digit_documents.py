@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -21,10 +22,10 @@ SUM = " equals"
 class _Pictures:
     """The pictures of a split, and those of a wanted digit."""
 
-    def __init__(self, source: DigitsSource, datasets: str):
-        examples = open_dataset("handwritten_digits", source.split, datasets)
+    def __init__(self, split: str, datasets: str):
+        examples = list(open_dataset("handwritten_digits", split, datasets))
         self._files = [example["png"] for example in examples]
-        self._names = f"handwritten_digits {source.split}, example {{}}"
+        self._names = f"handwritten_digits {split}, example {{}}"
         self.labels = np.array([example["label"] for example in examples])
         self._of_digit = [np.flatnonzero(self.labels == digit) for digit in range(10)]
 
@@ -33,6 +34,9 @@ class _Pictures:
 
     def draw(self, digit: int, rng: np.random.Generator) -> Picture:
         return self.picture(rng.choice(self._of_digit[digit]))
+
+
+_pictures = functools.lru_cache(maxsize=4)(_Pictures)  # for the next shard
 
 
 @config
@@ -56,7 +60,7 @@ class DigitsSource(SourceConfig):
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record]:
         """Goes through all pictures of the split in a new random order each time. Random numbers depend on the seed and
         the number of the document, so that each can be made apart."""
-        pictures = _Pictures(self, datasets)
+        pictures = _pictures(self.split, datasets)
         total = len(pictures.labels)
         order: dict[int, np.ndarray] = {}
         for number in range(shard.begin, shard.end):
