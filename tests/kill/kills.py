@@ -2,6 +2,7 @@
 
     python tests/kill/kills.py                                       every step of replacing; seconds
     python tests/kill/kills.py --train 40 --prepare 30 --convert 30  and so many kills at random; half an hour
+    python tests/kill/kills.py --units 10                            preparing from nothing, four kills in a row
 
 Prints a line of JSON: kills, and how often an output was lost, held anything else than the old or the new, or something
 was left beside it after the next start. Exit status 1 unless these are 0.
@@ -173,10 +174,10 @@ class Story:
       seconds: how long it takes.
     """
 
-    def __init__(self, place: Path, output: str, arguments: list[list[str]], goes_on: bool, fresh: bool):
+    def __init__(self, place: Path, output: str, arguments: list[list[str]], goes_on: bool, fresh: bool, result=""):
         self.place, self.output, self.arguments = place, place / output, arguments
         self.goes_on, self.fresh = goes_on, fresh
-        self.result = place / output / "model" if goes_on else place / output
+        self.result = place / output / result
         self.expected, self.seconds = [], 0.0
         for turn in range(len(arguments)):
             began = time.monotonic()
@@ -237,9 +238,11 @@ def stories(base: Path) -> dict[str, Story]:
     assert status_of(fork(write_inputs, base / "inputs.log")) == 0, (base / "inputs.log").read_text()
     prepare = []
     for name in ("first", "second"):
-        lines = [json.dumps([f"The {name} fox said {number} to the dog. " * 3]) for number in range(300)]
-        (base / f"{name}.jsonl").write_text("\n".join(lines))
-        source = {"kind": "documents", "name": "prose", "path": str(base / f"{name}.jsonl")}
+        (base / name).mkdir()
+        for part in range(5):
+            lines = [json.dumps([f"The {name} fox said {part} {number} to the dog. " * 3]) for number in range(60)]
+            (base / name / f"{part}.jsonl").write_text("\n".join(lines))
+        source = {"kind": "documents", "name": "prose", "path": str(base / name)}
         values = {
             "output": str(base / "prepare" / "rows"), "sequence_length": 48, "text_tokenizer": str(base / "text.model"),
             "image_tokenizer": str(base / "image"), "sources": [source],
@@ -254,7 +257,7 @@ def stories(base: Path) -> dict[str, Story]:
         "optimizer": {"warmup_steps": 4},
     }  # fmt: skip
     (base / "train.yaml").write_text(yaml.safe_dump(train))
-    for name in ("prepare", "train", "convert"):
+    for name in ("prepare", "units", "train", "convert"):
         (base / name).mkdir()
 
     def write_rows() -> int:
@@ -267,19 +270,26 @@ def stories(base: Path) -> dict[str, Story]:
     convert = ["convert", str(base / "hf"), str(base / "convert" / "model"), "--format", "chameleon"]
     return {
         "prepare": lambda: Story(base / "prepare", "rows", prepare, goes_on=False, fresh=False),
-        "train": lambda: Story(base / "train", "run", [["train", str(base / "train.yaml")]], goes_on=True, fresh=False),
+        # From nothing, as often as it takes.
+        "units": lambda: Story(
+            base / "units", "rows", [[*prepare[0], "--output", str(base / "units" / "rows")]], goes_on=True, fresh=False
+        ),
+        "train": lambda: Story(
+            base / "train", "run", [["train", str(base / "train.yaml")]], goes_on=True, fresh=False, result="model"
+        ),
         "convert": lambda: Story(base / "convert", "model", [convert], goes_on=False, fresh=True),
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("prepare", "train", "convert"):
+    names = ("prepare", "units", "train", "convert")
+    for name in names:
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS", help="at random moments")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     report = {"replacing": aimed()}
-    asked = {name: getattr(options, name) for name in ("prepare", "train", "convert") if getattr(options, name)}
+    asked = {name: getattr(options, name) for name in names if getattr(options, name)}
     if asked:
         with tempfile.TemporaryDirectory() as place:
             os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place}/compiled"
