@@ -80,19 +80,27 @@ def tiny():
     return TinyRun
 
 
+@pytest.fixture(scope="session")
+def compiled_steps() -> dict:
+    """Compiled steps by what they depend on."""
+    return {}
+
+
 @pytest.fixture
-def compiled_once(monkeypatch) -> None:
+def compiled_once(monkeypatch, compiled_steps) -> None:
     """Runs of one program share what is compiled, which is most of the time that they take."""
     from chameleon_jax.training import loop
 
-    made = {}
+    made = compiled_steps
+    unrelated = ("output", "data", "checkpoint", "log_every", "evaluate_every", "trackers", "samples")
 
     def shared(make: Callable) -> Callable:
         def look_up(config: TrainConfig, *rest):
-            values = {**to_dict(config), **dict.fromkeys(("output", "checkpoint", "log_every", "evaluate_every"))}
+            values = {**to_dict(config), **dict.fromkeys(unrelated)}
+            values["bad_steps"] = config.bad_steps.gradient_norm
             if config.optimizer.schedule == "constant":
                 values["steps"] = None
-            key = make, str(values)
+            key = make, str(values), *(each.tobytes() if isinstance(each, np.ndarray) else each for each in rest)
             if key not in made:
                 made[key] = make(config, *rest)
             return made[key]

@@ -179,6 +179,7 @@ def test_losses_are_those_of_the_formulas(kind, fresh):
     assert float(metrics["loss"]) == pytest.approx(reconstruction + 0.7 * commitment, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_goes_straight_through_the_rounding_to_the_encoder(fresh):
     """Adam's first moment after one step is (1 - b1) times the gradient; it is compared with one made by hand."""
     model, pixels = VQModel(MODEL), pictures()

@@ -111,6 +111,7 @@ def test_held_out_losses_are_means_over_tokens_whatever_fills_the_last_batch(tin
     assert lines_of(folder)[-1]["held_out"]["unseen"]["loss"] == pytest.approx(total / count, rel=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_line_holds_the_means_over_its_steps(tiny, whole_run, tmp_path):
     train(tiny.config(tmp_path, log_every=2), tiny.batches, tiny.is_image_id)
     fine, coarse = lines_of(whole_run[0]), lines_of(tmp_path)
@@ -122,6 +123,7 @@ def test_a_line_holds_the_means_over_its_steps(tiny, whole_run, tmp_path):
         assert line["gradient_norm"] == pytest.approx(np.mean([each["gradient_norm"] for each in pair]), rel=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, tmp_path):
     config = tiny.config(tmp_path)
     with pytest.raises(Interruption):
@@ -164,6 +166,7 @@ def test_a_run_and_its_continuation_compile_each_step_once(tiny, tmp_path, monke
     assert [step._cache_size() for step in made] == [1, 1, 1, 1]
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
     with pytest.raises(TrainingError, match=r"ended after 3 batches; 8 steps"):
         train(tiny.config(tmp_path), lambda start, rows: iter([tiny.batch(n) for n in range(3)]), tiny.is_image_id)
@@ -208,6 +211,7 @@ def read_bad_steps(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     config = tiny.config(tmp_path, log_every=2)
     with pytest.raises(TrainingError, match=r"step 6: .*no longer a number.*optimizer\.learning_rate"):
@@ -223,6 +227,7 @@ def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpo
     assert [line.get("bad_steps") for line in lines_of(tmp_path)] == [None, None, 1, None]
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
     step = make_train_step(tiny.config(tmp_path), tiny.is_image_id, make_mesh(MeshConfig()))
     state = init_state(tiny.config(tmp_path), make_mesh(MeshConfig()))
@@ -268,6 +273,7 @@ def test_lines_hold_the_signals_of_stability_and_the_split_of_time(tiny, whole_r
     assert len(read_metrics(whole_run[0] / "sessions.jsonl")) == 1
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_metrics_go_to_tensorboard_as_well(tiny, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -285,6 +291,7 @@ def test_metrics_go_to_tensorboard_as_well(tiny, tmp_path):
         assert found[line["step"], "speed/seconds/compute"] == pytest.approx(line["speed"]["seconds"]["compute"])
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
     """Its client talks to a service; here a stand-in takes the calls."""
     calls = []
@@ -314,6 +321,7 @@ def test_steps_can_be_traced(tiny, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_waiting_for_data_counts_only_while_the_devices_have_nothing_to_do(tiny, tmp_path):
     def slow(start: int, rows):
         for batch in tiny.batches(start, rows):

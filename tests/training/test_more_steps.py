@@ -15,6 +15,7 @@ from chameleon_jax.training.checkpoint import _check_steps
 from chameleon_jax.training.loop import train
 
 
+@pytest.mark.slow
 def test_a_run_with_a_constant_rate_goes_on_as_if_it_had_always_had_more_steps(tiny, compiled_once, tmp_path):
     def run(folder, steps):
         config = tiny.config(folder, steps=steps, optimizer__schedule="constant", model__num_layers=1)

@@ -110,6 +110,7 @@ def sampling(tiny, folder: Path, prompts, **generation):
     return dataclasses.replace(tiny.config(folder, lora__rank=2), model=model, samples=samples), tokenizer
 
 
+@pytest.mark.slow
 def test_samples_are_what_the_finished_model_would_write(tiny, tmp_path):
     random_picture(1).save(tmp_path / "picture.png")
     prompts = [
