@@ -136,7 +136,9 @@ class JSONTokenizer(TextTokenizer):
         pieces = self._piece_of_id[np.asarray(encoding.ids, np.int64)]
         if (pieces < 0).any():
             place = int((pieces < 0).argmax())
-            raise ValueError(f"the text tokenizer gives {encoding.tokens[place]!r}, which is not a text token")
+            raise ValueError(
+                f"the text tokenizer gives {self._backend.id_to_token(encoding.ids[place])!r}, which is not a text token"
+            )
         return pieces
 
 

@@ -531,7 +531,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "fresh_image_head": "test_a_run_draws_the_fresh_head_itself_and_resumes_without_drawing_again",
         "sequence_length": "test_rows_of_another_length_than_the_config_says_are_refused",
         "distributed": "test_options_win_over_variables",
-        "checkpoint": "test_only_the_newest_are_kept_and_the_newest_is_restored",
+        "checkpoint": "test_only_the_newest_are_kept",
         "profile": "test_steps_can_be_traced",
         "samples": "test_the_loop_samples_at_its_steps_and_after_the_last",
         "trackers": "test_metrics_go_to_tensorboard_as_well",
@@ -547,7 +547,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
     configs.CheckpointConfig: {
         "every": "test_an_interrupted_run_goes_on_as_if_nothing_had_happened",
-        "keep": "test_only_the_newest_are_kept_and_the_newest_is_restored",
+        "keep": "test_only_the_newest_are_kept",
         "keep_every": "test_some_are_kept_for_ever",
         "best": "test_a_run_keeps_its_best_checkpoint_stops_early_and_does_so_again_after_a_break",
         "patience": "test_the_lowest_loss_is_the_best_and_patience_counts_evaluations_since",

@@ -111,7 +111,7 @@ def test_demo_never_removes_a_run_that_it_did_not_make(tmp_path, capsys):
     (run / "sessions.jsonl").touch()
     (tmp_path / "stages.json").write_text(json.dumps({"prepare data": {"key": "", "finished": True}}))
     assert main(["demo", "--output", str(tmp_path)]) == 1
-    assert f"{run}: is there already, but no demo made it" in capsys.readouterr().err
+    assert f"{run}: is there already, but not from `chameleon demo`" in capsys.readouterr().err
     assert (run / "sessions.jsonl").exists()
 
 

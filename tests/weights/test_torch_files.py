@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_jax.errors import FileError
-from chameleon_jax.weights import torch_files, torch_pickle
+from chameleon_jax.weights import torch_files, torch_pickle, torch_writing
 from chameleon_jax.weights.stored import StoredTensor
 from chameleon_jax.weights.torch_files import read_torch_file
 from chameleon_jax.weights.torch_writing import write_torch_file
