@@ -8,8 +8,8 @@ from chameleon_jax.config.resuming import OnResume, keys_where
 RUN = TrainConfig(data="", output="", model=TransformerConfig(), steps=5000, batch_size=8)
 
 MAY_CHANGE = {
-    "output", "data", "max_epochs", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers", "log_every",
-    "evaluate_every", "evaluation_batches", "sequence_length", "initial", "initial_adapters", "steps",
+    "output", "data", "max_epochs", "mesh", "distributed", "checkpoint", "bad_steps", "profile", "samples", "trackers",
+    "log_every", "evaluate_every", "evaluation_batches", "sequence_length", "initial", "initial_adapters", "steps",
 }  # fmt: skip
 CHANGES_ROUNDING = {
     "accumulation", "loss_chunk", "execution.attention", "execution.remat", "execution.unroll", "execution.param_dtype",
