@@ -136,9 +136,8 @@ class JSONTokenizer(TextTokenizer):
         pieces = self._piece_of_id[np.asarray(encoding.ids, np.int64)]
         if (pieces < 0).any():
             place = int((pieces < 0).argmax())
-            raise ValueError(
-                f"the text tokenizer gives {self._backend.id_to_token(encoding.ids[place])!r}, which is not a text token"
-            )
+            token = self._backend.id_to_token(encoding.ids[place])
+            raise ValueError(f"the text tokenizer gives {token!r}, which is not a text token")
         return pieces
 
 
