@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from typing import Any
@@ -14,9 +13,8 @@ from jax.sharding import Mesh
 
 from chameleon_jax.compilation.collectives import read_collectives
 from chameleon_jax.compilation.estimate import bytes_per_device, collectives_report, memory_report
-from chameleon_jax.compilation.run import EXECUTABLE, lower_and_compile, save, what_it_needs
+from chameleon_jax.compilation.run import compile_and_report, lower_and_compile, what_it_needs
 from chameleon_jax.compilation.table import generate_lines
-from chameleon_jax.compilation.topologies import describe_topology
 from chameleon_jax.config import BenchGenerateConfig, CompileOptions, MeshConfig
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.engine import PICTURE_STEPS
@@ -25,7 +23,6 @@ from chameleon_jax.generation.programs import Weights, decode, make_weights
 from chameleon_jax.generation.rows import Rows
 from chameleon_jax.models.decoding import Cache, DecodeWeights, cache_sharding, head_shardings, layer_shardings
 from chameleon_jax.runtime.accelerators import find_accelerator
-from chameleon_jax.runtime.folders import check_file
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import make_mesh, replicated
 from chameleon_jax.tokens.vocabulary import Vocabulary
@@ -34,16 +31,7 @@ from chameleon_jax.weights.checkpoint import abstract_params
 
 def compile_generate_command(config: BenchGenerateConfig, how: CompileOptions) -> dict[str, Any]:
     """Compiles and prints the report."""
-    if how.save:
-        check_file(how.save, EXECUTABLE)
-    devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
-    compiled, report = compile_decode(config, devices)
-    report = {"topology": how.topology, "slices": how.slices, **report}
-    if how.save:
-        save(compiled, how.save)
-        report["saved"] = how.save
-    print(json.dumps(report, indent=2) if how.json else "\n".join(generate_lines(report)))
-    return {}
+    return compile_and_report(how, functools.partial(compile_decode, config), generate_lines)
 
 
 def compile_decode(config: BenchGenerateConfig, devices: list[Any]) -> tuple[jax.stages.Compiled, dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pickle
 import re
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -42,15 +44,24 @@ EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"P
 
 def compile_command(config: TrainConfig, how: CompileOptions) -> dict[str, Any]:
     """Compiles and prints the report."""
+    return compile_and_report(how, functools.partial(compile_train_step, config), lines)
+
+
+def compile_and_report(
+    how: CompileOptions,
+    compile_for: Callable[[list[Any]], tuple[jax.stages.Compiled, dict[str, Any]]],
+    lines_of: Callable[[dict[str, Any]], Iterable[str]],
+) -> dict[str, Any]:
+    """Compiles for the devices of `how`, prints the report, and saves the executable where that is asked for."""
     if how.save:
         check_file(how.save, EXECUTABLE)
     devices = describe_topology(how.topology, how.slices) if how.topology else jax.devices()
-    compiled, report = compile_train_step(config, devices)
+    compiled, report = compile_for(devices)
     report = {"topology": how.topology, "slices": how.slices, **report}
     if how.save:
         save(compiled, how.save)
         report["saved"] = how.save
-    print(json.dumps(report, indent=2) if how.json else "\n".join(lines(report)))
+    print(json.dumps(report, indent=2) if how.json else "\n".join(lines_of(report)))
     return {}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from tiny_models import random_picture, scrambled_tokenizer
 from chameleon_jax.config.reading import config
 from chameleon_jax.console import commands
 from chameleon_jax.console.commands import open_tokenizer
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, FileError
 from data_pipeline import units
 from data_pipeline.accounting import TooManyRejected
 from data_pipeline.config import PrepareCommand
@@ -290,3 +292,18 @@ def test_failed_units_are_named_and_retried_by_the_same_command(job, tmp_path, c
 def test_worker_is_a_number_of_so_many(job, given_worker):
     with pytest.raises(ChameleonError, match=r"--worker = '.*': expected its number and how many there are"):
         commands.prepare(job, worker=given_worker)
+
+
+@pytest.mark.parametrize("limit", [0, 4 << 10, 100 << 10])
+def test_full_disk_is_named_and_the_job_goes_on_when_there_is_room(job, in_one_go, tmp_path, limit):
+    """The system limits the size of files, which fails as a full disk does, wherever the limit is met."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(FileError, match=f"^{re.escape(str(tmp_path / 'rows'))}.*File too large"):
+            prepare(job, tmp_path / "rows")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "rows" / "dataset.json").exists()
+    prepare(job, tmp_path / "rows")
+    assert written(tmp_path / "rows") == written(in_one_go)
