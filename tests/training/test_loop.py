@@ -367,7 +367,8 @@ def finish(process: subprocess.Popen) -> str:
 
 def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
     metrics, until = folder / "metrics.jsonl", time.monotonic() + 240
-    while not (metrics.exists() and read_metrics(metrics) and read_metrics(metrics)[-1]["step"] >= step):
+    # Read once: a resumed run cuts the file, and it may be empty a moment after it was not.
+    while not ((found := metrics.exists() and read_metrics(metrics)) and found[-1]["step"] >= step):
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < until
         time.sleep(0.002)
