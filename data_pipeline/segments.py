@@ -76,10 +76,11 @@ class Unread:
 
     def __init__(self):
         self._count = 0
-        self._first = ""
+        self._first = self._last = ""
 
     def add(self, place: str, reason: object) -> None:
-        self._count += 1
+        self._count += place != self._last  # a record counts once, however many copies were to be made of it
+        self._last = place
         self._first = self._first or f"{place}: {reason}"
 
     def report(self) -> None:

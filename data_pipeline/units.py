@@ -121,7 +121,7 @@ def kind_of_reason(reason: str) -> str:
     # "photos/my kite.jpg: …", "kites.tar: 000017.jpg: …", "kites.parquet, row 3, image: …"
     reason = re.sub(r"^((\w+://)?[^:]*\.\w{1,7}(, [^:]*)?: )+", "", reason)
     reason = re.sub(r"(['\"]).*\1…?", "…", reason)
-    return printable(re.sub(r"(?<![A-Za-z])\d[\d,.]*", "N", reason), 120)
+    return printable(re.sub(r"(?<![A-Za-z\d])\d[\d,.]*", "N", reason), 120)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

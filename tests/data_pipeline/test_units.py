@@ -307,3 +307,14 @@ def test_full_disk_is_named_and_the_job_goes_on_when_there_is_room(job, in_one_g
     assert not (tmp_path / "rows" / "dataset.json").exists()
     prepare(job, tmp_path / "rows")
     assert written(tmp_path / "rows") == written(in_one_go)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("/tmp/58.jpg: not a format that can be read (PNG, JPEG2000)", "not a format that can be read (PNG, JPEG2000)"),
+        ("17 x 9,000 pixels; the shorter side has 17", "N x N pixels; the shorter side has N"),
+    ],
+)
+def test_reasons_are_counted_without_what_differs_from_record_to_record(reason, kind):
+    assert units.kind_of_reason(reason) == kind
