@@ -145,7 +145,11 @@ def test_rows_longer_than_the_limit_are_rejected_and_skipped(folder, monkeypatch
     assert [each if isinstance(each, list) else each[:6] for each in rows_of(folder, content)] == ["longer", [2, "two"]]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"image,text\nkites/1.png,one\n" * 99)[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", gzip.compress(b"image,text\nkites/1.png,one\n" * 99)[:-20]],
+    ids=["empty", "blank lines", "cut off"],  # gzip notes the time, which must not be in the name of a test
+)
 def test_table_that_cannot_be_read_is_one_reject(folder, content):
     rejected = read(table_of(folder, content))[-1]
     assert isinstance(rejected, Rejected)
