@@ -64,4 +64,4 @@ def test_tokenizers_learn_from_what_filter_form_and_augmentation_make(source, ca
     pictures = read_pictures([source], "", 8)
     assert pictures.shape == (4, 8, 8, 3), "two copies of two pictures; the strip is refused"
     assert len({picture.tobytes() for picture in pictures}) == 4
-    assert "cannot be used: 2; the first is own.jsonl, line 2: " in " ".join("".join(capsys.readouterr()).split())
+    assert "cannot be used: 1; the first is own.jsonl, line 2: " in " ".join("".join(capsys.readouterr()).split())
