@@ -117,13 +117,17 @@ def test_paths_of_pictures_in_a_line_become_pictures(tmp_path, monkeypatch):
 
 
 def test_first_ctrl_c_stops_the_answer_and_the_second_interrupts():
-    stopped = []
-    with ctrl_c_calls(lambda: stopped.append(1)):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped == [1]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    stopped, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
+    try:
+        with ctrl_c_calls(lambda: stopped.append(1)):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopped == [1]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_help_is_one_screen(capsys):
