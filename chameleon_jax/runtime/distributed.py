@@ -126,9 +126,8 @@ def _cluster() -> str:
     # An interactive step is one task, but SLURM_NTASKS is still that of its allocation.
     if all(name in env for name in SLURM) and "1" not in (env["SLURM_NTASKS"], env.get("SLURM_STEP_NUM_TASKS")):
         return "Slurm"
-    workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES"))
-    if workers is not None and "TPU_WORKER_ID" in env:  # GKE
-        return "Cloud TPU" if "," in workers or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
+    if workers := _tpu_workers():  # GKE
+        return "Cloud TPU" if len(workers) > 1 or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
     # JAX sets the first variable if it finds TPUs and libtpu, and the second if it finds none.
     if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
         return "Cloud TPU" if _hosts_of_tpu_vm() > 1 else ""
@@ -153,14 +152,23 @@ def place_in_cluster() -> tuple[int, int]:
         names = ("SLURM_PROCID", "SLURM_NTASKS")
     elif "OMPI_COMM_WORLD_RANK" in env:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
-    elif "TPU_WORKER_ID" in env:
-        return int(env["TPU_WORKER_ID"]), env.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    elif workers := _tpu_workers():
+        return int(env["TPU_WORKER_ID"]), len(workers)
     else:
         return 0, 1
     number, count = (int(env[name]) if env.get(name, "").isdecimal() else -1 for name in names)
     if not 0 <= number < count:
         raise ConfigError(f"{names[0]} = {env[names[0]]!r}: must be from 0 to one less than {names[1]}")
     return number, count
+
+
+def _tpu_workers() -> list[str]:
+    """Hosts of this TPU slice, if the environment tells them."""
+    # Where libtpu finds no TPU, it sets these variables to warnings, which child processes inherit.
+    if not os.environ.get("TPU_WORKER_ID", "").isdecimal():
+        return []
+    workers = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    return workers.split(",") if workers else []
 
 
 def _hosts_of_tpu_vm() -> int:

@@ -131,14 +131,20 @@ def read_case(path: Path) -> None:
     from data_pipeline.records import Rejected
     from data_pipeline.sources import SourceConfig
 
+    rejected = []
     for record in from_dict(SourceConfig, {"kind": path.stem, "path": str(path)}).read_all():
         if isinstance(record, Rejected):
-            assert record.reason
+            rejected.append(record)
             continue
         assert record.all_segments
         for segment in record.all_segments:
             with contextlib.suppress(DocumentError):
                 assert isinstance(segment, str) or segment.open().size == (8, 6)
+    for record in rejected:
+        assert path.name in record.place
+        assert record.reason.isprintable()
+    if rejected:
+        raise DocumentError(f"{path.parent / rejected[0].place}: {rejected[0].reason}")
 
 
 if __name__ == "__main__":

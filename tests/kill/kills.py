@@ -265,8 +265,7 @@ def stories(base: Path) -> dict[str, Story]:
 
         return main([*prepare[0], "--output", str(base / "rows")])
 
-    rows = fork(write_rows)
-    assert status_of(rows) == 0
+    assert status_of(fork(write_rows, base / "rows.log")) == 0, (base / "rows.log").read_text()[-2000:]
     convert = ["convert", str(base / "hf"), str(base / "convert" / "model"), "--format", "chameleon"]
     return {
         "prepare": lambda: Story(base / "prepare", "rows", prepare, goes_on=False, fresh=False),

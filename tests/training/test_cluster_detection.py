@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_jax.config import ConfigError, DistributedConfig
 from chameleon_jax.runtime import distributed
-from chameleon_jax.runtime.distributed import _cluster, _hosts_of_tpu_vm, start
+from chameleon_jax.runtime.distributed import _cluster, _hosts_of_tpu_vm, place_in_cluster, start
 
 SLURM_STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9",
@@ -20,6 +20,11 @@ OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "OMPI
 GKE_TPU = {"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}
 INDEXED_JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 TPU_VM = {"TPU_ML_PLATFORM": "JAX"}
+LIBTPU_WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "WARNING: could not determine TPU worker number, please set it",
+    "TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames or IP addresses, please set it",
+}  # fmt: skip
+"""What the children of a process inherit that compiled for a TPU elsewhere."""
 
 
 def without(variables: dict[str, str], name: str) -> dict[str, str]:
@@ -30,7 +35,8 @@ def without(variables: dict[str, str], name: str) -> dict[str, str]:
 def environment(monkeypatch):
     """Replaces the variables that tell about clusters."""
     for name in (*SLURM_STEP, *OPEN_MPI, *GKE_TPU, *INDEXED_JOB, *TPU_VM, "TPU_PROCESS_ADDRESSES",
-                 "MEGASCALE_NUM_SLICES", "TPU_SKIP_MDS_QUERY", *distributed.ENVIRONMENT.values()):  # fmt: skip
+                 "MEGASCALE_NUM_SLICES", "TPU_SKIP_MDS_QUERY", "OMPI_COMM_WORLD_RANK",
+                 *distributed.ENVIRONMENT.values()):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
     def fake(variables: dict[str, str]) -> None:
@@ -99,6 +105,7 @@ def test_clusters_that_jax_knows_are_joined(environment, joined, variables, name
         {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", **INDEXED_JOB},  # one host of TPUs in GKE
         {"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_ID": "0", **TPU_VM},  # notebooks
+        LIBTPU_WITHOUT_TPU,
         {**TPU_VM, "TPU_SKIP_MDS_QUERY": "1"},
         without(INDEXED_JOB, "JOB_COMPLETION_INDEX"),  # a pod of its own
     ],
@@ -107,6 +114,28 @@ def test_one_process_is_no_cluster(environment, joined, variables):
     environment(variables)
     start(DistributedConfig())
     assert joined == []
+    assert place_in_cluster() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        (SLURM_STEP, (9, 16)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+        (GKE_TPU, (1, 2)),
+        ({"TPU_PROCESS_ADDRESSES": "host-0:8476,host-1:8476", "TPU_WORKER_ID": "0"}, (0, 2)),
+        ({"CHAMELEON_PROCESS": "3", "CHAMELEON_PROCESSES": "4", **SLURM_STEP}, (3, 4)),
+    ],
+)
+def test_work_without_a_connection_is_divided_as_the_cluster_says(environment, variables, place):
+    environment(variables)
+    assert place_in_cluster() == place
+
+
+def test_a_place_outside_the_cluster_is_refused(environment):
+    environment({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "2"})
+    with pytest.raises(ConfigError, match="OMPI_COMM_WORLD_RANK = '2'"):
+        place_in_cluster()
 
 
 @pytest.mark.parametrize(
