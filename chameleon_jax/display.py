@@ -28,10 +28,17 @@ def _text(text: str) -> str:
 
 def picture_html(image: Image) -> str:
     """A picture as an `img` element; the pixels of small ones stay sharp squares."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     times = max(1, SMALL // max(image.size))
     sharp = "; image-rendering: pixelated" if times > 1 else ""
-    style = f"display: inline-block; vertical-align: middle; margin: 2px; max-width: 100%{sharp}"
-    return f'<img src="{url}" width="{image.width * times}" height="{image.height * times}" style="{style}">'
+    style = f"display: inline-block; vertical-align: middle; margin: 2px; max-width: 100%; height: auto{sharp}"
+    return (
+        f'<img alt="picture" src="{data_url(image)}" width="{image.width * times}" height="{image.height * times}" '
+        f'style="{style}">'
+    )
+
+
+def data_url(image: Image) -> str:
+    """A picture as PNG inside a URL."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -28,6 +28,7 @@ class Page(HTMLParser):
         assert tag in ("div", "span", "img")
         if tag == "img":
             found = dict(attributes)
+            assert found["alt"]
             content = re.fullmatch("data:image/png;base64,(.*)", found["src"])[1]
             size = int(found["width"]), int(found["height"])
             self.shown.append((Image.open(io.BytesIO(base64.b64decode(content))), size, found["style"]))
@@ -41,7 +42,7 @@ def test_page_shows_text_as_it_is_and_small_pictures_enlarged():
     assert "image-rendering: pixelated" in style
     assert (large.tobytes(), size_of_large) == (answer[2].tobytes(), (400, 300))
     assert "pixelated" not in style_of_large
-    assert "max-width: 100%" in style_of_large  # no wider than the page
+    assert "max-width: 100%; height: auto" in style_of_large  # no wider than the page, and not squeezed
 
 
 def test_answer_is_a_document():

@@ -131,12 +131,13 @@ def in_columns(rows: Iterable[Sequence[str]]) -> str:
 
 def write_page(path: str | Path, prepared: PreparedData, tables: Sequence[Table], samples: int) -> None:
     """Writes a page of tables and of `samples` rows of each source, evenly spaced."""
-    from chameleon_jax.pages.rows import rows_page, wide_table
+    from chameleon_jax.pages.parts import table as to_html
+    from chameleon_jax.pages.rows import rows_page
 
     numbers = {}
     for part, before in (("sources", ""), ("held_out", "held_out.")):
         for name, source in prepared.header[part].items():
             count = min(samples, source["rows"])
             numbers[before + name] = [source["rows"] * nth // count for nth in range(count)]
-    sections = [(table.title, table.text, wide_table(table.head, table.rows)) for table in tables]
+    sections = [(table.title, table.text, to_html(table.head, table.rows)) for table in tables]
     write_text(path, rows_page(prepared, numbers, sections))

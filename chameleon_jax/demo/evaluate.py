@@ -34,9 +34,10 @@ GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
 @dataclasses.dataclass
 class Answers:
-    """Prompts with pictures, the model's answers, and whether they are right."""
+    """Prompts with pictures of digits, the model's answers, and whether they are right."""
 
     pictures: list[list[Image]]
+    digits: list[list[int]]
     texts: list[str]
     right: list[bool]
 
@@ -81,14 +82,14 @@ def ask_captions(model: Chameleon, images: list[Image], labels: np.ndarray) -> A
     """Asks for captions. Right if the first number in the caption is the digit."""
     texts = _ask(model, [[image] for image in images], 12)
     right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
-    return Answers([[image] for image in images], texts, right)
+    return Answers([[image] for image in images], labels[:, None].tolist(), texts, right)
 
 
 def ask_questions(model: Chameleon, images: list[Image], labels: np.ndarray) -> Answers:
     """Asks "which digit is this?". Right if the first number in the answer is the digit."""
     texts = _ask(model, [[image, QUESTION] for image in images], 6)
     right = [_numbers(text)[:1] == [label] for text, label in zip(texts, labels, strict=True)]
-    return Answers([[image] for image in images], texts, right)
+    return Answers([[image] for image in images], labels[:, None].tolist(), texts, right)
 
 
 def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: EvaluationConfig) -> Answers:
@@ -97,7 +98,7 @@ def ask_sums(model: Chameleon, images: list[Image], labels: np.ndarray, config: 
     pictures = [[images[first], images[second]] for first, second in pairs]
     texts = _ask(model, [[first, " plus ", second, SUM] for first, second in pictures], 20)
     right = [_numbers(text)[-1:] == [labels[pair].sum()] for text, pair in zip(texts, pairs, strict=True)]
-    return Answers(pictures, texts, right)
+    return Answers(pictures, labels[pairs].tolist(), texts, right)
 
 
 def draw(model: Chameleon, judge: Judge, config: EvaluationConfig) -> Drawings:

@@ -15,10 +15,9 @@ import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import TrainConfig
-from chameleon_jax.demo.evaluate import Answers, Drawings, Evaluation
-from chameleon_jax.demo.page import PAGE
+from chameleon_jax.demo.evaluate import Answers, Evaluation
 from chameleon_jax.pages import charts
-from chameleon_jax.pages.parts import CSS, document, img, table, tile
+from chameleon_jax.pages.parts import Section, document, img, page, table, tile
 from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.image import to_image
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
@@ -35,17 +34,29 @@ HELD_OUT = (
 )
 
 
-def _tiles(metrics: dict[str, float]) -> str:
-    def percent(key: str) -> str:
-        return f"{100 * metrics[key]:.1f} %"
+MARKED = "<span class='written'>(marked)</span>"
 
+STREAM = (
+    "An image tokenizer turns each picture into a few codes, a text tokenizer turns words into pieces, and a document "
+    "becomes one line of both. The model predicts the next token, whatever it is. What it wrote itself is "
+    "<span class='written'>marked</span>."
+)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _tiles(evaluation: Evaluation, metrics: dict[str, float]) -> str:
+    pictures = f"{len(evaluation.pixels):,} test pictures"
+    pairs = f"{len(evaluation.sums.right):,} pairs of test pictures"
     tiles = [
-        tile(percent("caption_accuracy"), "captions name the digit", "360 test pictures, greedy"),
-        tile(percent("drawing_accuracy"), "drawings recognised", "by a judge trained on real digits"),
-        tile(percent("question_accuracy"), "“which digit?” right", "360 test pictures"),
-        tile(percent("sum_accuracy"), "sums of two pictures right", "pairs of test pictures"),
+        tile(_percent(metrics["caption_accuracy"]), "of captions name the digit", pictures),
+        tile(_percent(metrics["drawing_accuracy"]), "of drawings recognised", "by a judge trained on real digits"),
+        tile(_percent(metrics["question_accuracy"]), "of answers name the digit", pictures),
+        tile(_percent(metrics["sum_accuracy"]), "of sums right", pairs),
         tile(f"{metrics['reconstruction_psnr_db']:.1f} dB", "picture → codes → picture", "PSNR on test pictures"),
-        tile(percent("codebook_used"), "of the codes in use", "on test pictures"),
+        tile(_percent(metrics["codebook_used"]), "of the codes in use", "on test pictures"),
         tile(
             f"{metrics['text_bits_per_byte']:.2f}", "bits per byte of unseen prose",
             f"xz -9 needs {metrics['xz_bits_per_byte']:.2f}",
@@ -58,20 +69,23 @@ def _tiles(metrics: dict[str, float]) -> str:
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 
 
-def _token_strip(model: Chameleon, document: Document) -> str:
-    """A document as the model sees it: one line of tokens, text pieces and image codes alike."""
+def _stream(model: Chameleon, sums: Answers) -> str:
+    """The first sum, and the same as the model sees it: one line of tokens, text pieces and image codes alike."""
     vocabulary, text = model.tokenizer.vocabulary, model.tokenizer.text
-    chips = ["<i class='special'>begin</i>"]
-    for token in model.encode(document):
+    first, second = sums.pictures[0]
+    prompt, answer = [first, " plus ", second, " equals"], sums.texts[0]
+    chips = ["<span>begin</span>"]
+    for token in model.encode([*prompt[:-1], prompt[-1] + answer]):
         kind = vocabulary.modality[token]
         if kind == TEXT:
             piece = text.decode([vocabulary.piece_of_id[token]]).replace(" ", "␣")
-            chips.append(f"<i class='text'>{html.escape(piece)}</i>")
+            chips.append(f"<span class='text'>{html.escape(piece)}</span>")
         elif kind == IMAGE:
-            chips.append(f"<i class='image'>{vocabulary.code_of_id[token]}</i>")
+            chips.append(f"<span class='image'>{vocabulary.code_of_id[token]}</span>")
         else:
-            chips.append(f"<i class='special'>{'⟨image' if token == vocabulary.begin_image else 'image⟩'}</i>")
-    return f"<div class='strip'>{''.join(chips)}</div>"
+            chips.append(f"<span>{'⟨image' if token == vocabulary.begin_image else 'image⟩'}</span>")
+    card = f"<div class='card'>{document(prompt, 'given')}{document([answer], 'written')}</div>"
+    return f"{card}<div class='tokens'>{''.join(chips)}</div>"
 
 
 def _continuations(continuations: Sequence[tuple[Document, Document]], prose: bool) -> str:
@@ -90,39 +104,71 @@ def _answers(answers: Answers, show_right: int) -> str:
     """All wrong answers, and some right ones before them."""
 
     def card(index: int) -> str:
-        kind = "right" if answers.right[index] else "wrong"
-        pictures = "".join(img(image) for image in answers.pictures[index])
-        return f"<figure class='{kind}'>{pictures}<figcaption>{html.escape(answers.texts[index])}</figcaption></figure>"
+        kind, mark = ("", "") if answers.right[index] else (" class='wrong'", "✗ ")
+        pictures = "".join(
+            img(image, f"handwritten {DIGITS[digit]}")
+            for image, digit in zip(answers.pictures[index], answers.digits[index], strict=True)
+        )
+        caption = f"<figcaption>{mark}{html.escape(answers.texts[index])}</figcaption>"
+        return f"<figure{kind}><div class='pictures'>{pictures}</div>{caption}</figure>"
 
     indices = range(len(answers.right))
     right = [index for index in indices if answers.right[index]][:show_right]
     wrong = [index for index in indices if not answers.right[index]]
     count = f"{len(answers.right) - len(wrong)} of {len(answers.right)} right"
-    text = f"<p class='count'>{count}. " + (
-        f"{len(right)} of the right ones, then all {len(wrong)} that are wrong:" if wrong else "Some of them:"
+    shown = f"{len(right)} of the right ones, then all {len(wrong)} that are wrong:" if wrong else "Some of them:"
+    size = " of-two" if len(answers.pictures[0]) > 1 else ""
+    cards = "".join(card(index) for index in right + wrong)
+    return f"<p>{count}. {shown}</p><div class='answers{size}'>{cards}</div>"
+
+
+def _drawings(evaluation: Evaluation, metrics: dict[str, float]) -> tuple[str, str]:
+    """What was asked for and who judged it; and the drawings, digit by digit."""
+    drawings, figures = evaluation.drawings, []
+    text = (
+        "Asked for “A handwritten three.” and so on, it writes image codes, with a classifier-free guidance scale of "
+        f"{evaluation.guidance:g}. A judge looks at every drawing: a support vector machine that has only seen real "
+        f"digits (right on {_percent(metrics['judge_accuracy_on_real_digits'])} of real test digits). Drawings that it "
+        "takes for another digit are framed in red."
     )
-    return f"{text}</p><div class='answers'>{''.join(card(index) for index in right + wrong)}</div>"
-
-
-def _drawings(drawings: Drawings) -> str:
-    rows = []
     for digit in range(10):
-        pictures = [
-            img(picture, "ok" if judged == asked else "bad", f"asked {asked}, judged {judged}")
+        pictures = "".join(
+            img(picture, f"drawing of {DIGITS[digit]}, judged {DIGITS[judged]}", kind="" if judged == digit else "bad")
             for picture, asked, judged in zip(drawings.pictures, drawings.asked, drawings.judged, strict=True)
             if asked == digit
-        ]
-        rows.append(f"<div class='row'><span>{DIGITS[digit]}</span>{''.join(pictures)}</div>")
-    return f"<div class='drawings'>{''.join(rows)}</div>"
+        )
+        figures.append(
+            f"<figure><figcaption>{DIGITS[digit]}</figcaption><div class='pictures'>{pictures}</div></figure>"
+        )
+    copies = (
+        f"<p>Are they copies? {_percent(metrics['copied_drawings'])} of the drawings are as close to a training "
+        "picture, shifted by up to two pixels, as a picture typically is to its own reconstruction. Of real test "
+        f"pictures, {_percent(metrics['real_pictures_as_near'])} are.</p>"
+    )
+    return text, f"<div class='gallery of-digits'>{''.join(figures)}</div>{copies}"
+
+
+def _bits(metrics: dict[str, float]) -> str:
+    """How well the model predicts held-out text, beside a compressor."""
+    prose, code = (
+        f"{metrics[ours]:.2f} for {name} (xz -9: {metrics[xz]:.2f})"
+        for name, ours, xz in (
+            ("prose", "text_bits_per_byte", "xz_bits_per_byte"),
+            ("code", "code_bits_per_byte", "xz_code_bits_per_byte"),
+        )
+    )
+    return f"Continuations of files that it never saw. Bits per byte on all held-out text: {prose}, {code}."
 
 
 def _reconstructions(model: Chameleon, pixels: np.ndarray, count: int = 20) -> tuple[str, np.ndarray]:
     """Test pictures above what is left of them after going through the codes; and the codes of all."""
     tokenizer = model.tokenizer.image
     codes = tokenizer.encode_pixels(pixels)
-    originals = "".join(img(to_image(picture)) for picture in pixels[:count])
-    rebuilt = "".join(img(picture) for picture in tokenizer.detokenize(codes[:count]))
-    return f"<div class='pairs'><div>{originals}</div><div>{rebuilt}</div></div>", codes
+    pairs = "".join(
+        f"<div>{img(to_image(picture), 'test picture')}{img(rebuilt, 'its reconstruction')}</div>"
+        for picture, rebuilt in zip(pixels[:count], tokenizer.detokenize(codes[:count]), strict=True)
+    )
+    return f"<div class='card pictures'>{pairs}</div>", codes
 
 
 def _stage_table(stages: dict[str, Any], metrics: dict[str, float]) -> str:
@@ -167,35 +213,27 @@ def write_report(
     reconstructions, codes = _reconstructions(model, evaluation.pixels)
     run_lines = read_metrics(Path(train.output) / "metrics.jsonl")
     tokenizer_lines = read_metrics(path.parent / "image_tokenizer" / "metrics.jsonl")
-    first_sum = [*evaluation.sums.pictures[0][:1], " plus ", evaluation.sums.pictures[0][1], " equals"]
-    values = {
-        "tiles": _tiles(metrics),
-        "digits": f"{evaluation.training_pictures:,}",
-        "example": document(first_sum, "given") + document([evaluation.sums.texts[0]], "written"),
-        "strip": _token_strip(model, [*first_sum[:-1], first_sum[-1] + evaluation.sums.texts[0]]),
-        "captions": _answers(evaluation.captions, 40),
-        "questions": _answers(evaluation.questions, 20),
-        "sums": _answers(evaluation.sums, 20),
-        "drawings": _drawings(evaluation.drawings),
-        "guidance": f"{evaluation.guidance:g}",
-        "copied": f"{100 * metrics['copied_drawings']:.1f} %",
-        "as_near": f"{100 * metrics['real_pictures_as_near']:.1f} %",
-        "judge": f"{100 * metrics['judge_accuracy_on_real_digits']:.1f} %",
-        "interleaved": _continuations(evaluation.continuations, prose=False),
-        "prose": _continuations(evaluation.continuations, prose=True),
-        "bits": "; ".join(
-            f"{name} {metrics[ours]:.2f} bits per byte, xz -9 {metrics[xz]:.2f}"
-            for name, ours, xz in (
-                ("prose", "text_bits_per_byte", "xz_bits_per_byte"),
-                ("code", "code_bits_per_byte", "xz_code_bits_per_byte"),
-            )
-        ),
-        "reconstructions": reconstructions,
-        "code_use": charts.code_use(codes, model.tokenizer.image.config.num_codes),
-        "tokenizer_curve": charts.tokenizer_curve(tokenizer_lines),
-        "loss_curves": charts.loss_curves(run_lines, HELD_OUT),
-        "stages": _stage_table(stages, metrics),
-        "config": _config_table(model, train),
-        "metrics": table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items())),
-    }
-    write_text(path, PAGE.format(css=CSS, **values))
+    code_use = charts.code_use(codes, model.tokenizer.image.config.num_codes)
+    sections = [
+        Section("One stream of tokens", STREAM, _stream(model, evaluation.sums)),
+        Section("It reads pictures", "Captions for handwriting that it never saw.", _answers(evaluation.captions, 40)),
+        Section("It draws", *_drawings(evaluation, metrics)),
+        Section("It answers questions", "“Which digit is this?”", _answers(evaluation.questions, 20)),
+        Section("It adds what it sees", "Two pictures, “plus” between them.", _answers(evaluation.sums, 20)),
+        Section("It continues documents", f"Given the grey part, it writes text and pictures as it likes {MARKED}.",
+                _continuations(evaluation.continuations, prose=False)),
+        Section("It writes", _bits(metrics), _continuations(evaluation.continuations, prose=True)),
+        Section("How pictures become codes", "Test pictures, each above what is rebuilt from its codes.",
+                reconstructions + code_use + charts.tokenizer_curve(tokenizer_lines)),
+        Section("How it learnt", "", charts.loss_curves(run_lines, HELD_OUT) + _stage_table(stages, metrics)
+                + _config_table(model, train)),
+        Section("All figures", "", table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items()))),
+    ]  # fmt: skip
+    lead = (
+        "<p>One Transformer reads and writes documents of text and pictures in any order, because to it both are "
+        "tokens of one vocabulary. It was trained from scratch, on this machine alone, on "
+        f"{evaluation.training_pictures:,} handwritten digits, Python’s reference manual and a little source code.</p>"
+        f"{_tiles(evaluation, metrics)}"
+    )
+    footer = "Written by <code>chameleon demo</code>, which reuses finished stages when it is run again."
+    write_text(path, page("A Chameleon, trained here", lead, sections, footer))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chameleon_jax.pages.parts import Section, img, page, table
+from chameleon_jax.pages.parts import Section, img, page
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT, Vocabulary
 from data_pipeline.unpacking import Span, unpack
@@ -21,26 +21,6 @@ if TYPE_CHECKING:
 
 LONGEST_SPAN = 1200
 """Characters of a text of which no more is shown."""
-
-STYLE = """
-.row { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px;
-  margin: 12px 0; }
-.row > small { color: var(--soft); }
-.bar { display: flex; gap: 2px; height: 12px; margin: 8px 0 12px; }
-.bar span { display: flex; border-radius: 3px; overflow: hidden; }
-.bar i { display: block; }
-.bar .text { background: var(--leaf); }
-.bar .image { background: var(--amber); }
-.bar .other { background: var(--soft); }
-.bar .empty { background: var(--line); }
-.of-row { border-left: 3px solid var(--line); padding: 4px 0 4px 12px; margin: 8px 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; font-size: 15px; }
-.of-row img { height: 96px; vertical-align: middle; margin: 3px 4px; border: 3px dashed var(--line); }
-.of-row img.learnt { border: 3px solid var(--leaf); }
-.learnt { background: var(--leaf-soft); border-radius: 4px; }
-.partly { background: var(--amber-soft); border-radius: 4px; }
-.special { font-size: 11px; }
-"""
 
 
 def rows_page(data: PreparedData, rows: Mapping[str, Sequence[int]], tables: Iterable[tuple[str, str, str]]) -> str:
@@ -65,13 +45,15 @@ def rows_page(data: PreparedData, rows: Mapping[str, Sequence[int]], tables: Ite
             for number, documents in zip(numbers, unpacked[name], strict=True)
         )
         said = f"{len(numbers)} of {len(sources[name]):,} rows."
-        sections.append(Section(name, "Never learnt from. " * name.startswith("held_out.") + said, cards))
+        sections.append(Section(name, "Held out from training. " * name.startswith("held_out.") + said, cards))
     lead = (
-        "<p>Tokens, decoded back to text and pictures. One block is one document, which sees nothing of the others in "
-        "its row. <span class='learnt'>Marked text</span> and pictures with a solid frame are learnt from; "
-        "<span class='partly'>this</span> with less weight; the rest is only read.</p>"
+        "<p>Tokens decoded back to text and pictures. Each block is one document; documents of a row do not attend to "
+        "each other. The loss covers <span class='learnt'>marked text</span> and pictures with a solid frame, "
+        "<span class='partly'>this text</span> with a smaller weight; the rest is context. The bar above a row shows "
+        "its tokens in order: <span class='key text'></span> text, <span class='key image'></span> image codes, "
+        "<span class='key other'></span> special tokens.</p>"
     )
-    return page("Rows, as the model sees them", lead, sections, "Written by <code>chameleon data</code>.", STYLE)
+    return page("Rows as the model sees them", lead, sections, "Written by <code>chameleon data</code>.")
 
 
 def _source(data: PreparedData, name: str) -> Sequence[np.ndarray]:
@@ -86,9 +68,8 @@ def _row(
     blocks = "".join(
         f"<div class='of-row'>{''.join(_span(span, pictures) for span in spans)}</div>" for spans in documents
     )
-    said = (
-        f"row {number}: {len(documents)} documents, {used:,} of {len(row['inputs']):,} tokens, {learnt:,} learnt from"
-    )
+    count = f"{len(documents)} document{'s' if len(documents) != 1 else ''}"
+    said = f"row {number}: {count}, {used:,} of {len(row['inputs']):,} positions filled, {learnt:,} in the loss"
     return f"<div class='row'><small>{said}</small>{_bar(row, vocabulary)}{blocks}</div>"
 
 
@@ -111,7 +92,7 @@ def _span(span: Span, pictures: Iterator[Image | None]) -> str:
     picture = next(pictures)
     if picture is None:
         return f"<span class='{kind} special'>[picture of {len(span.content)} codes]</span>"
-    return img(picture, kind, title)
+    return img(picture, f"picture of {len(span.content)} codes, {title}", 128, kind)
 
 
 def _bar(row: np.ndarray, vocabulary: Vocabulary) -> str:
@@ -128,9 +109,4 @@ def _bar(row: np.ndarray, vocabulary: Vocabulary) -> str:
         ]
         inside = "".join(f"<i class='{kind}' style='flex: {count}'></i>" for kind, count in runs)
         blocks.append(f"<span style='flex: {sum(count for _, count in runs)}'>{inside}</span>")
-    return f"<div class='bar' title='documents; text green, pictures orange'>{''.join(blocks)}</div>"
-
-
-def wide_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table that scrolls where the window is narrow."""
-    return f"<div class='wide'>{table(head, rows)}</div>"
+    return f"<div class='bar'>{''.join(blocks)}</div>"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from chameleon_jax.project.run import Project
 
+MARKED = "<span class='written'>marked</span>"
+
 
 def write_report(
     path: Path, model: Chameleon, project: Project, samples: int, stages: dict[str, Any]
@@ -29,30 +31,31 @@ def write_report(
     lines = read_metrics(Path(train.output) / "metrics.jsonl")
     losses = _losses(lines, train.checkpoint.best)
     sections = [
-        *_section("It draws", "Captions of documents that it never saw; beside each drawing the real picture.",
+        *_section("It draws", "Drawings for held-out captions, each beside the real picture.",
                   _drawings(written.drawings)),
-        *_section("It reads pictures", "Pictures that it never saw: as they are, after going through their codes, and "
-                  "what it says. Their own captions are below, in grey.", _captions(model, written.captions)),
-        *_section("It answers", "The first turn of held-out conversations, with what it answers.",
+        *_section("It reads pictures", "Held-out pictures, and what the image tokenizer rebuilds from their codes. In "
+                  "bold the caption that the model writes, in grey the real one.", _captions(model, written.captions)),
+        *_section("It answers", f"Held-out conversations: the first turn, and its answer {MARKED}.",
                   _continuations(written.answers)),
-        *_section("It writes", "Held-out texts, continued.", _continuations(written.prose)),
+        *_section("It writes", f"Held-out texts, and its continuations {MARKED}.", _continuations(written.prose)),
         Section("How it learnt", _how_it_learnt(lines, train.checkpoint.best), _curves(lines, project)),
-        Section("What took how long", "", _stage_table(stages)),
+        Section("How long it took", "", _stage_table(stages)),
     ]  # fmt: skip
     kinds = {"text_loss": "text", "image_loss": "pictures"}
     tiles = "".join(
-        tile(f"{value:.2f}", f"{html.escape(source)}: {kinds[loss]}", "held out, nats a token")
+        tile(f"{value:.2f}", f"loss on {kinds[loss]} of {html.escape(source)}", "held out, nats per token")
         for (_, source, loss), value in ((name.split("."), value) for name, value in losses.items())
     )
+    what = "text and pictures" if project.image else "text"
     lead = (
-        "<p>One Transformer that reads and writes text and pictures, trained from nothing on "
+        f"<p>One Transformer that reads and writes {what}, trained from scratch on "
         f"{html.escape(', '.join(source.name for source in project.prepare.sources))}.</p>"
         f"<div class='tiles'>{tiles}</div>"
     )
     footer = (
-        "Written by <code>chameleon run</code>, which skips finished stages. Change a number in a YAML file, and it "
-        "redoes what depends on it. <a href='data.html'>What the model was shown</a>. "
-        f"<code>chameleon generate {html.escape(str(train.output))} …</code> asks it more."
+        "Written by <code>chameleon run</code>, which skips finished stages; after a change in a YAML file it repeats "
+        "the stages that depend on it. <a href='data.html'>The rows it was trained on</a>. To ask the model for more: "
+        f"<code>chameleon generate {html.escape(str(train.output))} …</code>"
     )
     write_text(path, page("A Chameleon of your own", lead, sections, footer))
     return losses
@@ -62,8 +65,9 @@ def _section(title: str, text: str, body: str) -> list[Section]:
     return [Section(title, text, body)] if body else []
 
 
-def _figure(pictures: Sequence[tuple[str, Image]], caption: str) -> str:
-    inside = "".join(f"<div>{img(image, title=name)}{name}</div>" for name, image in pictures)
+def _figure(pictures: Sequence[tuple[str, Image]], text: str, caption: str) -> str:
+    """Pictures of the same thing, which `text` describes; `caption` is HTML."""
+    inside = "".join(f"<div>{img(image, f'{name}: {text}', 128)}{name}</div>" for name, image in pictures)
     return f"<figure><div class='pictures'>{inside}</div><figcaption>{caption}</figcaption></figure>"
 
 
@@ -72,7 +76,7 @@ def _gallery(figures: Sequence[str]) -> str:
 
 
 def _text(document: Sequence[Any]) -> str:
-    return html.escape("".join(segment for segment in document if isinstance(segment, str)).strip())
+    return "".join(segment for segment in document if isinstance(segment, str)).strip()
 
 
 def _square(model: Chameleon, image: Image) -> Image:
@@ -91,7 +95,8 @@ def _drawings(samples: Sequence[Sample]) -> str:
         drawn = next((segment for segment in sample.written if not isinstance(segment, str)), None)
         if drawn is not None:
             real = resize_and_crop(sample.truth[0], drawn.width)
-            figures.append(_figure([("drawn", drawn), ("real", real)], _text(sample.prompt)))
+            text = _text(sample.prompt)
+            figures.append(_figure([("drawn", drawn), ("real", real)], text, html.escape(text)))
     return _gallery(figures)
 
 
@@ -100,16 +105,18 @@ def _captions(model: Chameleon, samples: Sequence[Sample]) -> str:
         return ""
     images = [_square(model, sample.prompt[-1]) for sample in samples]
     rebuilt = model.detokenize_images(model.tokenize_images(images))
-    return _gallery([
-        _figure([("real", image), ("rebuilt", again)], f"<b>{_text(sample.written)}</b><br><span class='given'>"
-                f"{_text(sample.truth)}</span>")
-        for sample, image, again in zip(samples, images, rebuilt, strict=True)
-    ])  # fmt: skip
+    figures = []
+    for sample, image, again in zip(samples, images, rebuilt, strict=True):
+        text = _text(sample.truth)
+        caption = f"<b>{html.escape(_text(sample.written))}</b><br>{html.escape(text)}"
+        figures.append(_figure([("real", image), ("rebuilt", again)], text, caption))
+    return _gallery(figures)
 
 
 def _continuations(samples: Sequence[Sample]) -> str:
     return "".join(
-        f"<div class='card prose'>{document(sample.prompt, 'given')} {document(sample.written, 'written')}</div>"
+        f"<div class='card prose'>{document(sample.prompt, 'given', 128)} "
+        f"{document(sample.written, 'written', 128)}</div>"
         for sample in samples
     )
 
@@ -143,7 +150,7 @@ def _how_it_learnt(lines: Sequence[dict[str, Any]], best: str) -> str:
     line = _best(lines, best)
     if not best or line is None:
         return ""
-    return f"The model is that of step {line['step']:,}, where <code>{html.escape(best)}</code> was lowest."
+    return f"The model is the checkpoint of step {line['step']:,}, where <code>{html.escape(best)}</code> was lowest."
 
 
 def _curves(lines: Sequence[dict[str, Any]], project: Project) -> str:
