@@ -17,12 +17,15 @@ from chameleon_jax.runtime.folders import recover
 from chameleon_jax.runtime.headers import read_header
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
+from data_pipeline.batch_memory import BatchMemory
 from data_pipeline.mixture import Mixture
 from data_pipeline.row_files import Rows, read_batch
 from data_pipeline.rows import FIXED_ROWS, FIXED_ROWS_PER_FILE, PREPARED_VERSION, fixed_to_batch, to_batch
 
 TOKENS_AT_A_TIME = 1 << 18
 """Small batches are read several at a time, up to this many tokens."""
+ROWS_LOOKED_UP = 1 << 12
+"""The rows that the next batches hold are looked up about so many at a time, since few take as long."""
 
 
 def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -89,7 +92,8 @@ class PreparedData:
             begins = range(0, entry["rows"], FIXED_ROWS_PER_FILE)
             file_rows = [min(FIXED_ROWS_PER_FILE, entry["rows"] - begin) for begin in begins]
         else:
-            decode = functools.partial(to_batch, length=length, vocab_size=vocab_size, pad=self.header["pad"])
+            pad, empty = self.header["pad"], BatchMemory().empty
+            decode = functools.partial(to_batch, length=length, vocab_size=vocab_size, pad=pad, empty=empty)
             file_rows = entry["file_rows"]
         return Rows(f"{part}.{name}", [self.folder / file for file in entry["files"]], file_rows, length, decode)
 
@@ -125,11 +129,20 @@ class PreparedData:
         places, mixture = _places(batch_size, rows), self.mixture(stages, steps, batch_size, seed)
         pools = [self.rows("sources", name) for name in mixture.pools]
         at_a_time = max(TOKENS_AT_A_TIME // (len(places) * self.sequence_length), 1)
+        looked_up = at_a_time * max(ROWS_LOOKED_UP // (at_a_time * len(places)), 1)
+
+        @functools.lru_cache(maxsize=2)
+        def look_up(begin: int) -> tuple[np.ndarray, np.ndarray]:
+            numbers = np.arange(begin, min(begin + looked_up, steps))
+            return mixture.rows((numbers[:, None] * batch_size + places).ravel())
 
         def read(begin: int) -> list[Batch]:
-            numbers = np.arange(begin, min(begin + at_a_time, steps))
-            batch = read_batch(pools, *mixture.rows((numbers[:, None] * batch_size + places).ravel()))
-            return [Batch(*fields) for fields in zip(*(np.split(field, len(numbers)) for field in batch), strict=True)]
+            count = min(at_a_time, steps - begin)
+            before = (begin - start) % looked_up
+            here = slice(before * len(places), (before + count) * len(places))
+            pool_of_row, numbers = look_up(begin - before)
+            batch = read_batch(pools, pool_of_row[here], numbers[here])
+            return [Batch(*fields) for fields in zip(*(np.split(field, count) for field in batch), strict=True)]
 
         read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
         reading = grain.MapDataset.range(start, steps, at_a_time).map(read).to_iter_dataset(read_ahead)

@@ -161,14 +161,13 @@ def fit(
 
 def pieces_of(document: Piece, places: list[int], vocabulary: Vocabulary) -> list[Piece]:
     """Splits a document at `places`, and puts begin of sequence, which is never predicted, before each part."""
-    ids, weights = document
-    return [
-        Piece(
-            np.concatenate([[vocabulary.bos], ids[start:stop]]).astype(np.int32),
-            np.concatenate([[0], weights[start:stop]]).astype(np.float32),
-        )
-        for start, stop in zip([0, *places], [*places, len(ids)], strict=True)
-    ]
+    pieces = []
+    for start, stop in zip([0, *places], [*places, len(document.ids)], strict=True):
+        ids, weights = np.empty(stop - start + 1, np.int32), np.empty(stop - start + 1, np.float32)
+        ids[0], ids[1:] = vocabulary.bos, document.ids[start:stop]
+        weights[0], weights[1:] = 0, document.weights[start:stop]
+        pieces.append(Piece(ids, weights))
+    return pieces
 
 
 def _shortest_to_cut(length: int) -> int:

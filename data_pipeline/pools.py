@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from chameleon_jax.config import ConfigError
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.files import flush_to_disk
@@ -74,17 +76,17 @@ class Counts:
     def add(self, document: TokenizedDocument, fitted: Fitted, length: int, vocabulary: Vocabulary) -> None:
         kept = sum(len(piece.ids) - 1 for piece in fitted.pieces)
         modality, weights = vocabulary.modality[document.ids], document.weights[:kept]
-        text = modality == TEXT
-        image = (modality == IMAGE)[:kept]
+        _, text_tokens, image_tokens = np.bincount(modality[:kept], minlength=3).tolist()
         self.documents += 1
-        self.text_tokens += (text_tokens := int(text[:kept].sum()))
-        self.image_tokens += int(image.sum())
-        self.image_tokens_learnt += int((image & (weights > 0)).sum())
+        self.text_tokens += text_tokens
+        self.image_tokens += image_tokens
+        if image_tokens:
+            self.image_tokens_learnt += int(np.count_nonzero(weights[modality[:kept] == IMAGE] > 0))
         self.weight += float(weights.sum())
         self.tokens += kept - 1
         if fitted.turns_dropped:
-            self.pictures += int((document.ids[:kept] == vocabulary.begin_image).sum())
-            self.text_bytes += round(document.text_bytes * text_tokens / max(text.sum(), 1))
+            self.pictures += int(np.count_nonzero(document.ids[:kept] == vocabulary.begin_image))
+            self.text_bytes += round(document.text_bytes * text_tokens / max(np.count_nonzero(modality == TEXT), 1))
         else:
             self.pictures += document.pictures
             self.text_bytes += document.text_bytes

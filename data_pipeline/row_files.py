@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,17 +72,19 @@ class Rows:
 
     def records(self, numbers: np.ndarray) -> list[bytes]:
         """Rows as they are stored."""
-        records = [b""] * len(numbers)
-        files = np.searchsorted(self._begins, numbers, side="right") - 1
-        in_file, files = (numbers - self._begins[files]).tolist(), files.tolist()
-        for place in np.argsort(numbers).tolist():  # in their order on disk
-            reader = self._readers[files[place]]
+        order = np.argsort(numbers)  # in their order on disk
+        records, numbers = [b""] * len(numbers), numbers[order]
+        stops = np.searchsorted(numbers, self._begins).tolist()
+        for file, (first, last) in enumerate(itertools.pairwise(stops)):
+            reader = self._readers[file]
+            in_file = (numbers[first:last] - self._begins[file]).tolist()
             try:
-                with self._locks[files[place]]:
-                    reader.seek(in_file[place])
-                    records[place] = reader.read()
+                with self._locks[file]:
+                    for place, number in zip(order[first:last].tolist(), in_file, strict=True):
+                        reader.seek(number)
+                        records[place] = reader.read()
             except Exception as error:
-                raise self._damaged(int(numbers[place]), error) from None
+                raise self._damaged(int(self._begins[file]) + number, error) from None
         return records
 
     def check(self, number: int, record: bytes) -> None:

@@ -10,19 +10,25 @@ the targets of all places, and zeros up to the next word.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from chameleon_jax.batch import Batch, from_rows, row_dtype
-from data_pipeline.tokenized import id_dtype
+from data_pipeline.tokenized import id_dtype, run_begins
 
 PREPARED_VERSION = 2
 """`format_version` of dataset.json."""
 FIXED_ROWS = 1
 """The version in which rows were structured scalars of `row_dtype`, and files had up to `FIXED_ROWS_PER_FILE` rows."""
 FIXED_ROWS_PER_FILE = 65536
+
+
+Empty = Callable[[tuple[int, ...], Any], np.ndarray]
+"""Gives an array of some shape and dtype that is not filled, as `np.empty` does."""
 
 
 class Piece(NamedTuple):
@@ -34,43 +40,46 @@ class Piece(NamedTuple):
 
 def to_bytes(pieces: Sequence[Piece], vocab_size: int) -> bytes:
     """One row."""
-    weights = np.concatenate([piece.weights[1:] for piece in pieces]).astype("<f4")
-    begins = np.flatnonzero(np.diff(weights, prepend=np.float32(np.nan)) != 0)
+    weights = np.concatenate([piece.weights[1:] for piece in pieces]).astype("<f4", copy=False)
+    begins = run_begins(weights)
     places = [len(piece.ids) - 1 for piece in pieces]
-    words = np.array([len(pieces), len(begins), *places, *np.diff(begins, append=len(weights))], "<u4")
-    first = [piece.ids[0] for piece in pieces]
-    ids = np.concatenate([first, *(piece.ids[1:] for piece in pieces)]).astype(id_dtype(vocab_size))
+    lengths = [end - begin for begin, end in itertools.pairwise([*begins, len(weights)])]
+    words = np.array([len(pieces), len(begins), *places, *lengths], "<u4")
+    ids = np.concatenate([piece.ids[:1] for piece in pieces] + [piece.ids[1:] for piece in pieces])
+    ids = ids.astype(id_dtype(vocab_size))
     return b"".join([words.tobytes(), weights[begins].tobytes(), ids.tobytes(), bytes(-ids.nbytes % 4)])
 
 
-def to_batch(records: Sequence[bytes], length: int, vocab_size: int, pad: int) -> Batch:
+def to_batch(records: Sequence[bytes], length: int, vocab_size: int, pad: int, empty: Empty = np.empty) -> Batch:
     """The rows as arrays `[len(records), length]`.
+
+    Args:
+      empty: gives the memory for all of them.
 
     Raises:
       ValueError: with the reason, if any of them is damaged. To know which, read them one by one.
     """
     row = _tables(records, length, id_dtype(vocab_size))
     count, padding = len(records), length - row.used
-    # Padding is the last segment of its row, with number 0 and weight 0; it may be empty.
-    ends = np.cumsum(row.documents)
-    lengths = np.insert(row.document_places, ends, padding)
-    numbers = np.insert(_count_up(row.documents) + 1, ends, 0).astype(np.int32)
+    # What follows the last document of a row is derived as if it belonged to it, and then overwritten.
+    pads = _ranges(np.arange(1, count + 1) * length - padding, padding)
+    lengths = _with_rest(row.document_places, row.documents, padding)
     starts = np.cumsum(lengths) - lengths
-    segment_ids = np.repeat(numbers, lengths)
-    positions = np.arange(count * length, dtype=np.int32) - np.repeat(starts.astype(np.int32), lengths)
-    positions[segment_ids == 0] = 0
-    ends = np.cumsum(row.runs)
-    loss_weights = np.repeat(np.insert(row.run_weights, ends, 0), np.insert(row.run_places, ends, padding))
-    begins, pads = row.ids + row.documents, np.full(length, pad, row.content.dtype)
-    parts = zip(begins.tolist(), (begins + row.used).tolist(), padding.tolist(), strict=True)
-    targets = np.concatenate([part for begin, end, rest in parts for part in (row.content[begin:end], pads[:rest])])
-    targets = targets.astype(np.int32)
-    first = np.insert(row.content[_ranges(row.ids, row.documents)].astype(np.int32), np.cumsum(row.documents), pad)
-    inputs = np.empty_like(targets)
+    first = row.content[_ranges(row.ids, row.documents)]
+    inputs, targets, loss_weights, positions, segment_ids = empty((len(Batch._fields), count * length), np.int32)
+    loss_weights = loss_weights.view(np.float32)
+
+    targets.reshape(count, length)[:] = sliding_window_view(row.content, length)[row.ids + row.documents]
     inputs[1:] = targets[:-1]
-    inputs[starts[lengths > 0]] = first[lengths > 0]
-    _check(inputs, targets, row.run_weights, vocab_size)
-    return Batch(*(field.reshape(count, length) for field in (inputs, targets, loss_weights, positions, segment_ids)))
+    inputs[starts] = first
+    loss_weights[:] = row.run_weights.repeat(_with_rest(row.run_places, row.runs, padding))
+    np.subtract(np.arange(len(positions), dtype=np.int32), starts.astype(np.int32).repeat(lengths), out=positions)
+    segment_ids[:] = (_count_up(row.documents) + 1).astype(np.int32).repeat(lengths)
+    fields = Batch(inputs, targets, loss_weights, positions, segment_ids)
+    for field, value in zip(fields, (pad, pad, 0, 0, 0), strict=True):
+        field[pads] = value
+    _check(first, targets, row.run_weights, vocab_size)
+    return Batch(*(field.reshape(count, length) for field in fields))
 
 
 class _Tables(NamedTuple):
@@ -90,7 +99,7 @@ def _tables(records: Sequence[bytes], length: int, ids: np.dtype) -> _Tables:
     sizes = np.array([len(record) for record in records])
     if (wrong := sizes[(sizes % 4 > 0) | (sizes < 8)]).size:
         raise ValueError(f"no row has {wrong[0]} bytes")
-    content = b"".join(records)
+    content = b"".join([*records, bytes(4 * length)])  # so much follows the begin of any row
     words = np.frombuffer(content, "<u4")
     starts = (np.cumsum(sizes) - sizes) // 4
     documents, runs = words[starts].astype(np.int64), words[starts + 1].astype(np.int64)
@@ -114,6 +123,13 @@ def _tables(records: Sequence[bytes], length: int, ids: np.dtype) -> _Tables:
     )  # fmt: skip
 
 
+def _with_rest(places: np.ndarray, counts: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """`places`, `counts` of them in each row, where the last of a row has its rest, too."""
+    places = places.copy()
+    places[np.cumsum(counts) - 1] += rest
+    return places
+
+
 def _count_up(counts: np.ndarray) -> np.ndarray:
     """0, 1, … counts[0] - 1, 0, 1, … counts[1] - 1, and so on."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -128,7 +144,7 @@ def _check(inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray, vocab_s
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("loss weights must be finite and 0 or more, not NaN, infinite or negative")
     for name, ids in (("targets", targets), ("inputs", inputs)):
-        if ids.min() < 0 or ids.max() >= vocab_size:
+        if ids.view(f"u{ids.itemsize}").max() >= vocab_size:  # negative ones are the largest
             raise ValueError(f"{name} must be ids from 0 to {vocab_size - 1}")
 
 
