@@ -45,7 +45,7 @@ class PoolSource:
 
 
 @dataclasses.dataclass
-class Counts:
+class PackedCounts:
     """What of a source went into rows, and what did not."""
 
     documents: int = 0
@@ -96,7 +96,7 @@ class Counts:
         self.pictures_cut_off += fitted.pictures_cut_off
 
     def figures(self) -> dict[str, Any]:
-        """Counts for dataset.json, without newer ones that are 0."""
+        """For dataset.json, without newer ones that are 0."""
         newer = ("conversations", "documents_cut", "pictures_cut_off", "documents_rejected")
         return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in newer}
 
@@ -129,13 +129,13 @@ def write_pool(
       too_long: what to do with documents that are longer, except for conversations, which lose turns.
 
     Returns:
-      the entry of the pool in dataset.json: `files` with their number of rows and hash, and the totals of `Counts`. In
-      a pool of several sources, `sources` has those of each.
+      the entry of the pool in dataset.json: `files` with their number of rows and hash, and the totals of
+      `PackedCounts`. In a pool of several sources, `sources` has those of each.
 
     Raises:
       ValueError: if a picture does not fit a row.
     """
-    counts, packer, several = [Counts() for _ in sources], Packer(length), len(sources) > 1
+    counts, packer, several = [PackedCounts() for _ in sources], Packer(length), len(sources) > 1
     shares = [source.weight / sum(each.weight for each in sources) for source in sources]
     expected = min(source.tokens * source.epochs / share for source, share in zip(sources, shares, strict=True))
 
@@ -147,7 +147,7 @@ def write_pool(
                     bar.update(sum(each.tokens for each in counts), rows=f"{rows:,}")
 
     entry = _write(records(), folder, name)
-    entry |= Counts(*(sum(values) for values in zip(*map(dataclasses.astuple, counts), strict=True))).figures()
+    entry |= PackedCounts(*(sum(values) for values in zip(*map(dataclasses.astuple, counts), strict=True))).figures()
     if several:
         of_sources = zip(sources, shares, counts, strict=True)
         entry["texts_cut_to_fill"] = packer.cuts
@@ -157,7 +157,7 @@ def write_pool(
 
 def _rows(
     sources: Sequence[PoolSource],
-    counts: Sequence[Counts],
+    counts: Sequence[PackedCounts],
     packer: Packer,
     length: int,
     vocabulary: Vocabulary,
@@ -207,7 +207,9 @@ def check_figures(place: str, figures: Mapping[str, Any], length: int) -> None:
         )
 
 
-def _draw(sources: Sequence[PoolSource], counts: Sequence[Counts]) -> Iterator[tuple[int, TokenizedDocument, bool]]:
+def _draw(
+    sources: Sequence[PoolSource], counts: Sequence[PackedCounts]
+) -> Iterator[tuple[int, TokenizedDocument, bool]]:
     """Documents with the number of their source, and whether it is used again."""
     reading, epochs = [source.open() for source in sources], [1] * len(sources)
     while True:

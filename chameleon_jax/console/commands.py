@@ -126,6 +126,8 @@ def _worker(given: str) -> tuple[int, int]:
     """Number of this worker, from 1, and how many there are."""
     if not given:
         number, count = place_in_cluster()
+        if count > 1:
+            console.print(f"worker {number + 1} of {count}, as the cluster says; --worker 1/1 would do everything here")
         return number + 1, count
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given)
     if not found or not 1 <= int(found[1]) <= int(found[2]):

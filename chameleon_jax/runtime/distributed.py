@@ -10,7 +10,7 @@ import sys
 import traceback
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ ENVIRONMENT = {
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 """What JAX needs to find the processes of a step started by srun; a batch script's shell lacks the second."""
+
+_SLICES = {"MEGASCALE_NUM_SLICES": 1, "MEGASCALE_SLICE_ID": 0}
+"""How many slices of a TPU pod work together and which one this is, with their defaults."""
 
 
 def is_first() -> bool:
@@ -127,10 +130,9 @@ def _cluster() -> str:
     if all(name in env for name in SLURM) and "1" not in (env["SLURM_NTASKS"], env.get("SLURM_STEP_NUM_TASKS")):
         return "Slurm"
     if workers := _tpu_workers():  # GKE
-        return "Cloud TPU" if len(workers) > 1 or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
-    # JAX sets the first variable if it finds TPUs and libtpu, and the second if it finds none.
-    if "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
-        return "Cloud TPU" if _hosts_of_tpu_vm() > 1 else ""
+        return "Cloud TPU" if _over_slices(0, len(workers), env)[1] > 1 else ""
+    if _is_tpu_vm():
+        return "Cloud TPU" if _place_on_tpu_vm()[1] > 1 else ""
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         if find_spec("kubernetes") is None:
             raise ConfigError(
@@ -153,7 +155,9 @@ def place_in_cluster() -> tuple[int, int]:
     elif "OMPI_COMM_WORLD_RANK" in env:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
     elif workers := _tpu_workers():
-        return int(env["TPU_WORKER_ID"]), len(workers)
+        return _over_slices(int(env["TPU_WORKER_ID"]), len(workers), env)
+    elif _is_tpu_vm():
+        return _place_on_tpu_vm()
     else:
         return 0, 1
     number, count = (int(env[name]) if env.get(name, "").isdecimal() else -1 for name in names)
@@ -171,23 +175,42 @@ def _tpu_workers() -> list[str]:
     return workers.split(",") if workers else []
 
 
-def _hosts_of_tpu_vm() -> int:
-    """Number of hosts of this Cloud TPU slice, times slices. On a TPU VM only the metadata server knows."""
+def _is_tpu_vm() -> bool:
+    """Whether this may be a TPU VM, which has a metadata server."""
+    # JAX sets the first variable if it finds TPUs and libtpu, and the second if it finds none.
+    return "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
 
-    def attribute(name: str) -> str:
-        server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-        address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
-        request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.read().decode()
-        except OSError:  # a TPU outside a TPU VM, such as that of a notebook
-            return ""
 
-    hosts = len(attribute("worker-network-endpoints").split(","))
+def _place_on_tpu_vm() -> tuple[int, int]:
+    """Number of this host of a Cloud TPU slice and how many there are, over all slices; only the metadata server knows.
+
+    The attributes are those that `jax/_src/clusters` reads.
+    """
+    number = _metadata("agent-worker-number")
+    if not number:
+        return 0, 1
     # Lines such as MEGASCALE_NUM_SLICES: '2'
-    lines = dict(line.split(":", 1) for line in attribute("tpu-env").splitlines() if ":" in line)
-    return hosts * int(os.environ.get("MEGASCALE_NUM_SLICES") or lines.get("MEGASCALE_NUM_SLICES", "1").strip(" '"))
+    lines = dict(line.split(":", 1) for line in _metadata("tpu-env").splitlines() if ":" in line)
+    slices = {name: os.environ.get(name) or lines.get(name, "").strip(" '") for name in _SLICES}
+    return _over_slices(int(number), len(_metadata("worker-network-endpoints").split(",")), slices)
+
+
+def _over_slices(number: int, hosts: int, slices: Mapping[str, str]) -> tuple[int, int]:
+    """Number of a host and how many there are over all slices, of its number in one slice of so many hosts."""
+    count, place = (int(slices.get(name) or default) for name, default in _SLICES.items())
+    return place * hosts + number, count * hosts
+
+
+def _metadata(attribute: str) -> str:
+    """What the metadata server of a TPU VM says; "" where there is none, as beside the TPU of a notebook."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    address = f"http://{server}/computeMetadata/v1/instance/attributes/{attribute}"
+    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
 
 
 def wait_for_all(what: str) -> None:

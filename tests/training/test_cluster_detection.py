@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_jax.config import ConfigError, DistributedConfig
 from chameleon_jax.runtime import distributed
-from chameleon_jax.runtime.distributed import _cluster, _hosts_of_tpu_vm, place_in_cluster, start
+from chameleon_jax.runtime.distributed import _cluster, place_in_cluster, start
 
 SLURM_STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9",
@@ -35,7 +35,7 @@ def without(variables: dict[str, str], name: str) -> dict[str, str]:
 def environment(monkeypatch):
     """Replaces the variables that tell about clusters."""
     for name in (*SLURM_STEP, *OPEN_MPI, *GKE_TPU, *INDEXED_JOB, *TPU_VM, "TPU_PROCESS_ADDRESSES",
-                 "MEGASCALE_NUM_SLICES", "TPU_SKIP_MDS_QUERY", "OMPI_COMM_WORLD_RANK",
+                 "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "TPU_SKIP_MDS_QUERY", "OMPI_COMM_WORLD_RANK",
                  *distributed.ENVIRONMENT.values()):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
@@ -123,6 +123,7 @@ def test_one_process_is_no_cluster(environment, joined, variables):
         (SLURM_STEP, (9, 16)),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
         (GKE_TPU, (1, 2)),
+        ({**GKE_TPU, "MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2"}, (5, 6)),
         ({"TPU_PROCESS_ADDRESSES": "host-0:8476,host-1:8476", "TPU_WORKER_ID": "0"}, (0, 2)),
         ({"CHAMELEON_PROCESS": "3", "CHAMELEON_PROCESSES": "4", **SLURM_STEP}, (3, 4)),
     ],
@@ -139,25 +140,39 @@ def test_a_place_outside_the_cluster_is_refused(environment):
 
 
 @pytest.mark.parametrize(
-    ("endpoints", "tpu_env", "variables", "hosts"),
+    ("number", "endpoints", "tpu_env", "variables", "place"),
     [
-        ("10.0.0.1", "WORKER_ID: '0'\n", {}, 1),
-        ("10.0.0.1,10.0.0.2", "ACCELERATOR_TYPE: 'v5p-16'\n", {}, 2),
-        ("a:1:10.0.0.1,b:2:10.0.0.2", "MEGASCALE_NUM_SLICES: '3'\nWORKER_ID: '1'\n", {}, 6),
-        ("10.0.0.1", "", {"MEGASCALE_NUM_SLICES": "2"}, 2),
-        (None, None, {}, 1),
+        ("0", "10.0.0.1", "WORKER_ID: '0'\n", {}, (0, 1)),
+        ("1", "10.0.0.1,10.0.0.2", "ACCELERATOR_TYPE: 'v5p-16'\n", {}, (1, 2)),
+        ("1", "a:1:10.0.0.1,b:2:10.0.0.2", "MEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '2'\n", {}, (5, 6)),
+        ("0", "10.0.0.1", "", {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}, (1, 2)),
+        (None, None, None, {}, (0, 1)),
     ],
 )
-def test_a_tpu_vm_asks_its_metadata_server(metadata_server, environment, endpoints, tpu_env, variables, hosts):
-    metadata_server |= {"worker-network-endpoints": endpoints, "tpu-env": tpu_env}
+def test_a_tpu_vm_asks_its_metadata_server(metadata_server, environment, number, endpoints, tpu_env, variables, place):
+    answers = {"agent-worker-number": number, "worker-network-endpoints": endpoints, "tpu-env": tpu_env}
+    metadata_server |= answers
     environment(variables)
-    assert _hosts_of_tpu_vm() == hosts
-    assert _cluster() == ("Cloud TPU" if hosts > 1 else "")
+    assert place_in_cluster() == place
+    assert _cluster() == ("Cloud TPU" if place[1] > 1 else "")
+
+
+def test_place_on_a_tpu_vm_is_what_jax_says(metadata_server):
+    pytest.importorskip("requests")
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+    metadata_server |= {
+        "agent-worker-number": "1",
+        "worker-network-endpoints": "10.0.0.1,10.0.0.2",
+        "tpu-env": "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n",
+    }
+    assert place_in_cluster() == (GceTpuCluster.get_process_id(), GceTpuCluster.get_process_count())
 
 
 def test_a_tpu_vm_without_metadata_server_is_alone(environment):
     environment({**TPU_VM, "GCE_METADATA_IP": "localhost:9", "no_proxy": "*"})
     assert _cluster() == ""
+    assert place_in_cluster() == (0, 1)
 
 
 @pytest.mark.parametrize("installed", [True, False])
