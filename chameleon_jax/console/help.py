@@ -127,6 +127,29 @@ def print_full_help(command: Command, file: str | None) -> None:
             _all_options(command, file), args=["--help"], prog=f"chameleon {command.name}", description=command.summary,
             config=(PositionalMetavarFromFieldName, AvoidSubcommands),
         )  # fmt: skip
+    explained = set()
+    for path, text, entry in _empty_lists(command.config, _shown_config(command, file)[0]):
+        if entry not in explained:
+            explained.add(entry)
+            print(textwrap.fill(f"--{path}, a list that is empty here. {text} Keys of each entry:", _width()))
+            print(*(_paragraph(name, doc) for name, doc in _docs(entry).items()), "", sep="\n")
+
+
+def _empty_lists(cls: type, config: Any, path: str = "") -> Iterator[tuple[str, str, type]]:
+    """Lists of configs that have no entry of which tyro could show the keys: names, documentation, and the class of
+    their entries."""
+    docs, hints = _docs(cls), typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        name, hint = f"{path}{each.name.replace('_', '-')}", hints[each.name]
+        value = getattr(config, each.name, each.default)
+        entry = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+        if dataclasses.is_dataclass(value):
+            yield from _empty_lists(type(value), value, f"{name}.")
+        elif dataclasses.is_dataclass(entry):
+            if value:
+                yield from _empty_lists(type(value[0]), value[0], f"{name}.0.")
+            else:
+                yield name, docs.get(each.name, ""), entry
 
 
 def _all_options(command: Command, file: str | None = None) -> type:

@@ -13,8 +13,11 @@ import pytest
 
 import chameleon_jax
 from chameleon_jax.config import find_configs, read_config, reading
+from chameleon_jax.config.docstrings import field_docs
 from chameleon_jax.console.arguments import parse
 from chameleon_jax.console.cli import COMMANDS, main
+from data_pipeline.config import PoolConfig
+from data_pipeline.forms import Template
 
 
 def test_help_lists_every_command(capsys):
@@ -37,9 +40,18 @@ def test_help_fits_a_screen_and_help_all_explains_every_key(name, capsys):
     for field in dataclasses.fields(COMMANDS[name].config):
         key = f"--{field.name.replace('_', '-')}"
         assert key in short
-        assert key in full or field.name == "pools"  # a list of configs that is empty has no keys to explain
+        assert key in full
     nested = {"train": "--optimizer.learning-rate", "generate": "--text.temperature", "prepare": "--sources.0.count"}
     assert nested.get(name, "") in full
+
+
+def test_help_all_explains_the_keys_of_lists_that_are_empty(capsys):
+    assert main(["prepare", "--help-all"]) == 0
+    full = " ".join(capsys.readouterr().out.split())
+    for path, cls in (("--pools", PoolConfig), ("--sources.0.form.templates", Template)):
+        assert f"{path}, a list that is empty here. " in full
+        for field in dataclasses.fields(cls):
+            assert f" {field.name} {' '.join(field_docs(cls)[field.name].split())}" in full
 
 
 def test_help_shows_long_values_on_narrow_terminals(tmp_path, monkeypatch, capsys):
