@@ -22,7 +22,7 @@ from chameleon_jax.config import ConfigError, to_dict
 from chameleon_jax.errors import ChameleonError, FileError
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
-from chameleon_jax.runtime.files import append_text, write_json
+from chameleon_jax.runtime.files import append_text, new_file, write_json
 from chameleon_jax.runtime.folders import Kind, check_folder, new_folder, read_marker, recover
 from chameleon_jax.runtime.headers import FORMAT_VERSION, with_checksum
 from chameleon_jax.runtime.locks import only_writer
@@ -93,7 +93,11 @@ def prepare(
         units.remove_unfinished(command.output)
         done = units.done_keys(command.output)
         share = planned[worker[0] - 1 :: worker[1]]
-        _run({unit.key: unit for unit in share if unit.key not in done}, command, tokenizer)
+        try:
+            _run({unit.key: unit for unit in share if unit.key not in done}, command, tokenizer)
+        except FileError:  # unless others did all of this share meanwhile, and packed
+            if {unit.key for unit in planned} - units.done_keys(command.output):
+                raise
         missing = {unit.key for unit in planned} - units.done_keys(command.output)
         if missing:
             console.print(f"{command.output}: {len(missing)} units of other workers are missing; the last one packs.")
@@ -123,7 +127,9 @@ def _begin(command: PrepareCommand, tokenizer_hash: str) -> None:
     before = read_marker(path)
     if before.get("tokenizer") not in (None, tokenizer_hash):
         console.print(f"{command.output}: the tokenizer is not that of the last run; all units are made anew.")
-    write_json(path, {"format_version": FORMAT_VERSION, "tokenizer": tokenizer_hash, "command": to_dict(command)})
+    header = {"format_version": FORMAT_VERSION, "tokenizer": tokenizer_hash, "command": to_dict(command)}
+    with new_file(path, tidy=False) as tmp:  # other workers may be writing theirs
+        tmp.write_text(json.dumps(header, indent=2) + "\n")
 
 
 def _run(waiting: dict[str, Unit], command: PrepareCommand, tokenizer: DocumentTokenizer) -> None:

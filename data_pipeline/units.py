@@ -41,6 +41,8 @@ FORMAT_VERSION = 1
 """Of what a unit writes. Raised when the same inputs give something else."""
 MOST_REASONS = 100
 """Reasons of rejections that are counted apart."""
+UNLOCKED_FOR = 60
+"""Seconds after which a temporary file that nobody has locked is taken for that of a killed process."""
 ELSEWHERE = ("name", "path", "picture_folder", "data_dir", "count")
 """Keys of sources that do not change what becomes of a record: names, and where files lie. `count` ends up in units."""
 
@@ -321,11 +323,13 @@ def states(units: Iterable[Unit], folder: str | Path) -> dict[str, str]:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Removes what killed processes left."""
+    """Removes what killed processes left, unless it is so new that another machine may be about to lock it."""
     for name in _names(folder):
         file = as_path(folder) / "units" / name
         if name.startswith(".") and name.endswith(".part") and is_unused(file):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > UNLOCKED_FOR:
+                    file.unlink()
 
 
 def _names(folder: str | Path) -> set[str]:

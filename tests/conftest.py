@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of `pytest -n`: it inherits what is set here
 if not IS_WORKER:
@@ -70,3 +71,21 @@ def pytest_configure():
 def pytest_unconfigure():
     if not IS_WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def read_only_folder():
+    """A folder that may be read and not written. The superuser may write anywhere, so a test that runs as the superuser
+    goes on as nobody."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
+    folder.chmod(0o555)
+    is_superuser = os.geteuid() == 0
+    if is_superuser:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield folder
+    finally:
+        if is_superuser:
+            os.setresuid(0, 0, 0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)

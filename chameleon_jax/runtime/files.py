@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def new_file(path: str | Path, *, tidy: bool = True) -> Iterator[Path]:
         for file in leftovers(real, r"\d+") if tidy else ():
             if is_unused(file):
                 file.unlink()
-        tmp = real.with_name(f".{real.name}.{os.getpid()}.part")
+        tmp = temporary_name(real)
         try:
             with in_use(tmp):
                 yield tmp
@@ -49,6 +50,11 @@ def new_file(path: str | Path, *, tidy: bool = True) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 tmp.unlink()
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses. Process ids would repeat on hosts that share the folder."""
+    return path.with_name(f".{path.name}.{secrets.randbelow(10**12)}.part")
 
 
 def leftovers(path: Path, *states: str) -> list[Path]:

@@ -32,7 +32,7 @@ from chameleon_jax.runtime.cloud import (
 )
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.distributed import broadcast_from_first, wait_for_all
-from chameleon_jax.runtime.files import flush_to_disk, leftovers, read_json
+from chameleon_jax.runtime.files import flush_to_disk, leftovers, read_json, temporary_name
 from chameleon_jax.runtime.locks import only_writer
 
 _EXISTS = "is there already; choose another folder or remove it first"
@@ -145,7 +145,7 @@ def new_folder(path: str | Path, kind: Kind | None = None) -> Iterator[Path]:
     real = check_folder(path, kind)
     with explain_disk_errors(path), _parents(real), only_writer(real.with_name(f".{real.name}.lock"), path):
         _remove_leftovers(real)
-        tmp = real.with_name(f".{real.name}.{os.getpid()}.part")
+        tmp = temporary_name(real)
         try:
             tmp.mkdir()
             yield tmp
@@ -256,6 +256,8 @@ def _without_links(path: str | Path) -> Path:
 def _foreign_entry(folder: Path, kind: Kind | None) -> str | None:
     """The first path in `folder` that a folder of this kind cannot contain; None if there is none."""
     entries = sorted(os.listdir(folder))
+    if kind is not None:  # another process may be writing the first file
+        entries = [name for name in entries if not (fnmatch.fnmatchcase(name, ".*.part") and _belongs(name, kind))]
     if not entries or kind is None or not kind.is_one(folder):
         return entries[0] if entries else None
     for where, folders, files in os.walk(folder):
@@ -268,12 +270,14 @@ def _foreign_entry(folder: Path, kind: Kind | None) -> str | None:
 
 
 def _check_parent(path: Path, real: Path) -> None:
-    """Raises `FileError` unless the folder that contains `real` exists and is writable, or can be created."""
+    """Raises `FileError` unless the folder that contains `real` exists and is writable, or can be created; and `real`
+    itself is, if it is a folder."""
     parent = next(folder for folder in real.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise FileError(f"{path}: cannot be written: {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise FileError(f"{path}: cannot be written: nothing may be written into {parent}")
+    for folder in (parent, *([real] if real.is_dir() else [])):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise FileError(f"{path}: cannot be written: nothing may be written into {folder}")
 
 
 @contextlib.contextmanager

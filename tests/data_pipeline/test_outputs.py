@@ -15,6 +15,9 @@ from chameleon_jax.console import commands
 from chameleon_jax.console.cli import main
 from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.documents import save_image_tokenizer
+from data_pipeline.config import PrepareCommand
+from data_pipeline.prepare import prepare  # noqa: F401 - as nobody, it may not be possible to import it
+from data_pipeline.sources import DocumentsSource
 
 NOWHERE = [{"kind": "documents", "name": "none", "path": "there/is/no/such.jsonl"}]
 """A source that fails as soon as it is opened, after every look at the output."""
@@ -75,6 +78,15 @@ def test_what_is_there_is_refused_first_and_stays(tmp_path, capsys, name, there)
     assert main(command_line(tmp_path, name, tmp_path / "new" / "output")) != 0
     assert "such" in capsys.readouterr().err  # it went on to the sources, or to the tokenizers
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("output", ["", "new", "new/rows"])
+def test_folder_that_cannot_be_written_is_refused_before_any_work(read_only_folder, output):
+    nothing = DocumentsSource(path="there/is/no/such.jsonl")
+    command = PrepareCommand(str(read_only_folder / output), 64, (nothing,), text_tokenizer="no.model")
+    message = f"^{command.output}: cannot be written: nothing may be written into {read_only_folder}$"
+    with pytest.raises(FileError, match=message):
+        commands.prepare(command)
 
 
 def test_data_that_was_prepared_before_is_replaced_and_nothing_is_left(own_command):

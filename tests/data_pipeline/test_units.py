@@ -8,7 +8,9 @@ import re
 import resource
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +23,13 @@ from chameleon_jax.config.reading import config
 from chameleon_jax.console import commands
 from chameleon_jax.console.commands import open_tokenizer
 from chameleon_jax.errors import ChameleonError, FileError
+from chameleon_jax.runtime.folders import check_folder
 from data_pipeline import units
 from data_pipeline.accounting import TooManyRejected
 from data_pipeline.config import PrepareCommand
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.loader import PreparedData
+from data_pipeline.prepare import PREPARED
 from data_pipeline.prepare import prepare as prepare_rows
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources import DocumentsSource, SourceConfig, register_source
@@ -75,6 +79,39 @@ def test_workers_share_the_units_in_any_order(job, in_one_go, tmp_path, capsys):
     assert prepare(job, tmp_path / "rows", worker=(2, 3))["fingerprint"] == PreparedData(in_one_go).fingerprint
     assert written(tmp_path / "rows") == written(in_one_go)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_two_machines_may_run_the_same_unit_at_once(job, tmp_path):
+    """As when one that was thought lost comes back. Their process ids may be the same, as in containers."""
+    job = dataclasses.replace(job, output=str(tmp_path))
+    tokenizer, unit = scrambled_tokenizer(), units.plan(job, "")[0]
+    both_have_written = threading.Barrier(2, timeout=60)
+
+    def run(_: int) -> units.Counts:
+        first = iter([both_have_written.wait])
+        return units.run(unit, job, tokenizer, report=lambda counts: next(first, lambda: 0)())
+
+    with ThreadPoolExecutor(2) as machines:
+        one, other = machines.map(run, range(2))
+    assert one == other == units.counts_of(unit, tmp_path)
+    assert len(list(units.documents_of_unit(unit, tmp_path, tokenizer.vocabulary.size))) == one.documents == 20
+    files = units.UnitFiles(tmp_path, unit.key)
+    assert {*(tmp_path / "units").iterdir()} == {files.done, files.documents, files.rejected}
+
+
+def test_rows_are_the_same_if_two_machines_have_the_same_number(job, in_one_go, tmp_path):
+    with ThreadPoolExecutor(3) as machines:
+        list(machines.map(lambda number: prepare(job, tmp_path / "rows", worker=(number, 2)), (1, 1, 2)))
+    assert written(tmp_path / "rows") == written(in_one_go)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_workers_that_start_at_once_do_not_take_each_others_first_file_for_somebody_elses(job, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / ".prepare.json.17.part").touch()
+    check_folder(tmp_path / "rows", PREPARED)
+    with pytest.raises(FileError, match=r"it holds '\.prepare\.json\.17\.part'"):
+        check_folder(tmp_path / "rows")
 
 
 def test_too_many_rejected_records_fail_the_job_and_what_is_done_stays_done(job, tmp_path):

@@ -6,8 +6,6 @@ import errno
 import functools
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -102,25 +100,10 @@ def test_place_that_cannot_be_written_is_named(tmp_path):
     assert contents(tmp_path) == {"file": b"in the way"}
 
 
-@pytest.fixture
-def ordinary_user():
-    """The superuser may write anywhere, so a test that runs as the superuser goes on as nobody."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-
-
-def test_unwritable_folder_is_named(ordinary_user, request):
-    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
-    request.addfinalizer(lambda: shutil.rmtree(folder))
-    folder.chmod(0o500)
-    for new, reason in ((new_file, "Permission denied"), (new_folder, f"nothing may be written into {folder}")):
-        with pytest.raises(FileError, match=f"result: cannot be written: {reason}"), new(folder / "result"):
+def test_unwritable_folder_is_named(read_only_folder):
+    reason_of_folder = f"nothing may be written into {read_only_folder}"
+    for new, reason in ((new_file, "Permission denied"), (new_folder, reason_of_folder)):
+        with pytest.raises(FileError, match=f"result: cannot be written: {reason}"), new(read_only_folder / "result"):
             pass
 
 
