@@ -54,6 +54,13 @@ NOTHING = NearDuplicatesConfig()
 """Nothing is compared."""
 
 
+def check_installed(settings: NearDuplicatesConfig) -> None:
+    """Raises `ConfigError` if a package is missing that computing the signatures takes."""
+    for limit, package in ((settings.text, "datasketch"), (settings.pictures, "imagehash")):
+        if limit is not None:
+            _library(package)
+
+
 def text_signature(text: str) -> bytes:
     """A MinHash of the text, `HASHES` numbers of 4 bytes; b"" if it has no words. Case and white space are ignored."""
     words = text.casefold().split()

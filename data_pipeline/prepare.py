@@ -32,7 +32,7 @@ from chameleon_jax.tokens.vocabulary import Vocabulary
 from data_pipeline import accounting, units
 from data_pipeline.config import PoolConfig, PrepareCommand
 from data_pipeline.duplicates import find_duplicates
-from data_pipeline.near_duplicates import NOTHING, near_duplicates, split_signature
+from data_pipeline.near_duplicates import NOTHING, check_installed, near_duplicates, split_signature
 from data_pipeline.pools import PoolSource, check_figures, pools_of, write_pool
 from data_pipeline.processes import run_units
 from data_pipeline.rows import PREPARED_VERSION
@@ -75,10 +75,11 @@ def prepare(
       the contents of dataset.json; None if units of other workers are not done yet.
 
     Raises:
-      ConfigError: if one picture does not fit a row, or a source has nothing to train on.
+      ConfigError: if one picture does not fit a row, a package is missing, or a source has nothing to train on.
       ChameleonError: if too many records of a source cannot be used, or units failed. The others stay done.
     """
     _check_length(command, tokenizer)
+    check_installed(command.near_duplicates)
     recover(command.output)
     check_folder(command.output, PREPARED)
     tokenizer_hash = units.hash_of_tokenizer(tokenizer)

@@ -92,7 +92,7 @@ class Rejected(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
     """A part of a source that is read on its own. JSON holds all of it."""
 
@@ -107,3 +107,6 @@ class Shard:
     """How many records it holds, where that is known without reading them."""
     files: tuple[str, ...] = ()
     """Its files, relative to the path of the source."""
+    size: int = 0
+    """Bytes of text that take as long to tokenize, about. Small shards become one unit where there are many of them;
+    those of an unknown size, 0, do not."""

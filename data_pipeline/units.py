@@ -30,6 +30,7 @@ from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.records import Record, Rejected, Shard
+from data_pipeline.sources.files import GROUP_BYTES, GROUP_FILES
 from data_pipeline.sources.source import SourceConfig, settings_of
 from data_pipeline.tokenize import EncodeSquares, tokenize
 from data_pipeline.tokenized import TokenizedDocument, from_bytes, to_bytes
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 """Of what a unit writes. Raised when the same inputs give something else."""
+FEW = 100
+"""Shards up to which even small ones are units of their own, so that all cores have something to do."""
 MOST_REASONS = 100
 """Reasons of rejections that are counted apart."""
 UNLOCKED_FOR = 60
@@ -53,7 +56,8 @@ class UnitFailed(ChameleonError):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One shard of one source; or all of a source of which the first `limit` records are used."""
+    """One shard of one source, or several small ones; or all of a source of which the first `limit` records are
+    used."""
 
     part: str
     """sources or held_out"""
@@ -149,7 +153,7 @@ def _limited(source: SourceConfig, shards: list[Shard]) -> Iterator[tuple[tuple[
     """Which shards are read together, and how many of their records: one by one, if their first `count` records can be
     told apart without reading them."""
     if not source.count:
-        yield from (((shard,), 0) for shard in shards)
+        yield from ((group, 0) for group in _groups(shards))
         return
     left = source.count
     for number, shard in enumerate(shards):
@@ -160,6 +164,21 @@ def _limited(source: SourceConfig, shards: list[Shard]) -> Iterator[tuple[tuple[
         left -= shard.records
         if left <= 0:
             return
+
+
+def _groups(shards: list[Shard]) -> Iterator[tuple[Shard, ...]]:
+    """The shards of which each unit consists: one each, unless there are many small ones."""
+    group: list[Shard] = []
+    size = 0
+    for shard in shards:
+        own = shard.size if shard.size and len(shards) > FEW else GROUP_BYTES
+        if group and (size + own > GROUP_BYTES or len(group) == GROUP_FILES):
+            yield tuple(group)
+            group, size = [], 0
+        group.append(shard)
+        size += own
+    if group:
+        yield tuple(group)
 
 
 def _key(

@@ -20,7 +20,6 @@ from data_pipeline.sources.json_text import check_text, shown
 PICTURE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 })  # fmt: skip
-PICTURES_PER_SHARD = 1000
 CONVERSATION_KEYS = ("conversations", "messages")
 
 

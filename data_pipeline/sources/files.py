@@ -12,9 +12,10 @@ import concurrent.futures
 import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
 from chameleon_jax.config.reading import config, require
@@ -22,12 +23,18 @@ from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
 from data_pipeline.records import Picture, Shard
 from data_pipeline.sources.source import SourceConfig
-from data_pipeline.sources.streams import explained, file_system, is_remote, read_range, size_of
+from data_pipeline.sources.streams import explained, file_system, is_remote, read_ranges, size_of, zstandard_package
 
 T = TypeVar("T")
 
 SHARD_BYTES = 64 << 20
 """Size of the shards into which large files are cut."""
+PICTURES_PER_SHARD = 1000
+PICTURE_BYTES = SHARD_BYTES // PICTURES_PER_SHARD
+"""Bytes of text that are taken to be as much work as a picture."""
+GROUP_BYTES = 8 << 20
+GROUP_FILES = 1000
+"""Limits of groups of small files that are read together."""
 MOST_PICTURES = 512
 """Pictures of one record."""
 _SAMPLE = 64 << 10
@@ -40,8 +47,12 @@ class DataFile(NamedTuple):
 
     name: str
     """Relative to the path of the source, with forward slashes."""
-    path: str
+    root: str
     size: int
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.root, self.name)
 
 
 @config
@@ -103,23 +114,25 @@ def list_files(path: str, patterns: tuple[str, ...] = ("*",)) -> list[DataFile]:
         if is_remote(path):
             found = _find_remote(path, root, is_folder)
         elif is_folder:
-            found = [(os.path.relpath(file, path), None) for file in _walk(path)]
+            found = [(name, None) for name in _walk(path)]
         elif _is_pattern(path):
             names = glob.glob(path, recursive=True)
             found = [(os.path.relpath(name, root), None) for name in names if not os.path.isdir(name)]
         else:
             found = [(os.path.basename(path), None)]
     if is_folder:
-        found = [
-            (name, size)
-            for name, size in found
-            if any(fnmatch.fnmatchcase(os.path.basename(name).lower(), pattern) for pattern in patterns)
-        ]
+        is_meant = re.compile("|".join(map(fnmatch.translate, patterns))).match
+        found = [(name, size) for name, size in found if is_meant(os.path.basename(name).lower())]
     if not found:
         expected = f"no files {' or '.join(patterns)} in this folder" if is_folder else "no file matches this pattern"
         raise FileError(f"{path}: {expected}")
-    files = [(name.replace(os.sep, "/"), os.path.join(root, name), size) for name, size in found]
-    return [DataFile(name, at, size_of(at) if size is None else size) for name, at, size in sorted(files)]
+    if any(name.endswith((".zst", ".zstd")) for name, _ in found):
+        zstandard_package()  # rather than find out in the middle
+    found.sort()
+    return [
+        DataFile(name.replace(os.sep, "/"), root, size_of(os.path.join(root, name)) if size is None else size)
+        for name, size in found
+    ]
 
 
 def _root(path: str) -> str:
@@ -144,7 +157,8 @@ def _is_pattern(path: str) -> bool:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Paths of all files that are not hidden, through links to folders too, each folder once."""
+    """Names, relative to the folder, of all files that are not hidden, through links to folders too, each folder
+    once."""
     seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(here)
@@ -153,7 +167,8 @@ def _walk(folder: str) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(here, name) for name in names if not name.startswith("."))
+        inside = os.path.join(os.path.relpath(here, folder), "").removeprefix(f".{os.sep}")
+        yield from (inside + name for name in names if not name.startswith("."))
 
 
 def _find_remote(path: str, root: str, is_folder: bool) -> list[tuple[str, int | None]]:
@@ -167,29 +182,47 @@ def _find_remote(path: str, root: str, is_folder: bool) -> list[tuple[str, int |
     return [(name, size) for name, size in names if not (is_folder and name.startswith(".")) and "/." not in name]
 
 
-def identity(path: str, begin: int = 0, end: int = 0, whole: int = 0) -> str:
+def identity(
+    path: str,
+    begin: int = 0,
+    end: int = 0,
+    whole: int = 0,
+    size: int | None = None,
+    head: bytes = b"",
+    sample: int = _SAMPLE,
+) -> str:
     """A hash that changes when the contents of a file, or of this part of it, change.
 
-    It covers the size and the first, middle and last 64 KiB, so that nobody waits for it, or everything if that is no
-    more than `whole` bytes; never path or times. A little more than the part is covered, as a last line may go on.
+    It covers the size and samples of the beginning, middle and end, so that nobody waits for it, or everything if that
+    is no more than `whole` bytes; never path or times. A little more than the part is covered, as a last line may go
+    on.
+
+    Args:
+      size: that of the file, where it is known.
+      head: its first bytes, where they were read before.
+      sample: bytes of each sample.
     """
-    size = size_of(path)
-    end = min(end + _SAMPLE, size) if end else size
+    size = size_of(path) if size is None else size
+    end = min(end + sample, size) if end else size
     digest = hashlib.sha256(f"{end - begin}".encode())
-    if end - begin <= whole:
-        return hashlib.sha256(digest.digest() + read_range(path, begin, end)).hexdigest()
-    for start in sorted({begin, max(begin, (begin + end - _SAMPLE) // 2), max(begin, end - _SAMPLE)}):
-        digest.update(read_range(path, start, min(start + _SAMPLE, end)))
+    is_whole = end - begin <= whole
+    starts = {begin} if is_whole else {begin, max(begin, (begin + end - sample) // 2), max(begin, end - sample)}
+    ranges = [(start, end if is_whole else min(start + sample, end)) for start in sorted(starts)]
+    parts = [head[start:stop] for start, stop in ranges] if end <= len(head) else read_ranges(path, ranges)
+    if is_whole:
+        return hashlib.sha256(digest.digest() + parts[0]).hexdigest()
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
-def of_each(files: Iterable[DataFile], function: Callable[[DataFile], T]) -> list[T]:
-    """The results of a function that reads a little of each file; many at a time where each has to be waited for."""
-    files = list(files)
-    if not any(is_remote(file.path) for file in files):
-        return [function(file) for file in files]
+def of_each(files: Sequence[DataFile], function: Callable[[DataFile], T]) -> list[T]:
+    """The results of a function that reads a little of each file; of many files at a time, as disks and buckets let
+    one wait."""
+    together = max(1, min(100, len(files) // _REQUESTS))
+    some = (files[begin : begin + together] for begin in range(0, len(files), together))
     with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
-        return list(pool.map(function, files))
+        return list(itertools.chain.from_iterable(pool.map(lambda part: list(map(function, part)), some)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Set
 from pathlib import PurePosixPath
@@ -22,13 +23,12 @@ from chameleon_jax.errors import FileError
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources.captioned import (
     PICTURE_SUFFIXES,
-    PICTURES_PER_SHARD,
     CaptionedSource,
     caption_of,
     decode_text,
     texts_of,
 )
-from data_pipeline.sources.files import identity, of_each
+from data_pipeline.sources.files import PICTURES_PER_SHARD, DataFile, identity, of_each
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
 from data_pipeline.sources.source import register_source
 from data_pipeline.sources.streams import open_plain
@@ -52,14 +52,14 @@ class FolderSource(CaptionedSource):
 
     def shards(self, datasets: str = "") -> list[Shard]:
         files = {file.name: file for file in self.files()}
-        pictures = [name for name in files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES]
+        pictures = [name for name in files if _is_picture(name)]
         if not pictures:
             raise FileError(f"{self.path}: no pictures in this folder ({', '.join(sorted(PICTURE_SUFFIXES))})")
         shards = []
         for begin in range(0, len(pictures), PICTURES_PER_SHARD):
             some = pictures[begin : begin + PICTURES_PER_SHARD]
             names = [name for each in some for name in (each, *self._caption_files(each)) if name in files]
-            identities = of_each([files[name] for name in names], lambda file: identity(file.path))
+            identities = of_each([files[name] for name in names], _identity)
             contents = hashlib.sha256(" ".join([*names, *identities]).encode()).hexdigest()
             shards.append(Shard(f"pictures@{begin}", contents, files=tuple(names)))
         return shards
@@ -67,7 +67,7 @@ class FolderSource(CaptionedSource):
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         root, files = self.root, frozenset(shard.files)
         for name in shard.files:
-            if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
+            if not _is_picture(name):
                 continue
             picture = Picture(os.path.join(root, name))
             try:
@@ -81,7 +81,7 @@ class FolderSource(CaptionedSource):
         if self.captions not in ("txt", "json"):
             return []
         suffix = f".{self.captions}"
-        return [str(PurePosixPath(picture).with_suffix(suffix)), picture + suffix]
+        return [posixpath.splitext(picture)[0] + suffix, picture + suffix]
 
     def _caption(self, picture: str, root: str, files: Set[str]) -> tuple[str, dict[str, str]]:
         """The caption of a picture, "" if it has none, and what else is known of it."""
@@ -113,6 +113,15 @@ class FolderSource(CaptionedSource):
         if self.caption_key not in values and self.needs_captions:
             raise DocumentError(f"no key {self.caption_key!r} (caption_key), but {', '.join(map(repr, values))}")
         return values.get(self.caption_key), texts_of(values)
+
+
+def _is_picture(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def _identity(file: DataFile) -> str:
+    """Of pictures, whose files change as a whole, samples of a few KiB tell."""
+    return identity(file.path, whole=0 if _is_picture(file.name) else LONGEST_LINE, size=file.size, sample=4096)
 
 
 def _words(name: str) -> str:

@@ -1,12 +1,14 @@
 """Reading JSON lines: what the kinds 'documents' and 'conversations' share.
 
-Plain files are read in shards of `SHARD_BYTES`; compressed ones, and those in UTF-16, whole. A line is one record, of
+Plain files are read in shards of `SHARD_BYTES`, or less where lines refer to many pictures; compressed ones, and those
+in UTF-16, whole. A line is one record, of
 up to `LONGEST_LINE` bytes. A file may also be one JSON array of records, where a kind says so.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -16,11 +18,22 @@ from typing import Any, BinaryIO, ClassVar
 from chameleon_jax.config.reading import config
 from chameleon_jax.document import DocumentError
 from data_pipeline.records import Picture, Record, Rejected, Shard
-from data_pipeline.sources.files import SHARD_BYTES, DataFile, FilesSource, Pictures, identity, of_each
+from data_pipeline.sources.files import (
+    GROUP_BYTES,
+    PICTURES_PER_SHARD,
+    SHARD_BYTES,
+    DataFile,
+    FilesSource,
+    Pictures,
+    identity,
+    of_each,
+)
 from data_pipeline.sources.json_array import array_items
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json
-from data_pipeline.sources.streams import UTF_16, BrokenStreamError, compression, is_remote, open_text, read_range
+from data_pipeline.sources.streams import UTF_16, BrokenStreamError, compression, is_remote, open_text, read_ranges
 
+_HEAD = 64 << 10
+"""Bytes at the beginning of a file by which it is judged."""
 _SMALL = 8 << 20
 """Bytes of files of which all contents count for their identity, since people edit them by hand."""
 
@@ -81,15 +94,33 @@ class JsonLinesSource(FilesSource):
         return list(itertools.chain.from_iterable(of_each(self.files(), self._shards_of)))
 
     def _shards_of(self, file: DataFile) -> list[Shard]:
-        head = read_range(file.path, 0, 4096)
-        if compression(head) or head.startswith(UTF_16) or self._is_array(file.name, head) or file.size <= SHARD_BYTES:
-            return [Shard(file.name, identity(file.path, whole=_SMALL), files=(file.name,))]
-        whole = identity(file.path) if is_remote(file.path) else ""  # rather than wait for a sample of each part
+        (head,) = read_ranges(file.path, [(0, _HEAD)])
+        is_one = compression(head) or head.startswith(UTF_16) or self._is_array(file.name, head)
+        step = SHARD_BYTES if is_one else self._bytes_of_shards(head, 100 if file.size > GROUP_BYTES else 1)
+        if is_one or file.size <= step:
+            contents = identity(file.path, whole=_SMALL, size=file.size, head=head)
+            return [Shard(file.name, contents, files=(file.name,), size=file.size * SHARD_BYTES // step)]
+        # rather than wait for a sample of each part
+        whole = identity(file.path, size=file.size) if is_remote(file.path) else ""
         return [
-            Shard(f"{file.name}@{begin}", whole or identity(file.path, begin, end), begin, end, files=(file.name,))
-            for begin in range(0, file.size, SHARD_BYTES)
-            for end in [min(begin + SHARD_BYTES, file.size)]
-        ]
+            Shard(
+                f"{file.name}@{begin}", whole or identity(file.path, begin, end, size=file.size), begin, end,
+                files=(file.name,),
+            )
+            for begin in range(0, file.size, step)
+            for end in [min(begin + step, file.size)]
+        ]  # fmt: skip
+
+    def _bytes_of_shards(self, head: bytes, lines: int) -> int:
+        """`SHARD_BYTES`, or the power of two in which not more than `PICTURES_PER_SHARD` pictures are expected by the
+        first lines of a file."""
+        size = pictures = 0
+        for line in head[: head.rfind(b"\n") + 1].splitlines(keepends=True)[:lines]:
+            size += len(line)
+            with contextlib.suppress(DocumentError):
+                pictures += len(self.parse(parse_json(line), "", "", Pictures("", "")).pictures)
+        expected = PICTURES_PER_SHARD * size // pictures if pictures else SHARD_BYTES
+        return min(SHARD_BYTES, 1 << max(expected, 1).bit_length() - 1)
 
     def _is_array(self, name: str, head: bytes) -> bool:
         may_be = self.arrays or ".json" in PurePosixPath(name).suffixes  # a line of 'documents' begins with [ too

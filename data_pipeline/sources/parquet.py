@@ -22,14 +22,21 @@ from chameleon_jax.errors import ConfigError, FileError
 from data_pipeline.records import Picture, Record, Rejected, Shard
 from data_pipeline.sources.captioned import (
     CONVERSATION_KEYS,
-    PICTURES_PER_SHARD,
     CaptionedSource,
     caption_of,
     find_column,
     parse_structure,
     texts_of,
 )
-from data_pipeline.sources.files import MOST_PICTURES, SHARD_BYTES, DataFile, Pictures, identity
+from data_pipeline.sources.files import (
+    MOST_PICTURES,
+    PICTURE_BYTES,
+    PICTURES_PER_SHARD,
+    SHARD_BYTES,
+    DataFile,
+    Pictures,
+    identity,
+)
 from data_pipeline.sources.json_text import shown
 from data_pipeline.sources.source import TurnKeys, register_source
 from data_pipeline.sources.streams import explained, open_plain
@@ -71,7 +78,7 @@ class ParquetSource(TurnKeys, CaptionedSource):
 
     def _shards_of(self, file: DataFile) -> list[Shard]:
         """Shards of whole row groups, of at least `PICTURES_PER_SHARD` rows or `SHARD_BYTES`. Arrow files are one."""
-        digest = identity(file.path)
+        digest = identity(file.path, size=file.size)
         try:
             with open_plain(file.path) as stream:
                 table = _Table(stream, file.path)
@@ -80,7 +87,8 @@ class ParquetSource(TurnKeys, CaptionedSource):
         except DocumentError:  # `read` reports it
             ends = []
         if len(ends) < 2:
-            return [Shard(file.name, digest, files=(file.name,))]
+            rows = ends[0] if ends else 0
+            return [Shard(file.name, digest, files=(file.name,), size=max(file.size, rows * PICTURE_BYTES))]
         begins = [0, *ends[:-1]]
         return [
             Shard(f"{file.name}@{begin}", digest, begin, end, end - begin, (file.name,))

@@ -8,12 +8,12 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from chameleon_jax.document import MOST_BYTES, DocumentError
 from chameleon_jax.errors import ChameleonError, ConfigError, FileError
-from chameleon_jax.runtime.reading import open_file
+from chameleon_jax.runtime.reading import open_descriptor, open_file
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CHUNK = 1 << 20
@@ -76,15 +76,17 @@ def open_plain(path: str) -> io.BufferedReader:
         return io.BufferedReader(system.open(name, "rb", block_size=_BLOCK), _CHUNK)
 
 
-def read_range(path: str, begin: int, end: int) -> bytes:
-    """Bytes `begin` to `end` of a file, and no more."""
+def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each from a first byte up to a last one, and no more."""
     with explained(path):
         if is_remote(path):
             system, name = file_system(path)
-            return system.cat_file(name, begin, end)
-        with open_file(path) as file:
-            file.seek(begin)
-            return file.read(end - begin)
+            return [system.cat_file(name, begin, end) for begin, end in ranges]
+        descriptor = open_descriptor(path)
+        try:
+            return [os.pread(descriptor, end - begin, begin) for begin, end in ranges]
+        finally:
+            os.close(descriptor)
 
 
 def size_of(path: str) -> int:
@@ -92,8 +94,7 @@ def size_of(path: str) -> int:
         if is_remote(path):
             system, name = file_system(path)
             return system.size(name)
-        with open_file(path) as file:
-            return file.seek(0, os.SEEK_END)
+        return os.stat(path).st_size
 
 
 def read_remote_picture(path: str) -> bytes:
@@ -177,7 +178,8 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             raise BrokenStreamError(f"the gzip file is damaged: {error}") from None
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+def zstandard_package() -> Any:
+    """The package that reads Zstandard. Raises `ConfigError` if it is missing."""
     try:
         import zstandard
     except ImportError:
@@ -185,6 +187,11 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
             "path: files compressed with Zstandard need zstandard, which is not installed; pip install "
             "'chameleon-jax[zstd]'"
         ) from None
+    return zstandard
+
+
+def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+    zstandard = zstandard_package()
     with file:
         frame = zstandard.ZstdDecompressor().decompressobj()
         rest, fresh = b"", True

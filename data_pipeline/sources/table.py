@@ -20,8 +20,8 @@ from chameleon_jax.config.reading import config, require
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
 from data_pipeline.records import Picture, Record, Rejected, Shard
-from data_pipeline.sources.captioned import PICTURES_PER_SHARD, CaptionedSource, caption_of, find_column, texts_of
-from data_pipeline.sources.files import SHARD_BYTES, DataFile, Pictures, identity
+from data_pipeline.sources.captioned import CaptionedSource, caption_of, find_column, texts_of
+from data_pipeline.sources.files import PICTURES_PER_SHARD, SHARD_BYTES, DataFile, Pictures, identity
 from data_pipeline.sources.json_text import LONGEST_LINE, parse_json, shown
 from data_pipeline.sources.jsonl import read_lines
 from data_pipeline.sources.source import register_source

@@ -14,13 +14,12 @@ from typing import BinaryIO, Literal
 
 from chameleon_jax.config.reading import config
 from data_pipeline.records import Record, Rejected, Shard
-from data_pipeline.sources.files import SHARD_BYTES, DataFile, PathSource, identity, of_each
+from data_pipeline.sources.files import GROUP_BYTES, GROUP_FILES, DataFile, PathSource, identity, of_each
 from data_pipeline.sources.source import register_source
 from data_pipeline.sources.streams import BrokenStreamError, open_text
 
 LONGEST_TEXT = 1 << 20
 """Bytes of a document."""
-FILES_PER_SHARD = 1000
 
 
 @register_source
@@ -32,7 +31,7 @@ class TextSource(PathSource):
 
     def shards(self, datasets: str = "") -> list[Shard]:
         files = self.files()
-        identities = of_each(files, lambda file: identity(file.path, whole=LONGEST_TEXT))
+        identities = of_each(files, lambda file: identity(file.path, whole=LONGEST_TEXT, size=file.size))
         shards, start = [], 0
         for end in _ends_of_groups(files):
             names = tuple(file.name for file in files[start:end])
@@ -56,7 +55,7 @@ def _ends_of_groups(files: list[DataFile]) -> Iterator[int]:
     start = size = 0
     for end, file in enumerate(files, start=1):
         size += file.size
-        if size >= SHARD_BYTES or end - start == FILES_PER_SHARD or end == len(files):
+        if size >= GROUP_BYTES or end - start == GROUP_FILES or end == len(files):
             yield end
             start, size = end, 0
 

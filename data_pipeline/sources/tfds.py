@@ -24,8 +24,7 @@ from chameleon_jax.config.reading import config, require
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ConfigError
 from data_pipeline.records import Picture, Record, Rejected, Segment, Shard
-from data_pipeline.sources.captioned import PICTURES_PER_SHARD
-from data_pipeline.sources.files import identity
+from data_pipeline.sources.files import PICTURES_PER_SHARD, identity
 from data_pipeline.sources.json_text import check_text
 from data_pipeline.sources.source import SourceConfig, register_source
 

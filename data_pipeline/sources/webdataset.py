@@ -55,8 +55,11 @@ class WebDatasetSource(TurnKeys, CaptionedSource):
 
     def shards(self, datasets: str = "") -> list[Shard]:
         files = self.files()
-        identities = of_each(files, lambda file: identity(file.path))
-        return [Shard(file.name, digest, files=(file.name,)) for file, digest in zip(files, identities, strict=True)]
+        identities = of_each(files, lambda file: identity(file.path, size=file.size))
+        return [
+            Shard(file.name, digest, files=(file.name,), size=file.size)
+            for file, digest in zip(files, identities, strict=True)
+        ]
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record | Rejected]:
         name, last = shard.files[0], ""

@@ -213,7 +213,7 @@ def test_long_text_is_cut_where_it_may_be(tmp_path, monkeypatch, end):
 
 
 def test_files_of_text_are_read_in_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "FILES_PER_SHARD", 3)
+    monkeypatch.setattr(text_files, "GROUP_FILES", 3)
     for number in range(7):
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
     source = TextSource(path=str(tmp_path))
