@@ -60,8 +60,8 @@ class PathSource(SourceConfig):
     """A source that reads files."""
 
     path: str = ""
-    """The file, a folder of such files, or a pattern such as data/*.jsonl.gz; also in a bucket (gs://, s3://) or on the
-    Hugging Face Hub (hf://datasets/…). Must be given."""
+    """The file, a folder of such files, or a pattern such as data/*.jsonl.gz or shard-{000..127}.tar; also in a bucket
+    (gs://, s3://) or on the Hugging Face Hub (hf://datasets/…). Must be given."""
 
     patterns: ClassVar[tuple[str, ...]] = ("*",)
     """Names of the files that are read of a folder, in lower case."""
@@ -103,8 +103,9 @@ def list_files(path: str, patterns: tuple[str, ...] = ("*",)) -> list[DataFile]:
     """The files that the `path` of a source means, in the order of their names.
 
     Args:
-      path: a file, a pattern (`**` stands for any folders), or a folder, of which all files are meant whose names match
-        one of `patterns`, at any depth; hidden ones are not.
+      path: a file, a pattern (`**` stands for any folders, braces as in shard-{000..127}.tar for files that must all be
+        there), or a folder, of which all files are meant whose names match one of `patterns`, at any depth; hidden ones
+        are not.
 
     Raises:
       FileError: if there are none.
@@ -116,8 +117,7 @@ def list_files(path: str, patterns: tuple[str, ...] = ("*",)) -> list[DataFile]:
         elif is_folder:
             found = [(name, None) for name in _walk(path)]
         elif _is_pattern(path):
-            names = glob.glob(path, recursive=True)
-            found = [(os.path.relpath(name, root), None) for name in names if not os.path.isdir(name)]
+            found = [(os.path.relpath(name, root), None) for name in _glob(path) if not os.path.isdir(name)]
         else:
             found = [(os.path.basename(path), None)]
     if is_folder:
@@ -138,11 +138,11 @@ def list_files(path: str, patterns: tuple[str, ...] = ("*",)) -> list[DataFile]:
 def _root(path: str) -> str:
     if _is_folder(path):
         return path.rstrip("/") or path
-    while _is_pattern(path):
+    has_braces = _is_pattern(path) and expand_braces(path) != [path]
+    path = os.path.dirname(path.partition("{")[0] if has_braces else path)
+    while glob.has_magic(path):
         path = os.path.dirname(path)
-        if not glob.has_magic(path):
-            return path
-    return os.path.dirname(path)
+    return path
 
 
 def _is_folder(path: str) -> bool:
@@ -153,7 +153,29 @@ def _is_folder(path: str) -> bool:
 
 
 def _is_pattern(path: str) -> bool:
-    return glob.has_magic(path) and (is_remote(path) or not os.path.lexists(path))
+    has_magic = glob.has_magic(path) or expand_braces(path) != [path]
+    return has_magic and (is_remote(path) or not os.path.lexists(path))
+
+
+def expand_braces(path: str) -> list[str]:
+    """The paths that one with braces stands for, as in a shell: {000..127} for numbers, {train,test} for words."""
+    for found in re.finditer(r"\{([^{}]*)\}", path):
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+        if ends:
+            digits = max(map(len, ends.groups())) if any(end.startswith("0") for end in ends.groups()) else 1
+            words = [f"{number:0{digits}}" for number in range(int(ends[1]), int(ends[2]) + 1)]
+        elif "," in found[1]:
+            words = found[1].split(",")
+        else:
+            continue
+        return [each for word in words for each in expand_braces(path[: found.start()] + word + path[found.end() :])]
+    return [path]
+
+
+def _glob(pattern: str) -> list[str]:
+    paths = expand_braces(pattern)
+    found = [glob.glob(path, recursive=True) if glob.has_magic(path) else [path] for path in paths]
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -176,7 +198,12 @@ def _find_remote(path: str, root: str, is_folder: bool) -> list[tuple[str, int |
     system, name = file_system(path)
     if not is_folder and not _is_pattern(path):
         return [(os.path.basename(path), None)]
-    found = system.find(name, detail=True) if is_folder else system.glob(name, detail=True)
+    if is_folder:
+        found = system.find(name, detail=True)
+    else:
+        found = {}
+        for each in expand_braces(name):
+            found |= system.glob(each, detail=True) if glob.has_magic(each) else {each: system.info(each)}
     start = len(file_system(root)[1].rstrip("/")) + 1
     names = [(file[start:], info["size"]) for file, info in found.items() if info["type"] == "file"]
     return [(name, size) for name, size in names if not (is_folder and name.startswith(".")) and "/." not in name]

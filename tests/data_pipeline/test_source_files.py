@@ -16,7 +16,7 @@ from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import FileError
 from data_pipeline.records import Picture, Rejected
 from data_pipeline.sources import DocumentsSource, SourceConfig, TextSource, text_files
-from data_pipeline.sources.files import Pictures, identity, list_files
+from data_pipeline.sources.files import Pictures, expand_braces, identity, list_files
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def folder(tmp_path):
         ("/a/*.txt", ["c.txt", "d.txt"]),
         ("/*/[c]*", ["a/c.txt", "link/c.txt"]),
         ("/h.md", ["h.md"]),
+        ("/{a/{c,d},b}.[tT]*", ["a/c.txt", "a/d.txt", "b.TXT"]),
         ("/g[1].txt", ["g[1].txt"]),
     ],
 )
@@ -62,6 +63,25 @@ def test_path_of_nothing_is_named(folder, path, message):
         list_files(f"{folder}/{path}", ("*.csv",))
     assert str(caught.value).startswith(f"{folder}/{path}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("s-{008..010}.tar", ["s-008.tar", "s-009.tar", "s-010.tar"]),
+        ("s-{9..11}", ["s-9", "s-10", "s-11"]),
+        ("{train,test}/{0..1}", ["train/0", "train/1", "test/0", "test/1"]),
+        ("{one} {}", ["{one} {}"]),
+        ("{one}{1..1}", ["{one}1"]),
+    ],
+)
+def test_braces_stand_for_names_as_in_a_shell(path, expected):
+    assert expand_braces(path) == expected
+
+
+def test_file_that_braces_ask_for_must_be_there(folder):
+    with pytest.raises(FileError, match=f"^{folder}/a/e.txt: no such file"):
+        list_files(f"{folder}/a/{{c,e}}.txt")
 
 
 def test_identity_is_that_of_the_contents(tmp_path):
@@ -103,7 +123,7 @@ def bucket(tmp_path, monkeypatch):
     memory.rm("/bucket", recursive=True)
 
 
-@pytest.mark.parametrize("path", ["set", "set/*.jsonl", "set/a.jsonl"])
+@pytest.mark.parametrize("path", ["set", "set/*.jsonl", "set/a.jsonl", "set/{a,b}.jsonl"])
 def test_records_in_a_bucket_are_those_on_this_machine(bucket, path):
     here, there = DocumentsSource(path=f"{bucket}/{path}"), DocumentsSource(path=f"memory://bucket/{path}")
     assert there.shards() == here.shards()
@@ -118,6 +138,8 @@ def test_records_in_a_bucket_are_those_on_this_machine(bucket, path):
 def test_what_is_not_in_the_bucket_is_named():
     with pytest.raises(FileError, match=r"memory://bucket/gone\.jsonl: no such file"):
         DocumentsSource(path="memory://bucket/gone.jsonl").shards()
+    with pytest.raises(FileError, match=r"memory://bucket/set/\{a,gone\}\.jsonl: no such file"):
+        DocumentsSource(path="memory://bucket/set/{a,gone}.jsonl").shards()
     with pytest.raises(DocumentError, match=r"memory://bucket/gone\.png: no such picture file"):
         Picture("memory://bucket/gone.png").open()
 
