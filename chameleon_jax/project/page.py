@@ -67,7 +67,7 @@ def _section(title: str, text: str, body: str) -> list[Section]:
 
 def _figure(pictures: Sequence[tuple[str, Image]], text: str, caption: str) -> str:
     """Pictures of the same thing, which `text` describes; `caption` is HTML."""
-    inside = "".join(f"<div>{img(image, f'{name}: {text}', 128)}{name}</div>" for name, image in pictures)
+    inside = "".join(f"<div>{img(image, f'{name}: {text}', 150)}{name}</div>" for name, image in pictures)
     return f"<figure><div class='pictures'>{inside}</div><figcaption>{caption}</figcaption></figure>"
 
 
