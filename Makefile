@@ -2,22 +2,24 @@
 # PYTHON=python3.12 selects another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV   ?= .venv
+BEAM   := .venv-beam
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint install install-all notebooks shapes gpu gpu-needs clean
+.PHONY: help demo test test-all test-beam lint install install-all notebooks shapes gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and evaluate a small Chameleon; writes out/demo/report.html (some minutes)"
 	@echo "make test     run all tests but the slow ones"
 	@echo "make test-all install torch, PEFT and libtpu too (3 GB), and run all tests"
+	@echo "make test-beam  create $(BEAM) with Apache Beam, and run its tests"
 	@echo "make lint     check format and style"
 	@echo "make install  create $(VENV) for the demo and the tests"
 	@echo "make notebooks  run the notebooks and store their outputs (some minutes)"
 	@echo "make shapes   retrain the notebooks' model (15 minutes)"
 	@echo "make gpu      check and benchmark one NVIDIA GPU, without installing anything (see docs/benchmarks)"
-	@echo "make clean    remove $(VENV) and out/"
+	@echo "make clean    remove $(VENV), $(BEAM) and out/"
 	@echo "PYTHON=python3.12 selects another interpreter; VENV=folder another environment."
 
 install: $(VENV)/.installed
@@ -41,7 +43,18 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-all: install-all test
-	$(PYTEST) -m "slow and not pod"
+	$(PYTEST) -m "slow and not pod and not beam"
+
+test-beam: $(BEAM)/.installed
+	$(BEAM)/bin/python -m pytest -m beam tests/data_pipeline/test_beam.py
+
+# The pins that Apache Beam needs replace those of constraints.txt.
+$(BEAM)/.installed: pyproject.toml constraints.txt constraints-beam.txt
+	$(PYTHON) -m venv $(BEAM)
+	awk -F '==' 'NR == FNR {own[$$1]} NR == FNR || !($$1 in own)' constraints-beam.txt constraints.txt > $(BEAM)/constraints.txt
+	$(BEAM)/bin/python -m pip --quiet --disable-pip-version-check install --constraint $(BEAM)/constraints.txt \
+		--editable ".[beam,gcs]" beartype gcp-storage-emulator hypothesis jaxtyping pytest
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .
@@ -69,4 +82,4 @@ gpu-needs:
 	@$(PYTHON) -m chameleon_jax.bench.gpu.needs $(WHEELS)
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(BEAM) out

@@ -12,7 +12,7 @@ from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.progress import console
-from data_pipeline.units import Counts, Unit, UnitFiles, counts_of, states
+from data_pipeline.units import Counts, Unit, UnitFiles, counts_of, reason_of_failure, states
 
 if TYPE_CHECKING:
     from data_pipeline.config import PrepareCommand
@@ -107,6 +107,5 @@ def print_status(planned: Sequence[Unit], folder: str) -> dict[str, int]:
         console.print(line)
     for unit in planned:
         if state[unit.key] == "failed":
-            reason = json.loads(UnitFiles(folder, unit.key).failed.read_text())["reason"]
-            console.print(f"failed: {reason}")
+            console.print(f"failed: {reason_of_failure(unit, folder)}")
     return totals

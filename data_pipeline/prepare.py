@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from data_pipeline.tokenized import TokenizedDocument
 from data_pipeline.units import Counts, Unit, UnitFailed, UnitFiles
 
 _DATASET, _JOB = {"format_version", "fingerprint", "sources"}, {"format_version", "tokenizer", "command"}
+RunUnits = Callable[[Sequence[Unit], PrepareCommand, DocumentTokenizer], list[UnitFailed]]
+"""Runs units wherever it likes, and returns why some have failed."""
 PREPARED = Kind(
     "prepared data",
     lambda folder: (
@@ -60,7 +62,10 @@ PREPARED = Kind(
 
 
 def prepare(
-    command: PrepareCommand, tokenizer: DocumentTokenizer, worker: tuple[int, int] = (1, 1)
+    command: PrepareCommand,
+    tokenizer: DocumentTokenizer,
+    worker: tuple[int, int] = (1, 1),
+    run: RunUnits | None = None,
 ) -> dict[str, Any] | None:
     """Tokenizes and packs all sources into `command.output`.
 
@@ -70,6 +75,7 @@ def prepare(
       tokenizer: the tokenizer that the command names; it is saved beside the rows.
       worker: number of this worker, from 1, and how many there are. Each tokenizes its share of the units; the one
         that finds all of them done packs.
+      run: runs the units, as `beam.run_units` does. Default: processes of this machine run them.
 
     Returns:
       the contents of dataset.json; None if units of other workers are not done yet.
@@ -94,8 +100,10 @@ def prepare(
         units.remove_unfinished(command.output)
         done = units.done_keys(command.output)
         share = planned[worker[0] - 1 :: worker[1]]
+        waiting = {unit.key: unit for unit in share if unit.key not in done}
         try:
-            _run({unit.key: unit for unit in share if unit.key not in done}, command, tokenizer)
+            failed = (run or _run_here)(list(waiting.values()), command, tokenizer) if waiting else []
+            _check_failed(failed, len(waiting))
         except FileError:  # unless others did all of this share meanwhile, and packed
             if {unit.key for unit in planned} - units.done_keys(command.output):
                 raise
@@ -133,10 +141,8 @@ def _begin(command: PrepareCommand, tokenizer_hash: str) -> None:
         tmp.write_text(json.dumps(header, indent=2) + "\n")
 
 
-def _run(waiting: dict[str, Unit], command: PrepareCommand, tokenizer: DocumentTokenizer) -> None:
-    """Runs units. Raises `ChameleonError` at the end if some have failed."""
-    if not waiting:
-        return
+def _run_here(waiting: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer) -> list[UnitFailed]:
+    """Runs units in processes of this machine, with a progress bar."""
     failed: list[UnitFailed] = []
     total, running, began = Counts(), {}, time.monotonic()
     with progress_bar("tokenize", len(waiting)) as bar:
@@ -155,7 +161,7 @@ def _run(waiting: dict[str, Unit], command: PrepareCommand, tokenizer: DocumentT
             running[unit.key] = counts
             show()
 
-        for unit, result in run_units(list(waiting.values()), command, tokenizer, report):
+        for unit, result in run_units(waiting, command, tokenizer, report):
             running.pop(unit.key, None)
             if isinstance(result, UnitFailed):
                 failed.append(result)
@@ -165,10 +171,14 @@ def _run(waiting: dict[str, Unit], command: PrepareCommand, tokenizer: DocumentT
                 UnitFiles(command.output, unit.key).failed.unlink(missing_ok=True)
             done += 1
             show()
+    return failed
+
+
+def _check_failed(failed: Sequence[UnitFailed], of: int) -> None:
     if failed:
         more = f" (and {len(failed) - 1} more; --status lists them)" if len(failed) > 1 else ""
         raise ChameleonError(
-            f"{failed[0]}{more}: {len(failed)} of {len(waiting)} units failed; run the command again to retry them"
+            f"{failed[0]}{more}: {len(failed)} of {of} units failed; run the command again to retry them"
         )
 
 

@@ -63,25 +63,22 @@ def run_units(
     if processes > 1 and importable:
         yield from _run_in_workers(units, command, tokenizer, report, processes)
         return
-    with _encoder(tokenizer) as encode:
-        for unit in units:
-            try:
-                yield unit, run(unit, command, tokenizer, encode, lambda counts, unit=unit: report(unit, counts))
-            except UnitFailed as error:
-                yield unit, error
+    encode = encoder(tokenizer)
+    for unit in units:
+        try:
+            yield unit, run(unit, command, tokenizer, encode, lambda counts, unit=unit: report(unit, counts))
+        except UnitFailed as error:
+            yield unit, error
 
 
-@contextlib.contextmanager
-def _encoder(tokenizer: DocumentTokenizer) -> Iterator[EncodeSquares | None]:
+def encoder(tokenizer: DocumentTokenizer) -> EncodeSquares | None:
     """A function that computes codes on whichever device is free. Several threads may call it. None: no picture can be
     encoded."""
     if tokenizer.image is None:
-        yield None
-        return
+        return None
     image, free = tokenizer.image, queue.SimpleQueue()
     if jax.default_backend() == "cpu":
-        yield image.encode_squares
-        return
+        return image.encode_squares
     for device in jax.local_devices():
         on_device = ImageTokenizer(image.config, jax.device_put(image.params, device), image.preprocessing)
         for _ in range(2):  # while one batch is computed, the next is copied there
@@ -94,7 +91,7 @@ def _encoder(tokenizer: DocumentTokenizer) -> Iterator[EncodeSquares | None]:
         finally:
             free.put(on_device)
 
-    yield encode
+    return encode
 
 
 def _run_in_workers(
@@ -106,7 +103,7 @@ def _run_in_workers(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chameleon-"))
         tokenizer.save(os.path.join(folder, "tokenizer"))
-        encode = None if on_cpu else stack.enter_context(_encoder(tokenizer))
+        encode = None if on_cpu else encoder(tokenizer)
         threads = None if on_cpu else stack.enter_context(ThreadPoolExecutor(2 * len(jax.local_devices())))
         for _ in range(processes):
             connection, process = stack.enter_context(_worker())

@@ -360,6 +360,11 @@ def note_failure(unit: Unit, folder: str | Path, reason: str) -> None:
     write_json(UnitFiles(folder, unit.key).failed, {"source": unit.place, "shard": unit.name, "reason": reason})
 
 
+def reason_of_failure(unit: Unit, folder: str | Path) -> str:
+    """What `note_failure` wrote."""
+    return read_json(UnitFiles(folder, unit.key).failed)["reason"]
+
+
 def counts_of(unit: Unit, folder: str | Path) -> Counts:
     """Counts of a unit that is done."""
     mark = read_json(UnitFiles(folder, unit.key).done)

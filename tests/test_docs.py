@@ -66,6 +66,7 @@ def mistakes(code: str) -> list[str]:
                 found.append(f"chameleon {name}")
             continue
         command = COMMANDS[name]
+        rest = re.split(r"\s--\s", rest)[0]  # what follows is no option of ours
         found += [f"chameleon {name} --{option}" for option in OPTION.findall(rest) if not knows(command, option)]
         found += [path for path in re.findall(r"(?<!\S)configs/\S+\.yaml", rest) if not (ROOT / path).is_file()]
         shipped = re.match(r"\s*([a-z]\w*)(?=\s|$)", rest) if command.configs else None

@@ -27,7 +27,7 @@ from data_pipeline import config as data_configs
 
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
-    "tensorboardX": "tensorboard", "wandb": "wandb",
+    "tensorboardX": "tensorboard", "wandb": "wandb", "apache_beam": "beam",
 }  # fmt: skip
 """Optional packages, and the extra that installs each."""
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -114,11 +114,16 @@ class _BenchTrain(ConfigFile):
 
 @dataclass(frozen=True)
 class _Prepare(ConfigFile):
+    beam_options: Positional[tuple[str, ...]] = ()
+    """After --, options of --runner"""
     worker: str = ""
     """Number of this worker and how many there are, as 3/16: it tokenizes its share, and the last one packs. Default:
     what Slurm or the TPU pod says, or 1/1."""
     status: bool = False
     """Only print what is done, running, failed and waiting."""
+    runner: str = ""
+    """Runner of Apache Beam that tokenizes, such as DataflowRunner. Its options follow at the end, after --. Default:
+    processes of this machine tokenize."""
 
 
 _TRAINING = (*recipes("train"), "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
@@ -267,7 +272,8 @@ def _verbosity(common: CommonOptions) -> Iterator[None]:
     if common.verbose:
         logging.basicConfig(level=logging.INFO)
     # Without --verbose, libraries must not log tracebacks of errors that are also raised and explained in one line.
-    logging.getLogger("absl").setLevel(logging.INFO if common.verbose else logging.CRITICAL)
+    for library in ("absl", "apache_beam.runners"):
+        logging.getLogger(library).setLevel(logging.INFO if common.verbose else logging.CRITICAL)
     console.quiet = common.quiet
     try:
         with warnings.catch_warnings():

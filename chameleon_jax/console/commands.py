@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
     from data_pipeline.config import ImageTokenizerCommand, PrepareCommand, TextTokenizerCommand
+    from data_pipeline.prepare import RunUnits
 
 
 def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
@@ -98,21 +101,35 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
     return checkpoint.load_tokenizer()
 
 
-def prepare(command: PrepareCommand, *, worker: str = "", status: bool = False) -> dict[str, Any]:
+def prepare(
+    command: PrepareCommand,
+    *,
+    worker: str = "",
+    status: bool = False,
+    runner: str = "",
+    beam_options: Sequence[str] = (),
+) -> dict[str, Any]:
     """Tokenizes and packs all sources. Returns totals over those to learn from.
 
     Args:
       worker: as "3/16", this worker's number and how many there are. Default: what the cluster says.
       status: only print what is done.
+      runner: the Apache Beam runner that tokenizes. Default: processes of this machine do.
+      beam_options: options of the runner.
     """
     from data_pipeline.prepare import PREPARED, print_status
-    from data_pipeline.prepare import prepare as run
+    from data_pipeline.prepare import prepare as prepare_rows
 
     if status:
         return print_status(command)
-    place = _worker(worker)
+    if beam_options and not runner:
+        raise ConfigError(f"{beam_options[0]!r}: is one argument too many; only --runner has options that follow --")
+    if worker and runner:
+        raise ConfigError("--worker and --runner exclude each other: a runner has workers of its own")
+    place = (1, 1) if runner else _worker(worker)
+    run = _on_runner(runner, beam_options) if runner else None
     check_folder(command.output, PREPARED)
-    header = run(command, open_tokenizer(command), place)
+    header = prepare_rows(command, open_tokenizer(command), place, run)
     if header is None:
         return {}
     sources = header["sources"].values()
@@ -120,6 +137,12 @@ def prepare(command: PrepareCommand, *, worker: str = "", status: bool = False) 
     keys = (*always, "conversations_skipped", "turns_dropped", "documents_cut", "pictures_cut_off")
     totals = {key: sum(source.get(key, 0) for source in sources) for key in keys}
     return {key: total for key, total in totals.items() if total or key in always}
+
+
+def _on_runner(runner: str, options: Sequence[str]) -> RunUnits:
+    from data_pipeline.beam import run_units
+
+    return functools.partial(run_units, options=[f"--runner={runner}", *options])
 
 
 def _worker(given: str) -> tuple[int, int]:

@@ -135,6 +135,11 @@ def test_help_shows_the_values_of_the_file_that_is_named(tmp_path, capsys):
         (["compile"], "CONFIG is missing; expected CONFIG, for example chameleon compile pretrain_7b"),
         (["compile", "{recipe}", "--toplogy", "v5e"], "toplogy: there is no such key; did you mean 'topology'?"),
         (["compile", "{recipe}", "--slices", "2"], "slices = 2: needs --topology"),
+        (["prepare", "demo", "x"], "'x': is one argument too many; only --runner has options that follow --"),
+        (
+            ["prepare", "demo", "--runner", "DirectRunner", "--worker", "1/2"],
+            "--worker and --runner exclude each other",
+        ),
         (["inspect"], "PATH is missing; expected PATH"),
         (["show"], "DATA is missing; expected DATA"),
         (["inspect", "a", "b"], "'b': is one argument too many; expected PATH"),
@@ -387,3 +392,12 @@ def test_figures_with_long_names_stand_apart_from_their_values(capsys, monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [[name, str(value)] for name, value in figures.items()]
     assert lines[0].index("0.5345") == lines[1].index("60")
+
+
+def test_preparing_by_beam_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "data_pipeline.beam", raising=False)
+    assert main(["prepare", "demo", "--runner", "DirectRunner"]) == 1
+    assert capsys.readouterr().err == (
+        "chameleon prepare: needs apache_beam, which is not installed; pip install 'chameleon-jax[beam]'\n"
+    )
