@@ -63,7 +63,8 @@ def run_units(
     failed = [reason_of_failure(unit, output) for unit in units if after[unit.key] == "failed"]
     if broken:
         lines = str(broken).strip().splitlines() or [type(broken).__name__]
-        reason = next((each for each in failed if each in str(broken)), printable(lines[-1], 1000))
+        unknown = "; ".join([printable(lines[-1], 1000), *failed[:1]])  # not every runner tells what its workers say
+        reason = next((each for each in failed if each in str(broken)), unknown)
         raise ChameleonError(f"{reason}: the pipeline failed; what is done stays done") from broken
     failed += [
         f"{unit.place}: {unit.name}: the pipeline ended without it"

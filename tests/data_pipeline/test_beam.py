@@ -167,6 +167,19 @@ def test_workers_in_other_processes_open_the_tokenizer_from_the_output(job, tmp_
     assert written(outputs["beam"]) == written(outputs["local"])
 
 
+def test_the_pipeline_stays_small_however_many_units_there_are(job, tmp_path):
+    from data_pipeline.beam import make_pipeline
+
+    own = dataclasses.replace(job, output=str(tmp_path / "rows"))
+    unit, *_ = units.plan(own, "tokenizer")
+    many = [dataclasses.replace(unit, key=f"{number:032x}") for number in range(20_000)]
+    sizes = [
+        len(make_pipeline(some, own, open_tokenizer(own), []).to_runner_api().SerializeToString())
+        for some in (many[:10], many)
+    ]
+    assert sizes[1] < sizes[0] + 10_000 < 100_000
+
+
 def test_units_and_rows_in_a_bucket(job, local, bucket):
     own = dataclasses.replace(job, output="gs://bucket/beam/rows")
     by_beam(own)
