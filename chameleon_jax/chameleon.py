@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from chameleon_jax import summary
 from chameleon_jax.config import (
+    ConfigError,
     DType,
     EngineConfig,
     ExecutionConfig,
@@ -55,7 +56,7 @@ class Chameleon(Generating):
 
     Attributes:
       config: architecture of the Transformer.
-      params: its parameter tree.
+      params: its parameter tree; may be replaced. Raises `ConfigError` after `drop_params`.
       execution: how it runs; may be replaced at any time.
       tokenizer: text tokenizer, image tokenizer and vocabulary, with what there is of them.
       missing: what of 'text', 'image', 'decoder' and 'vocabulary' the model came without, and why.
@@ -79,7 +80,7 @@ class Chameleon(Generating):
         if config.context_length is None:  # as in a config of training, which leaves it to the data
             config = dataclasses.replace(config, context_length=TransformerConfig.context_length)
         self.config = config
-        self.params = params
+        self._params = params
         self.execution = execution
         self.tokenizer = tokenizer or DocumentTokenizer(None, None, None, missing=missing)
         self.missing = dict(missing or {})
@@ -89,6 +90,16 @@ class Chameleon(Generating):
         self.engine_config = EngineConfig()
         self._engines = Engines()
         self._compared: tuple[weakref.ref, bool] | None = None  # an output layer and whether its columns are alike
+
+    @property
+    def params(self) -> Any:
+        if self._params is None:
+            raise ConfigError("the parameters were dropped: load the model anew")
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params = params
 
     def __repr__(self) -> str:
         return summary.as_text(self)
@@ -193,6 +204,8 @@ class Chameleon(Generating):
     def _image_columns_are_alike(self) -> bool:
         """Whether the output layer cannot tell one image code from another, as where its columns were set to zero.
         Looked at once for each output layer that `params` holds."""
+        if self._params is None:
+            return self._compared is not None and self._compared[1]
         output = self.params["output"]
         if self._compared is None or self._compared[0]() is not output:
             self._compared = weakref.ref(output), _are_alike(output, self.vocabulary.image_ids)

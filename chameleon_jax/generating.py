@@ -33,7 +33,7 @@ class Generating:
     """What `Chameleon` does with prompts."""
 
     config: TransformerConfig
-    params: Any
+    _params: Any | None
     execution: ExecutionConfig
     engine_config: EngineConfig
     tokenizer: DocumentTokenizer
@@ -148,6 +148,17 @@ class Generating:
         require(template in TEMPLATES, "template", template, f"must be one of {', '.join(TEMPLATES)}")
         return Chat(self, config or GenerationConfig(), template, turns)
 
+    def drop_params(self) -> None:
+        """Frees the parameters, whose copy in the layout that decodes fastest is all that generation needs.
+
+        The model then generates as before, with `engine_config.weights`, `execution.compute_dtype` and the tokenizer as
+        they are. Whatever else reads `params` raises `ConfigError`.
+        """
+        if self._params is not None:
+            self.engine([1], [GenerationConfig(mode="text", max_new_tokens=1)])  # makes the copy
+            _ = self.why_no_pictures  # looks at the output layer
+            self._params = None
+
     def engine(self, prompts: Sequence[int], configs: Sequence[GenerationConfig]) -> Engine:
         """The engine that serves requests with prompts of these lengths and these configs. It stays, with its memory,
         for later requests of about their number and size.
@@ -161,7 +172,7 @@ class Generating:
         tokens = [min(length, prompt + longest_answer(config, codes + 2, length))
                   for prompt, config, length in zip(prompts, configs, lengths, strict=True)]  # fmt: skip
         return self._engines.find(
-            self.config, self.params, self.vocabulary, codes,
+            self.config, self._params, self.vocabulary, codes,
             requests=len(prompts), tokens=max(tokens), context_length=max(lengths), execution=self.execution,
             settings=self.engine_config,
         )  # fmt: skip

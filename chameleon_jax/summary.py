@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def summarize(model: Chameleon) -> dict[str, str]:
     """Sizes, parameters, devices, tokenizers and what the model can write. Nothing is computed."""
     config, tokenizer = model.config, model.tokenizer
-    leaves = jax.tree.leaves(model.params)
+    leaves = jax.tree.leaves(model._engines.weights if model._params is None else model._params)
     lines = {
         "transformer": f"{config.num_layers} layers of width {config.d_model:,}, {config.num_heads} heads "
         f"({config.num_kv_heads} key/value) of {config.head_dim}, feed-forward {config.mlp_dim:,}, vocabulary "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import random_picture, scrambled_tokenizer, transformer_for, transformer_params
 
 from chameleon_jax.chameleon import Chameleon
-from chameleon_jax.config import ConfigError, GenerationConfig, SamplingConfig
+from chameleon_jax.config import ConfigError, EngineConfig, GenerationConfig, SamplingConfig
 from chameleon_jax.document import DocumentError
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.events import Finished, PictureDone, PictureStarted, TextPiece
@@ -140,6 +143,27 @@ def test_prompt_must_begin_a_sequence_and_configs_go_with_documents(model):
         model.generate(prompt_ids=model.encode("fox"))
     with pytest.raises(DocumentError, match="1 configs for 2 documents"):
         model.generate_many(["a", "b"], [TEXT])
+
+
+def live_bytes() -> int:
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_dropped_parameters_leave_the_weights_that_decode(model):
+    mine = Chameleon(model.config, jax.tree.map(jnp.copy, model.params), model.tokenizer)
+    answer, before = mine.generate(PROMPT, CONFIG), live_bytes()
+    mine.drop_params()
+    shared = model.params["embed"], model.params["norm"]["scale"]  # lie as the parameters do
+    freed = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) - sum(leaf.nbytes for leaf in shared)
+    assert before - live_bytes() == freed
+    np.testing.assert_array_equal(mine.generate(PROMPT, CONFIG).ids, answer.ids)
+    assert f"vocabulary {model.config.vocab_size}" in repr(mine)
+    with pytest.raises(ConfigError, match="the parameters were dropped: load the model anew"):
+        mine.logits(answer.ids[None])
+    mine.engine_config = EngineConfig(weights="int8")
+    with pytest.raises(ConfigError, match="load the model anew to change engine_config"):
+        mine.generate(PROMPT, CONFIG)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,14 @@ from chameleon_jax.generation.engine import PICTURE_STEPS
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.programs import Weights, decode, make_weights
 from chameleon_jax.generation.rows import Rows
-from chameleon_jax.models.decoding import Cache, DecodeWeights, cache_sharding, head_shardings, layer_shardings
+from chameleon_jax.models.decoding import (
+    Cache,
+    DecodeWeights,
+    cache_sharding,
+    head_padding,
+    head_shardings,
+    layer_shardings,
+)
 from chameleon_jax.runtime.accelerators import find_accelerator
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import make_mesh, replicated
@@ -64,7 +71,8 @@ def compile_decode(config: BenchGenerateConfig, devices: list[Any]) -> tuple[jax
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
     began = time.monotonic()
     traced = decode.trace(
-        model, weights, columns, state, caches, *numbers, max_steps=steps, window=settings.window
+        model, weights, columns, state, caches, *numbers, max_steps=steps, window=settings.window,
+        logits_sharding=replicated(mesh) if mesh.size > 1 else None,
     )  # fmt: skip
     try:
         compiled = lower_and_compile(traced, mesh)
@@ -110,14 +118,16 @@ def abstract_weights(config: BenchGenerateConfig, mesh: Mesh) -> tuple[Weights, 
     quantization = "int8" if settings.weights == "int8" else None
     dtype = "bfloat16" if settings.weights == "bfloat16" else config.execution.compute_dtype
     params = abstract_params(model, config.execution.param_dtype, mesh)
-    make = functools.partial(make_weights, config=model, columns=columns, dtype=dtype, quantization=quantization)
+    even = lambda ids: np.pad(ids, (0, head_padding(params["output"], len(ids))))  # noqa: E731
+    padded = columns._replace(text_ids=even(columns.text_ids), image_ids=even(columns.image_ids))
+    make = functools.partial(make_weights, config=model, columns=padded, dtype=dtype, quantization=quantization)
     weights = jax.eval_shape(make, abstract_params(model, config.execution.param_dtype))
     if mesh.size == 1:
         return _placed(weights, replicated(mesh)), columns
     layer = layer_shardings(params["layers"], model, quantization)
     shardings = Weights(
         DecodeWeights(params["embed"].sharding, (layer,) * model.num_layers, params["norm"]["scale"].sharding),
-        *(head_shardings(params["output"], len(ids), quantization) for ids in (columns.text_ids, columns.image_ids)),
+        *(head_shardings(params["output"], quantization),) * 2,
     )
     return jax.tree.map(_placed, weights, shardings), columns
 

@@ -34,6 +34,7 @@ def chat(config: GenerationConfig, *, model: str, output: str, adapters: str, te
     """Answers line by line until the end of standard input."""
     printer = Printer(output)
     opened = load(model, adapters=adapters or None)
+    opened.drop_params()
     begin = functools.partial(opened.chat, config, template=template or None)
     conversation, pictures = begin(), []
     if sys.stdin.isatty():

@@ -45,6 +45,7 @@ def generate(
     can."""
     document = parse_prompt(_prompt(prompt, options.prompt_file), [open_image(file) for file in image])
     printer = Printer(output, quiet=options.json)
+    # The model and its parameters are freed at once: streams have the weights that decode.
     streams = load(model, adapters=adapters or None).streams(document, config, n=options.n)
     answers = []
     for number, stream in enumerate(streams, start=1):

@@ -91,7 +91,8 @@ class Engine:
         slots = (context_length, context_length, codes_per_image + 3)  # the third lane has read the begin of sequence
         cache = "int8" if settings.cache == "int8" else dtype
         self._lanes = Lanes(config, weights.layers, self.rows, slots, cache)
-        self._replicate = _replicate_on(weights.layers.norm.sharding)
+        self._replicated = _replicated(weights.layers.norm.sharding)
+        self._replicate = jax.jit(lambda arrays: arrays, out_shardings=self._replicated)
         self._place = np.full(self.rows, IN_TEXT)
         self._guided = [0] * self.rows
         self._handles: list[Handle | None] = [None] * self.rows
@@ -303,9 +304,10 @@ class Engine:
             np.bool_(waiting),
             max_steps=settings.steps * PICTURE_STEPS,
             window=settings.window if drawing else 1,
+            logits_sharding=self._replicated,
         )
         self._lanes.caches[:lanes] = caches
-        written, state = jax.device_get(self._replicate(outputs))
+        written, state = jax.device_get(self._replicate(outputs) if self._replicated else outputs)
         self._count(written, state, waiting)
         self._place = np.array(state.place)
         with self._changed:
@@ -339,8 +341,8 @@ _give_lanes = jax.jit(on_device.give_lanes, donate_argnums=0)
 _stop = jax.jit(on_device.stop, donate_argnums=0)
 
 
-def _replicate_on(sharding: jax.sharding.Sharding) -> Callable[[Any], Any]:
-    """Makes arrays whole on every device of a mesh, so that every process can read them."""
+def _replicated(sharding: jax.sharding.Sharding) -> NamedSharding | None:
+    """Of arrays that are whole on every device of a mesh, so that every process can read them. None: one device."""
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-        return lambda arrays: arrays
-    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec())

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.config import DType, EngineConfig, ExecutionConfig, TransformerConfig
+from chameleon_jax.config import ConfigError, DType, EngineConfig, ExecutionConfig, TransformerConfig
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.programs import Weights, make_weights
@@ -34,10 +34,15 @@ class Engines:
         self._weights: Weights | None = None
         self._engines: collections.OrderedDict[tuple, Engine] = collections.OrderedDict()
 
+    @property
+    def weights(self) -> Weights | None:
+        """What the last engine decodes with."""
+        return self._weights
+
     def find(
         self,
         config: TransformerConfig,
-        params: Any,
+        params: Any | None,
         vocabulary: Vocabulary,
         codes_per_image: int,
         *,
@@ -47,7 +52,14 @@ class Engines:
         execution: ExecutionConfig,
         settings: EngineConfig,
     ) -> Engine:
-        """An engine for as many requests as may come at once, each of at most `tokens` tokens."""
+        """An engine for as many requests as may come at once, each of at most `tokens` tokens.
+
+        Args:
+          params: None: the weights as they are.
+
+        Raises:
+          ConfigError: if `params` is None and the weights are of another type, or for another tokenizer.
+        """
         slots = next((size for size in SLOTS if tokens <= size < context_length), context_length)
         with self._lock:
             weights = self._weights_of(config, params, vocabulary, codes_per_image, execution, settings)
@@ -70,7 +82,13 @@ class Engines:
         made_as = config, execution.compute_dtype, settings.weights, id(vocabulary), codes_per_image
         known = [reference() for reference in self._made_of]
         same = len(known) == len(leaves) and all(one is other for one, other in zip(known, leaves, strict=True))
-        if not same or made_as != self._made_as:
+        if params is None:
+            if made_as != self._made_as:
+                raise ConfigError(
+                    "the parameters were dropped, and the weights that are left are of another type or tokenizer: "
+                    "load the model anew to change engine_config.weights, execution.compute_dtype or the tokenizer"
+                )
+        elif not same or made_as != self._made_as:
             self._engines.clear()
             self._weights = None  # before the new ones take their place
             dtype = computation_dtype(execution, settings)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.config import DType, TransformerConfig
@@ -66,7 +67,9 @@ def make_weights(
     return Weights(layers, *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_steps", "window"), donate_argnames=("rows", "caches"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "max_steps", "window", "logits_sharding"), donate_argnames=("rows", "caches")
+)
 def decode(
     config: TransformerConfig,
     weights: Weights,
@@ -78,6 +81,7 @@ def decode(
     *,
     max_steps: int,
     window: int,
+    logits_sharding: NamedSharding | None = None,
 ) -> tuple[Rows, tuple[Cache, ...], Written, State]:
     """Writes the next tokens of all rows that run.
 
@@ -87,6 +91,8 @@ def decode(
         lanes of guidance.
       leave_early: also end once a row has ended, as where another request waits for its place.
       window: tokens of a picture that are tried at a time; see generation/jacobi.py.
+      logits_sharding: on a mesh, where to draw. Whole logits on every device take one collective, those divided by
+        columns dozens of small ones.
     """
     R = rows.running.shape[0]
 
@@ -101,7 +107,7 @@ def decode(
         starts = now.request.length[:, : len(caches)].T.reshape(-1)
         hidden, caches = extend(weights.layers, config, jnp.tile(ids, (len(caches), 1)), starts, caches)
         hidden = hidden.reshape(len(caches), R, window, -1)
-        drawn, seen = _draw(weights, columns, now, hidden)
+        drawn, seen = _draw(weights, columns, now, hidden, logits_sharding)
         now, count = _advance(columns, now, drawn, seen)
         places = written.count[:, None] + jnp.arange(window)
         row = jnp.arange(R)[:, None]
@@ -121,7 +127,9 @@ def decode(
     return rows, caches, written, state
 
 
-def _draw(weights: Weights, columns: Columns, rows: Rows, hidden: Array) -> tuple[Drawn, Array]:
+def _draw(
+    weights: Weights, columns: Columns, rows: Rows, hidden: Array, logits_sharding: NamedSharding | None
+) -> tuple[Drawn, Array]:
     """The tokens that may come next, and the text columns seen up to then.
 
     Columns of a modality in which no row is are not computed.
@@ -134,8 +142,15 @@ def _draw(weights: Weights, columns: Columns, rows: Rows, hidden: Array) -> tupl
     active = rows.running & ~rows.waiting
     keys = token_keys(rows, W)
 
+    def logits_of(head: Head, hidden: Array, columns: int) -> Array:
+        logits = readout(head, hidden)
+        if logits_sharding is not None:
+            logits = jax.lax.with_sharding_constraint(logits, logits_sharding)
+        return logits[..., :columns]
+
     def text(_):
-        logits = penalise_repetition(readout(weights.text, hidden[0, :, 0]), request.seen, request.penalty)
+        logits = logits_of(weights.text, hidden[0, :, 0], len(columns.text_ids))
+        logits = penalise_repetition(logits, request.seen, request.penalty)
         may_begin = (request.pictures_left > 0) & picture_fits(columns, request.room)
         allowed = allowed_text(columns, may_begin, request.ends_turn)
         column, logprob = draw(keys[:, 0], jnp.where(allowed, logits, -jnp.inf), request.text)
@@ -145,7 +160,8 @@ def _draw(weights: Weights, columns: Columns, rows: Rows, hidden: Array) -> tupl
 
     def picture(_):
         repeated = lambda each: jnp.repeat(each, W, axis=0)  # noqa: E731  what is a row's is that of all its window
-        full, *others = readout(weights.image, hidden).reshape(len(hidden), R * W, -1)
+        logits = logits_of(weights.image, hidden, len(columns.image_ids))
+        full, *others = logits.reshape(len(hidden), R * W, -1)
         if others:
             second, third = (*others, None)[:2]
             full = guide(full, second, third, repeated(rows.scales), repeated(rows.guided))

@@ -70,7 +70,7 @@ class DecodeWeights(NamedTuple):
 class Head(NamedTuple):
     """Some columns of the output layer."""
 
-    matrix: Matrix  # [n, d]
+    matrix: Matrix  # [n, d]; on a mesh n may be a few more than there are columns
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
@@ -173,22 +173,30 @@ def decode_weights(
 def head(
     output: Float[Array, "d V"], ids: Int[Array, "n"], *, dtype: DType, quantization: Quantization | None = None
 ) -> Head:
-    """The columns `ids` of the output layer."""
+    """The columns `ids` of the output layer. On a mesh that does not divide them evenly, columns of zeros follow."""
+    padding = head_padding(output, len(ids))
 
     def columns(output: Array, ids: Array) -> Head:
-        return Head(_matrix(jnp.take(output, ids, axis=1).T, dtype, quantization))
+        matrix = jnp.pad(jnp.take(output, ids, axis=1).T, ((0, padding), (0, 0)))
+        return Head(_matrix(matrix, dtype, quantization))
 
-    return jax.jit(columns, out_shardings=head_shardings(output, len(ids), quantization))(output, ids)
+    return jax.jit(columns, out_shardings=head_shardings(output, quantization))(output, ids)
 
 
-def head_shardings(output: Any, columns: int, quantization: Quantization | None) -> Head | None:
-    """Those of so many columns of the output layer, which lie as it does if its mesh divides them. None: one device."""
+def head_padding(output: Any, columns: int) -> int:
+    """How many columns make so many of the output layer a multiple of the devices that its columns lie on."""
+    sharding = _named_sharding(output)
+    if sharding is None:
+        return 0
+    return -columns % math.prod(sharding.mesh.shape[axis] for axis in _axes(_partition(output)[1]))
+
+
+def head_shardings(output: Any, quantization: Quantization | None) -> Head | None:
+    """A head lies as the output layer does. None: one device."""
     sharding = _named_sharding(output)
     if sharding is None:
         return None
     width, vocab = _partition(output)
-    if columns % math.prod(sharding.mesh.shape[axis] for axis in _axes(vocab)):
-        vocab = None
     return Head(_matrix_sharding(sharding.mesh, vocab, width, quantization))
 
 
