@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def prepare(
         if not is_alone and not is_cloud(command.output):
             lock = Path(os.path.realpath(command.output) + ".packing.lock")
             stack.enter_context(only_writer(lock, command.output, wait=True))
-        return _pack(command, tokenizer, planned, is_alone)
+        return _pack(command, tokenizer, planned, by_source, is_alone)
 
 
 def _check_length(command: PrepareCommand, tokenizer: DocumentTokenizer) -> None:
@@ -201,7 +201,11 @@ def print_status(command: PrepareCommand) -> dict[str, int]:
 
 
 def _pack(
-    command: PrepareCommand, tokenizer: DocumentTokenizer, planned: Sequence[Unit], is_alone: bool
+    command: PrepareCommand,
+    tokenizer: DocumentTokenizer,
+    planned: Sequence[Unit],
+    counts: Mapping[str, Counts],
+    is_alone: bool,
 ) -> dict[str, Any]:
     """Writes the rows and all beside them, and replaces what was there before."""
     output, vocabulary = command.output, tokenizer.vocabulary
@@ -231,7 +235,7 @@ def _pack(
         tokenizer.save(folder / "tokenizer")
         accounting.join_rejected(planned, output, folder / "rejected.jsonl")
         for part, pool in _pools(command):
-            header[part][pool.name] = _write_pool(part, pool, command, planned, skipped, vocabulary, folder)
+            header[part][pool.name] = _write_pool(part, pool, command, planned, counts, skipped, vocabulary, folder)
         header["tokenizer"] = units.hash_of_parts(tokenizer)
         header["fingerprint"] = _fingerprint(header)
         header["made_from"] = made_from
@@ -252,13 +256,13 @@ def _write_pool(
     pool: PoolConfig,
     command: PrepareCommand,
     planned: Sequence[Unit],
+    counts: Mapping[str, Counts],
     skipped: dict[tuple[str, str], np.ndarray],
     vocabulary: Vocabulary,
     folder: Path,
 ) -> dict[str, Any]:
     """Packs one pool; returns its entry in dataset.json, with the settings of its sources."""
     configs = {source.name: source for source in getattr(command, part)}
-    counts = accounting.counts_by_source(planned, command.output)
 
     def reject(source: str, document: str, reason: str) -> None:
         line = {"id": document, "source": f"{part}.{source}", "place": document, "reason": reason}

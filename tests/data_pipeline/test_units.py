@@ -24,6 +24,7 @@ from chameleon_jax.console import commands
 from chameleon_jax.console.commands import open_tokenizer
 from chameleon_jax.errors import ChameleonError, FileError
 from chameleon_jax.runtime.folders import check_folder
+from chameleon_jax.runtime.locks import only_writer
 from data_pipeline import units
 from data_pipeline.accounting import TooManyRejected
 from data_pipeline.config import PrepareCommand
@@ -104,6 +105,15 @@ def test_rows_are_the_same_if_two_machines_have_the_same_number(job, in_one_go, 
         list(machines.map(lambda number: prepare(job, tmp_path / "rows", worker=(number, 2)), (1, 1, 2)))
     assert written(tmp_path / "rows") == written(in_one_go)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_second_machine_that_would_do_everything_is_told_of_the_first(job, tmp_path):
+    job = dataclasses.replace(job, output=str(tmp_path / "rows"))
+    (tmp_path / "rows" / "units").mkdir(parents=True)
+    (tmp_path / "rows" / "prepare.json").write_text('{"format_version": 1, "tokenizer": null, "command": {}}')
+    refused = pytest.raises(FileError, match=r"rows: is being written by process \d+ on .*; wait until it has ended")
+    with only_writer(tmp_path / "rows" / "units" / ".lock", "the first"), refused:
+        prepare_rows(job, scrambled_tokenizer())
 
 
 def test_workers_that_start_at_once_do_not_take_each_others_first_file_for_somebody_elses(job, tmp_path):
