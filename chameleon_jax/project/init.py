@@ -14,6 +14,7 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.project.look import Found, look
 from chameleon_jax.project.recipes import FILES, PICTURE_ONLY, augmentation, recipes
 from chameleon_jax.project.sizes import Sizes, choose
+from chameleon_jax.runtime.accelerators import find_accelerator
 from chameleon_jax.runtime.cloud import is_cloud
 from chameleon_jax.runtime.files import write_json, write_text
 from chameleon_jax.runtime.folders import check_writable, read_marker
@@ -43,7 +44,7 @@ def init(command: InitCommand, *, files: str) -> dict[str, str]:
     if (records := sum(each.records for each in found)) < FEWEST:
         raise ConfigError(f"{files}: has {records} documents; at least {FEWEST} are needed to learn and to measure")
     held_out = {each.source["name"]: share_to_hold_out(each) for each in found}
-    sizes = choose(found, jax.default_backend() == "cpu", jax.device_count())
+    sizes = choose(found, jax.default_backend() == "cpu", jax.device_count(), _memory_of_device())
     sizes = sizes._replace(vocab_size=_fitting(sizes.vocab_size, _texts(found, held_out)))
     texts = recipes(found, held_out, sizes, output)
     for name, text in texts.items():  # a mistake of ours is found here
@@ -55,6 +56,17 @@ def init(command: InitCommand, *, files: str) -> dict[str, str]:
             (output / f"{name}.yaml").unlink(missing_ok=True)
     write_json(output / MARKER, {name: _hash(text) for name, text in texts.items()})
     return dict(_said(found, held_out, sizes))
+
+
+def _memory_of_device() -> float | None:
+    """Bytes that programs may take on an accelerator; None if that is not known, and for a CPU."""
+    import jax
+
+    device = jax.local_devices()[0]
+    accelerator, stats = find_accelerator(device), device.memory_stats()
+    if stats and device.platform != "cpu":
+        return stats["bytes_limit"]
+    return accelerator and accelerator.memory
 
 
 def _hash(text: str) -> str:

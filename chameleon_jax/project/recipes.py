@@ -184,12 +184,14 @@ def _train(found: Sequence[Found], sizes: Sizes, folder: Path) -> str:
     best = f"held_out.{found[0].source['name']}.loss"
     every = max(20, sizes.steps // 100 * 10)
     execution = "remat: full  # faster on a CPU" if sizes.is_cpu else "compute_dtype: bfloat16"
+    parts = f"accumulation: {sizes.accumulation}  # parts of a batch, one after another: what fits into the memory\n"
+    accumulation = parts if sizes.accumulation > 1 else ""
     return f"""# chameleon train: a Transformer as in the paper, only small.
 data: {_value(str(folder / "rows"))}
 output: {_value(str(folder / "run"))}
 steps: {sizes.steps}
 batch_size: {sizes.batch_size}
-model:  # vocab_size is what the rows need
+{accumulation}model:  # vocab_size is what the rows need
   d_model: {sizes.d_model}
   num_layers: {sizes.num_layers}
   num_heads: {sizes.num_heads}

@@ -1,7 +1,8 @@
-"""Sizes that suit an amount of data and a machine: rules of thumb, as pure functions.
+"""Sizes that suit an amount of data and a machine, as pure functions.
 
-On a CPU a model is to be there in some minutes, on an accelerator in an hour or so. People change the numbers in the
-YAML files once they know better.
+How large a model is to be for how much data, and for how long it is trained, are rules of thumb: on a CPU it is to be
+there in some minutes, on an accelerator in an hour or so. Whether it fits into the memory of an accelerator is computed
+(`bytes_to_train`). People change the numbers in the YAML files once they know better.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Sizes(NamedTuple):
     """Documents made of each record, each with its own augmentation."""
     sequence_length: int
     batch_size: int
+    accumulation: int
+    """Parts of a batch that are computed one after another."""
     steps: int
     d_model: int
     num_layers: int
@@ -37,16 +40,47 @@ class Sizes(NamedTuple):
     is_cpu: bool
 
 
-_MODELS = {  # width, layers, query heads, key/value heads, feed-forward
-    "tiny": (128, 4, 4, 2, 384),
-    "small": (192, 4, 6, 3, 512),
-    "medium": (512, 8, 8, 4, 1408),
-    "large": (1024, 16, 16, 8, 2816),
-}
+class ModelSizes(NamedTuple):
+    """What the sizes of a Transformer are called in its config."""
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_dim: int
 
 
-def choose(found: Sequence[Found], is_cpu: bool, devices: int = 1) -> Sizes:
-    """Sizes for some sources together, on so many devices."""
+TINY, SMALL = ModelSizes(128, 4, 4, 2, 384), ModelSizes(192, 4, 6, 3, 512)
+MEDIUM, LARGE = ModelSizes(512, 8, 8, 4, 1408), ModelSizes(1024, 16, 16, 8, 2816)
+
+SHARE = 0.9
+"""Of the memory of an accelerator that a train step may take."""
+
+
+def bytes_to_train(model: ModelSizes, vocab_size: int, length: int, rows: int) -> float:
+    """Bytes that a train step of `chameleon init`'s recipe takes on a device that computes `rows` rows at a time.
+
+    For each parameter, 20 bytes in float32 (its value, its gradient, the sum of those of all parts of a batch, two
+    moments of the optimizer) and 2 in bfloat16. For each token, what the backward pass needs of the forward pass: in
+    each layer the inputs of its products in bfloat16 and the masks of dropout, and up to 1024 tokens a row, where
+    attention keeps its scores (`ExecutionConfig.attention`), 6 bytes for each head and token of the row, and 5 once for
+    its mask; at the end the logits and their gradient in float32.
+    """
+    d, layers, heads, kv_heads, mlp = model
+    kv = d * kv_heads // heads
+    parameters = 2 * vocab_size * d + layers * (2 * d * d + 2 * d * kv + 3 * d * mlp)
+    scores = (6 * layers + 5) * heads * length if length <= 1024 else 0
+    a_token = layers * (16 * d + 6 * kv + 6 * mlp) + scores + 20 * d + 8 * vocab_size
+    return 22 * parameters + rows * length * a_token
+
+
+def choose(found: Sequence[Found], is_cpu: bool, devices: int = 1, memory: float | None = None) -> Sizes:
+    """Sizes for some sources together.
+
+    Args:
+      devices: how many there are.
+      memory: bytes of each; None: not known, or a CPU's.
+    """
     records = sum(each.records for each in found)
     pictures = sum(each.records * each.pictures for each in found)
     text = sum(each.records * each.text_bytes for each in found)
@@ -63,24 +97,39 @@ def choose(found: Sequence[Found], is_cpu: bool, devices: int = 1) -> Sizes:
     documents = records * copies
     amount = documents * sum(tokens) / len(tokens)
     if is_cpu:
-        size = "tiny" if amount < 5e5 else "small"
+        models = [TINY if amount < 5e5 else SMALL]
     else:
-        size = "small" if amount < 2e6 else "medium" if amount < 5e8 else "large"
+        models = [LARGE, MEDIUM, SMALL][0 if amount >= 5e8 else 1 if amount >= 2e6 else 2 :]
     epochs = 8 * amount / (batch_size * length)
+    vocab_size = _vocab_size(text)
+    num_codes = _power_of_two(math.sqrt(max(1, pictures * grid * grid)), 256, 1024 if is_cpu else 8192)
+    model, accumulation = _fitting(models, vocab_size + num_codes, length, batch_size // devices, memory)
     return Sizes(
-        _vocab_size(text), resolution, grid,
+        vocab_size, resolution, grid,
         channels=64 if is_cpu else 128,
-        num_codes=_power_of_two(math.sqrt(max(1, pictures * grid * grid)), 256, 1024 if is_cpu else 8192),
+        num_codes=num_codes,
         image_steps=_rounded(min(2000 if is_cpu else 20000, max(800, pictures / 4))),
         image_batch=32,
         copies=copies,
         sequence_length=length,
         batch_size=batch_size,
+        accumulation=accumulation,
         steps=_rounded(min(1200 if is_cpu else 20000, max(400, epochs))),
-        d_model=_MODELS[size][0], num_layers=_MODELS[size][1], num_heads=_MODELS[size][2],
-        num_kv_heads=_MODELS[size][3], mlp_dim=_MODELS[size][4],
+        **model._asdict(),
         is_cpu=is_cpu,
     )  # fmt: skip
+
+
+def _fitting(
+    models: Sequence[ModelSizes], vocab_size: int, length: int, rows: int, memory: float | None
+) -> tuple[ModelSizes, int]:
+    """The first model that fits, in as few parts of a batch as possible; the last one if none does."""
+    parts = [parts for parts in range(1, rows + 1) if rows % parts == 0]
+    for model in models if memory else ():
+        for each in parts:
+            if bytes_to_train(model, vocab_size, length, rows // each) <= SHARE * memory:
+                return model, each
+    return (models[-1], rows) if memory else (models[0], 1)
 
 
 def _resolution(side: int, is_cpu: bool) -> tuple[int, int]:
