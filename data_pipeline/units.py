@@ -29,6 +29,8 @@ from chameleon_jax.runtime.locks import is_unused
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
+from data_pipeline.augment import OFF
+from data_pipeline.forms import FormConfig
 from data_pipeline.records import Record, Rejected, Shard
 from data_pipeline.sources.files import GROUP_BYTES, GROUP_FILES
 from data_pipeline.sources.source import SourceConfig, settings_of
@@ -141,12 +143,25 @@ def plan(command: PrepareCommand, tokenizer_hash: str) -> list[Unit]:
     Raises:
       FileError: if a source has nothing to read.
     """
-    return [
-        Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command))
-        for part in ("sources", "held_out")
-        for source in getattr(command, part)
-        for shards, limit in _limited(source, source.shards(command.datasets))
-    ]
+    planned: list[Unit] = []
+    listed: dict[str, list[Shard]] = {}
+    for part in ("sources", "held_out"):
+        for source in getattr(command, part):
+            files = _same_files(source)
+            if files not in listed:
+                listed[files] = source.shards(command.datasets)
+            planned += [
+                Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command))
+                for shards, limit in _limited(source, listed[files])
+            ]
+    return planned
+
+
+def _same_files(source: SourceConfig) -> str:
+    """The same for sources of the same shards, as those to learn from and those held out often are."""
+    form = FormConfig(templates=source.form.templates)  # sources check that these name what there is
+    plain = dataclasses.replace(source, name="any", part="all", held_out=0.1, loss="all", augment=OFF, form=form)
+    return json.dumps(to_dict(plain), sort_keys=True)
 
 
 def _limited(source: SourceConfig, shards: list[Shard]) -> Iterator[tuple[tuple[Shard, ...], int]]:

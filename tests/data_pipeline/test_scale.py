@@ -17,6 +17,7 @@ from tiny_models import scrambled_tokenizer
 from chameleon_jax.config import ConfigError
 from data_pipeline import units
 from data_pipeline.config import PrepareCommand
+from data_pipeline.forms import FormConfig
 from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.sources import ConversationsSource, DocumentsSource, FolderSource, SourceConfig, WebDatasetSource
@@ -75,9 +76,13 @@ def test_little_is_read_of_many_pictures(tmp_path):
     def read() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
 
+    seen = FolderSource(name="seen", path=str(tmp_path), part="train", form=FormConfig(copies=2))
+    unseen = FolderSource(name="unseen", path=str(tmp_path), part="held_out")
     before = read()
-    assert len(plan(FolderSource(path=str(tmp_path)))) == 1
-    assert read() - before < 200 * (13 << 10)  # 3 samples of 4 KiB and a caption each
+    planned = units.plan(PrepareCommand("rows", 64, (seen,), tokenizer="any", held_out=(unseen,)), "")
+    assert [unit.place for unit in planned] == ["sources.seen", "held_out.unseen"]
+    assert planned[0].shards == planned[1].shards
+    assert read() - before < 200 * (13 << 10)  # 3 samples of 4 KiB and a caption each, once for both
 
 
 @pytest.mark.parametrize("kind", [DocumentsSource, ConversationsSource])
