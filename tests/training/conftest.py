@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,8 +22,35 @@ from chameleon_jax.config import (
     from_dict,
     to_dict,
 )
+from chameleon_jax.sharding import make_mesh
+from chameleon_jax.training import loop, state, step
 
 VOCABULARY, FIRST_IMAGE_ID, LENGTH, ROWS = 32, 20, 12, 8
+UNRELATED = ("output", "data", "checkpoint", "log_every", "evaluate_every", "trackers", "samples", "fresh_image_head")
+"""Keys of a config on which no program depends."""
+
+
+def once(make: Callable) -> Callable:
+    """`make`, called once for all configs that lead to the same program or numbers."""
+    made: dict = {}
+
+    @functools.wraps(make)
+    def look_up(config: TrainConfig, *rest):
+        values = {**to_dict(config), **dict.fromkeys(UNRELATED)}
+        values["bad_steps"] = config.bad_steps.gradient_norm
+        if config.optimizer.schedule == "constant":
+            values["steps"] = None
+        key = str(values), *(each.tobytes() if isinstance(each, np.ndarray) else each for each in rest)
+        if key not in made:
+            made[key] = make(config, *rest)
+        return made[key]
+
+    return look_up
+
+
+@once
+def first_arrays(config: TrainConfig) -> state.TrainState:
+    return jax.tree.map(np.array, state.init_state(config, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
 
 
 class TinyRun:
@@ -74,38 +105,33 @@ class TinyRun:
             yield Batch(*(values[rows] for values in cls.batch(start)))
             start += 1
 
+    make_train_step = staticmethod(once(step.make_train_step))
+    make_evaluation_step = staticmethod(once(step.make_evaluation_step))
+    make_signals = staticmethod(once(step.make_signals))
+
+    @staticmethod
+    def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None) -> state.TrainState:
+        """A state before the first step, whose numbers are drawn once and put on each mesh."""
+        if params is not None:
+            return state.init_state(config, mesh, params)
+        return jax.device_put(first_arrays(config), state.state_shardings(config, mesh))
+
+    @classmethod
+    @contextlib.contextmanager
+    def compiled_once(cls) -> Iterator[None]:
+        """Runs of one program share what is compiled and drawn, which is most of the time that they take."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("make_train_step", "make_evaluation_step", "make_signals", "init_state"):
+                patch.setattr(loop, name, getattr(cls, name))
+            yield
+
 
 @pytest.fixture(scope="session")
 def tiny():
     return TinyRun
 
 
-@pytest.fixture(scope="session")
-def compiled_steps() -> dict:
-    """Compiled steps by what they depend on."""
-    return {}
-
-
 @pytest.fixture
-def compiled_once(monkeypatch, compiled_steps) -> None:
-    """Runs of one program share what is compiled, which is most of the time that they take."""
-    from chameleon_jax.training import loop
-
-    made = compiled_steps
-    unrelated = ("output", "data", "checkpoint", "log_every", "evaluate_every", "trackers", "samples")
-
-    def shared(make: Callable) -> Callable:
-        def look_up(config: TrainConfig, *rest):
-            values = {**to_dict(config), **dict.fromkeys(unrelated)}
-            values["bad_steps"] = config.bad_steps.gradient_norm
-            if config.optimizer.schedule == "constant":
-                values["steps"] = None
-            key = make, str(values), *(each.tobytes() if isinstance(each, np.ndarray) else each for each in rest)
-            if key not in made:
-                made[key] = make(config, *rest)
-            return made[key]
-
-        return look_up
-
-    for name in ("make_train_step", "make_evaluation_step", "make_signals"):
-        monkeypatch.setattr(loop, name, shared(getattr(loop, name)))
+def compiled_once() -> Iterator[None]:
+    with TinyRun.compiled_once():
+        yield

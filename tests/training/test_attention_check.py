@@ -71,9 +71,10 @@ def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(ti
 
 
 def test_a_step_refuses_a_kernel_that_its_devices_lack(tiny):
-    config = tiny.config(execution__attention="cudnn", batch_size=4)
+    config, mesh = tiny.config(execution__attention="cudnn"), make_mesh(MeshConfig())
+    step = make_train_step(config, tiny.is_image_id, mesh)
     with pytest.raises(ConfigError, match=r"execution.attention = 'cudnn': .*Hopper"):
-        one_step(tiny, config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+        step.lower(abstract_state(config, mesh), tiny.batch(0))
 
 
 def temporary_bytes(tiny, attention: str, length: int) -> int:
@@ -106,8 +107,8 @@ def short_rows(monkeypatch):
     monkeypatch.setattr(attention_check, "LENGTH", 128)
 
 
-def test_a_right_kernel_passes_on_a_device_and_on_a_mesh(short_rows):
-    check_attention(MODEL, SPLASH, jax.devices()[0])
+def test_a_right_kernel_passes_on_a_mesh(short_rows):
+    """On one device see models/test_attention_backends.py."""
     check_attention(MODEL, SPLASH, make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)))
 
 
@@ -171,8 +172,10 @@ def test_the_check_runs_what_the_run_will(monkeypatch):
 
     monkeypatch.setattr(attention, "attend_splash", told)
     execution = dataclasses.replace(SPLASH, remat="save_attention")
-    assert check_attention(MODEL, execution, make_mesh(MeshConfig(data=4, sequence=2)), 256) is execution
-    assert set(asked) == {((4, 256, 4, 16), (4, 256, 2, 16), "bfloat16")}
+    for where, rows in ((make_mesh(MeshConfig(data=4, sequence=2)), 4), (jax.devices()[0], 1)):
+        asked.clear()
+        assert check_attention(MODEL, execution, where, 256) is execution
+        assert set(asked) == {((rows, 256, 4, 16), (rows, 256, 2, 16), "bfloat16")}
 
 
 def automatic(monkeypatch) -> ExecutionConfig:

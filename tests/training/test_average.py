@@ -8,8 +8,7 @@ import pytest
 
 from chameleon_jax.config import MeshConfig
 from chameleon_jax.sharding import make_mesh
-from chameleon_jax.training.state import init_state, model_params, state_shardings
-from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.state import abstract_state, model_params, state_shardings
 
 
 @pytest.mark.parametrize(
@@ -18,10 +17,10 @@ from chameleon_jax.training.step import make_train_step
     ids=["all", "lora"],
 )
 def test_the_average_follows_the_parameters(tiny, changes):
-    config = tiny.config(ema=0.3, model__num_layers=1, bad_steps__action="skip", **changes)
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    state = init_state(config, mesh)
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    config = tiny.config(ema=0.3, bad_steps__action="skip", **changes)
+    mesh = make_mesh(MeshConfig())
+    state = tiny.init_state(config, mesh)
+    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
     mean = jax.tree.map(lambda leaf: np.array(leaf, np.float64), state.params)
     for number in range(5):
         batch = tiny.batch(number)
@@ -53,4 +52,4 @@ def test_a_run_without_an_average_has_the_state_that_it_always_had(tiny):
         jax.tree.structure(state_shardings(tiny.config(ema=decay), make_mesh(MeshConfig()))) for decay in (0.9, 0.0)
     )
     assert with_average != without
-    assert model_params(tiny.config(), state := init_state(tiny.config(), make_mesh(MeshConfig()))) is state.params
+    assert model_params(tiny.config(), state := abstract_state(tiny.config(), make_mesh(MeshConfig()))) is state.params

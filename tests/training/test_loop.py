@@ -28,8 +28,6 @@ from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import loop
 from chameleon_jax.training.loop import TrainingError, train
 from chameleon_jax.training.metrics import read_metrics
-from chameleon_jax.training.state import init_state
-from chameleon_jax.training.step import make_train_step
 
 LENGTH = 12
 """Tokens a row of the tiny run."""
@@ -75,8 +73,8 @@ def whole_run(tiny, tmp_path_factory):
     """Eight steps without a break: folder and last state."""
     folder = tmp_path_factory.mktemp("whole")
     held_out = {"seen": held_out_source(tiny.batch(0)), "unseen": held_out_source(tiny.batch(100), half_padding(tiny))}
-    state = train(tiny.config(folder), tiny.batches, tiny.is_image_id, held_out=held_out)
-    return folder, state
+    with tiny.compiled_once():
+        return folder, train(tiny.config(folder), tiny.batches, tiny.is_image_id, held_out=held_out)
 
 
 def test_metrics_have_a_line_for_each_logged_step(tiny, whole_run):
@@ -101,10 +99,10 @@ def test_held_out_losses_are_reported_at_the_end(whole_run):
 
 def test_held_out_losses_are_means_over_tokens_whatever_fills_the_last_batch(tiny, whole_run):
     folder, state = whole_run
-    total, count = 0.0, 0.0
+    total, count, apply = 0.0, 0.0, jax.jit(Transformer(tiny.config().model).apply)
     for batch in (tiny.batch(100), half_padding(tiny)):
         arrays = map(jnp.asarray, (batch.inputs, batch.positions, batch.segment_ids))
-        logits = np.asarray(Transformer(tiny.config().model).apply({"params": state.params}, *arrays), np.float64)
+        logits = np.asarray(apply({"params": state.params}, *arrays), np.float64)
         log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
         losses = -np.take_along_axis(log_p, batch.targets[..., None], axis=-1)[..., 0]
         total, count = total + np.sum(losses * batch.loss_weights), count + np.sum(batch.loss_weights)
@@ -229,8 +227,8 @@ def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpo
 
 @pytest.mark.usefixtures("compiled_once")
 def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
-    step = make_train_step(tiny.config(tmp_path), tiny.is_image_id, make_mesh(MeshConfig()))
-    state = init_state(tiny.config(tmp_path), make_mesh(MeshConfig()))
+    step = tiny.make_train_step(tiny.config(tmp_path), tiny.is_image_id, make_mesh(MeshConfig()))
+    state = tiny.init_state(tiny.config(tmp_path), make_mesh(MeshConfig()))
     before = jax.tree.map(np.array, state)
     state, metrics = step(state, next(poisoned(tiny, 0)(0, slice(None))))
     assert bool(metrics["bad"])
@@ -247,6 +245,7 @@ def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
     assert all(np.isfinite(line[name]) for name in ("loss", "gradient_norm", "output_rms", "max_logit", "mean_log_z"))
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_gradients_above_a_limit_are_bad_steps_and_too_many_in_a_row_end_the_run(tiny, tmp_path):
     config = tiny.config(tmp_path, bad_steps__action="skip", bad_steps__gradient_norm=1e-6, bad_steps__limit=3)
     with pytest.raises(TrainingError, match=r"step 3: .*bad step number 3 in a row \(bad_steps\.limit\)"):
@@ -277,7 +276,7 @@ def test_lines_hold_the_signals_of_stability_and_the_split_of_time(tiny, whole_r
 def test_metrics_go_to_tensorboard_as_well(tiny, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    train(tiny.config(tmp_path, trackers=["tensorboard"], steps=2), tiny.batches, tiny.is_image_id)
+    train(tiny.config(tmp_path, trackers=["tensorboard"], checkpoint__every=8), tiny.batches, tiny.is_image_id)
     (path,) = (tmp_path / "tensorboard").iterdir()
     data, found = path.read_bytes(), {}
     while data:  # records: length, checksum of it, content, checksum of that
@@ -305,11 +304,11 @@ def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
 
     wandb = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run())
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    train(tiny.config(tmp_path, trackers=["wandb"], steps=2), tiny.batches, tiny.is_image_id)
+    train(tiny.config(tmp_path, trackers=["wandb"], checkpoint__every=8), tiny.batches, tiny.is_image_id)
     options, *logged, end = calls
     assert options["resume"] == "allow"
-    assert options["config"]["steps"] == 2
-    assert [step for step, _ in logged] == [1, 2]
+    assert options["config"]["steps"] == 8
+    assert [step for step, _ in logged] == list(range(1, 9))
     assert logged[0][1]["loss"] == pytest.approx(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"])
     assert end == "finished"
 
@@ -340,6 +339,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(tiny
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_rows_of_another_length_than_the_config_says_are_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"sequence_length = 64: the rows of the data have 12 tokens"):
         train(tiny.config(tmp_path, sequence_length=64), tiny.batches, tiny.is_image_id)

@@ -15,6 +15,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_second_trainer_is_refused_while_the_first_lives(tiny, tmp_path):
     config = tiny.config(tmp_path / "run")
     refused = pytest.raises(FileError, match=rf"run: is being written by process {os.getpid()} on '.*' since ")

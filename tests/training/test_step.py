@@ -30,8 +30,8 @@ MESHES = {
     "data 2, sequence 2, tensor 2": MeshConfig(data=2, sequence=2, tensor=2),
 }
 RECIPES = {
-    "pre, adamw": {"model__norm_order": "pre", "optimizer__name": "adamw"},
-    "swin, muon": {"model__norm_order": "swin", "optimizer__name": "muon", "model__qk_norm_groups": 2},
+    "pre, adamw": {"steps": 40, "model__norm_order": "pre", "optimizer__name": "adamw"},
+    "swin, muon": {"steps": 40, "model__norm_order": "swin", "optimizer__name": "muon", "model__qk_norm_groups": 2},
 }
 
 
@@ -49,19 +49,22 @@ WAYS = {
 }  # fmt: skip
 """Ways to compute the same step with less memory."""
 
+MEASURED = {"optimizer__clip_norm": 1e-3, "z_loss": 0.1, "model__qk_norm_groups": 2}
+"""A recipe whose metrics are compared with others."""
+
 
 def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(config, jax.devices()[:1] if config is ONE else None)
 
 
-def run(tiny, config, mesh_config, steps: int):
-    """State after `steps` steps on different batches, and the metrics of each."""
+def run(tiny, config, mesh_config, init_state=init_state):
+    """State after three steps on different batches, and the metrics of each."""
     mesh = mesh_of(mesh_config)
     state = init_state(config, mesh)
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
     history = []
     with jax.set_mesh(mesh):
-        for number in range(steps):
+        for number in range(3):
             state, metrics = step(state, tiny.batch(number))
             history.append(jax.tree.map(np.asarray, metrics))
     return state, history
@@ -69,8 +72,14 @@ def run(tiny, config, mesh_config, steps: int):
 
 @pytest.fixture(scope="module")
 def on_one_device(tiny):
-    """Three steps of a recipe on one device, done once."""
-    return functools.cache(lambda recipe: run(tiny, tiny.config(**RECIPES[recipe]), ONE, 3))
+    """`run` of a recipe on one device, done once."""
+    return functools.cache(lambda recipe: run(tiny, tiny.config(**RECIPES[recipe]), ONE))
+
+
+@pytest.fixture(scope="module")
+def on_a_mesh(tiny):
+    """`run` of a recipe on many devices, done once. There the first state is drawn anew."""
+    return functools.cache(lambda recipe, mesh: run(tiny, tiny.config(**RECIPES[recipe]), MESHES[mesh]))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +90,9 @@ def on_one_device(tiny):
         *(pytest.param("swin, muon", mesh, marks=pytest.mark.slow) for mesh in list(MESHES)[:4]),
     ],
 )
-def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_device, recipe, mesh):
+def test_every_mesh_gives_the_losses_and_parameters_of_one_device(on_one_device, on_a_mesh, recipe, mesh):
     expected_state, expected_history = on_one_device(recipe)
-    state, history = run(tiny, tiny.config(**RECIPES[recipe]), MESHES[mesh], 3)
+    state, history = on_a_mesh(recipe, mesh)
     for metrics, expected in zip(history, expected_history, strict=True):
         assert metrics.keys() == expected.keys()
         for name in metrics:
@@ -97,13 +106,13 @@ def test_every_mesh_gives_the_losses_and_parameters_of_one_device(tiny, on_one_d
 @pytest.mark.parametrize(
     ("way", "mesh"),
     [
-        *((way, "one device") for way in ("remat full", "remat save_projections", "remat offload", "all of them")),
+        *((way, "one device") for way in ("remat save_projections", "remat offload", "all of them")),
         ("all of them", "sequence 4, fsdp 2"),
         pytest.param("all of them", "data 2, fsdp 2, tensor 2", marks=pytest.mark.slow),
-        # Also in "all of them"; alone they say which one is wrong.
+        # Also in "all of them" (and full in models/test_transformer.py); alone they say which one is wrong.
         *(
             pytest.param(way, "one device", marks=pytest.mark.slow)
-            for way in ("accumulation", "chunked loss", "blockwise attention", "remat save_attention")
+            for way in ("accumulation", "chunked loss", "blockwise attention", "remat full", "remat save_attention")
         ),
     ],
 )
@@ -111,7 +120,7 @@ def test_every_way_to_save_memory_gives_the_same_step(tiny, on_one_device, monke
     monkeypatch.setattr(attention_kernels, "BLOCK", 4)
     expected_state, expected_history = on_one_device("pre, adamw")
     config = tiny.config(**RECIPES["pre, adamw"], **WAYS[way])
-    state, history = run(tiny, config, MESHES.get(mesh, ONE), 3)
+    state, history = run(tiny, config, MESHES.get(mesh, ONE), tiny.init_state)
     for metrics, expected in zip(history, expected_history, strict=True):
         assert metrics.keys() == expected.keys()
         for name in metrics:
@@ -122,7 +131,7 @@ def test_every_way_to_save_memory_gives_the_same_step(tiny, on_one_device, monke
 
 def test_the_losses_of_rows_are_those_of_each_row_alone(tiny, on_one_device):
     config, batch = tiny.config(**RECIPES["pre, adamw"]), jax.tree.map(jnp.asarray, tiny.batch(0))
-    params = init_state(config, mesh_of(ONE)).params
+    params = tiny.init_state(config, mesh_of(ONE)).params
     apply = jax.jit(Transformer(config.model).apply)
     logits = apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.loss_weights
@@ -131,8 +140,8 @@ def test_the_losses_of_rows_are_those_of_each_row_alone(tiny, on_one_device):
     np.testing.assert_array_equal(metrics["row_weight_sum"], np.sum(batch.loss_weights, axis=1))
 
 
-def test_parameters_and_moments_are_cut_as_the_rules_say(tiny):
-    state, _ = run(tiny, tiny.config(), MESHES["data 2, fsdp 2, tensor 2"], 1)
+def test_parameters_and_moments_are_cut_as_the_rules_say(on_a_mesh):
+    state, _ = on_a_mesh("pre, adamw", "data 2, fsdp 2, tensor 2")
     # Width 16 is halved over fsdp; 4 heads, 2 key/value heads, 24 hidden channels and 32 ids over tensor.
     expected = {
         "embed": (16, 8),
@@ -161,10 +170,8 @@ def is_adam(part) -> bool:
 
 def test_muon_moments_are_cut_like_their_parameters(tiny):
     config = tiny.config(optimizer__name="muon")
-    state = init_state(config, mesh_of(MESHES["data 2, fsdp 2, tensor 2"]))
-    pieces = {
-        leaf.shape: leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
-    }
+    state = abstract_state(config, mesh_of(MESHES["data 2, fsdp 2, tensor 2"]))
+    pieces = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.opt_state)}
     assert pieces[(2, 16, 4, 4)] == (2, 8, 2, 4)  # q: Muon's momentum
     assert pieces[(2, 24, 16)] == (2, 12, 8)  # down
     assert pieces[(32, 16)] == (16, 8)  # embed: AdamW's moments
@@ -172,9 +179,8 @@ def test_muon_moments_are_cut_like_their_parameters(tiny):
 
 @pytest.mark.parametrize("recipe", ["pre, adamw", pytest.param("swin, muon", marks=pytest.mark.slow)])
 def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
-    config = tiny.config(steps=40, **RECIPES[recipe])
-    mesh = mesh_of(ONE)
-    state, step = init_state(config, mesh), make_train_step(config, tiny.is_image_id, mesh)
+    config, mesh = tiny.config(**RECIPES[recipe]), mesh_of(ONE)
+    state, step = tiny.init_state(config, mesh), tiny.make_train_step(config, tiny.is_image_id, mesh)
     losses = []
     for _ in range(40):
         state, metrics = step(state, tiny.batch(0))
@@ -184,13 +190,12 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
 
 
 def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_descended(tiny):
-    config = tiny.config(optimizer__clip_norm=1e-3, z_loss=0.1)
-    mesh = mesh_of(ONE)
-    state = init_state(config, mesh)
+    config, mesh = tiny.config(**MEASURED), mesh_of(ONE)
+    state = tiny.init_state(config, mesh)
     loss = functools.partial(batch_loss, config, tiny.is_image_id)
     (value, measures), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, tiny.batch(0))
     norm = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(grads)))
-    _, metrics = make_train_step(config, tiny.is_image_id, mesh)(state, tiny.batch(0))
+    _, metrics = tiny.make_train_step(config, tiny.is_image_id, mesh)(state, tiny.batch(0))
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     assert float(metrics["total_loss"]) == pytest.approx(float(value), rel=1e-6)
     mean = float(measures.sums["loss_sum"]) / float(measures.sums["weight_sum"])
@@ -198,11 +203,12 @@ def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_desce
 
 
 def test_signals_of_stability_are_what_they_are_called(tiny):
-    config, mesh, batch = tiny.config(model__qk_norm_groups=2), mesh_of(ONE), tiny.batch(0)
-    state = init_state(config, mesh)
+    config, mesh, batch = tiny.config(**MEASURED), mesh_of(ONE), jax.tree.map(jnp.asarray, tiny.batch(0))
+    state = tiny.init_state(config, mesh)
     params = jax.tree.map(np.array, state.params)
     params["layers"]["attention"]["q_norm"]["scale"] *= np.asarray([[[2.0]], [[3.0]]], np.float32)
-    state = init_state(config, mesh, jax.tree.map(jnp.asarray, params))
+    placed = jax.tree.map(lambda values, leaf: jax.device_put(values, leaf.sharding), params, state.params)
+    state = state._replace(params=placed)
 
     signals = jax.tree.map(np.asarray, make_signals(config, mesh)(state.params))
     np.testing.assert_allclose(signals["q_norm_scale"], [2, 3], rtol=1e-6)
@@ -210,23 +216,21 @@ def test_signals_of_stability_are_what_they_are_called(tiny):
     squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
     assert signals["parameter_norm"] == pytest.approx(np.sqrt(squares), rel=1e-5)
 
-    def read(hidden: bool) -> np.ndarray:
-        variables, *arrays = jax.tree.map(
-            jnp.asarray, ({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
-        )
-        return np.asarray(
-            jax.jit(functools.partial(Transformer(config.model).apply, hidden=hidden))(variables, *arrays)
-        )
+    @jax.jit
+    def read(*arguments):
+        model = Transformer(config.model)
+        return model.apply(*arguments), model.apply(*arguments, hidden=True)
 
-    real = batch.segment_ids > 0
-    logits, last = read(False)[real].astype(np.float64), read(True)[real].astype(np.float64)
-    _, metrics = make_train_step(config, tiny.is_image_id, mesh)(state, batch)
+    real = np.asarray(batch.segment_ids) > 0
+    read = read({"params": state.params}, batch.inputs, batch.positions, batch.segment_ids)
+    logits, last = (np.asarray(each, np.float64)[real] for each in read)
+    _, metrics = tiny.make_train_step(config, tiny.is_image_id, mesh)(state, batch)
     assert float(metrics["max_logit"]) == pytest.approx(np.max(np.abs(logits)), rel=1e-5)
     rms = np.sqrt(float(metrics["output_square_sum"]) / float(metrics["token_sum"]))
     assert rms == pytest.approx(np.sqrt(np.mean(np.square(last))), rel=1e-5)
     log_z = np.log(np.sum(np.exp(logits), axis=-1))
     mean = float(metrics["log_z_sum"]) / float(metrics["weight_sum"])
-    assert mean == pytest.approx(np.average(log_z, weights=batch.loss_weights[real]), rel=1e-5)
+    assert mean == pytest.approx(np.average(log_z, weights=np.asarray(batch.loss_weights)[real]), rel=1e-5)
 
 
 def test_dropout_of_threefry_is_that_of_flax_so_that_older_runs_go_on(tiny):
@@ -258,14 +262,14 @@ def test_each_device_makes_the_bits_of_its_own_rows(tiny):
 @pytest.mark.parametrize("bits", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, bits):
     config, mesh = tiny.config(dropout=0.3, dropout_bits=bits), mesh_of(ONE)
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
 
     def loss_of_first_step(state) -> float:
         return float(step(state, tiny.batch(0))[1]["loss_sum"])
 
-    first = loss_of_first_step(init_state(config, mesh))
-    assert loss_of_first_step(init_state(config, mesh)) == first
-    later = init_state(config, mesh)
+    first = loss_of_first_step(tiny.init_state(config, mesh))
+    assert loss_of_first_step(tiny.init_state(config, mesh)) == first
+    later = tiny.init_state(config, mesh)
     assert loss_of_first_step(later._replace(step=later.step + 1)) != first
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
 
@@ -312,8 +316,7 @@ def test_evaluation_takes_the_memory_of_a_part_of_a_batch(tiny):
 
 def test_evaluation_in_parts_gives_the_same_sums(tiny):
     mesh, batch = mesh_of(MESHES["data 2, fsdp 2, tensor 2"]), tiny.batch(0)
-    config = tiny.config()
-    params = init_state(config, mesh).params
+    params = tiny.init_state(tiny.config(), mesh).params
     whole, parts = (
         make_evaluation_step(tiny.config(accumulation=count), tiny.is_image_id, mesh)(params, batch) for count in (1, 2)
     )
@@ -336,7 +339,7 @@ def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
 def test_evaluation_drops_nothing_and_counts_like_training(tiny, on_one_device):
     mesh = mesh_of(ONE)
     config = tiny.config(dropout=0.3)
-    params = init_state(config, mesh).params
+    params = tiny.init_state(config, mesh).params
     sums = make_evaluation_step(config, tiny.is_image_id, mesh)(params, tiny.batch(0))
     expected = on_one_device("pre, adamw")[1][0]
     for name, value in sums.items():
