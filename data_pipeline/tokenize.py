@@ -33,7 +33,7 @@ PIXELS_AT_A_TIME = 1 << 24
 """Limits of a group. A record that exceeds one is in a group of its own."""
 
 EncodeSquares = Callable[[np.ndarray], np.ndarray]
-"""Squares uint8 `[n, resolution, resolution, 3]` to codes int32 `[n, codes_per_image]`."""
+"""Squares uint8 `[n, resolution, resolution, 3]`, whose memory is used again, to codes int32 `[n, codes_per_image]`."""
 
 
 class _Document(NamedTuple):
@@ -125,6 +125,24 @@ class _Opened:
         return text + b"".join(picture_signature(self.image(picture)) for picture in pictures)
 
 
+class _Squares:
+    """Squares of pictures, in memory that is used again for those of the next group."""
+
+    def __init__(self, side: int):
+        self._memory = np.empty((0, side, side, 3), np.uint8)
+        self.count = 0
+
+    def add(self, square: np.ndarray) -> None:
+        if self.count == len(self._memory):
+            more = np.empty((max(self.count, 16), *square.shape), np.uint8)
+            self._memory = np.concatenate([self._memory, more])
+        self._memory[self.count] = square
+        self.count += 1
+
+    def all(self) -> np.ndarray:
+        return self._memory[: self.count]
+
+
 class _Group:
     """Records that are tokenized together."""
 
@@ -135,13 +153,15 @@ class _Group:
         seed: int,
         encode: EncodeSquares | None,
         compared: NearDuplicatesConfig,
+        squares: _Squares,
     ):
         self.source, self.tokenizer, self.seed, self.encode, self.compared = source, tokenizer, seed, encode, compared
         # Templates make conversations of any kind of source.
         self.turn_keys = source if isinstance(source, TurnKeys) else TurnKeys(kind=source.kind, loss=source.loss)
         self.entries: list[list[_Document] | Rejected] = []
         self.places: list[tuple[str, str]] = []
-        self.squares: list[np.ndarray] = []
+        self.squares = squares
+        squares.count = 0
         self.characters = self.pixels = 0
 
     @property
@@ -158,7 +178,7 @@ class _Group:
         if isinstance(made, Rejected):
             self.entries.append(made)
             return
-        before = len(self.squares)
+        before = self.squares.count
         try:
             opened = _Opened(item, self.source)
             digest, signature = opened.digest(), opened.signature(self.compared)
@@ -166,7 +186,7 @@ class _Group:
                 self._document(record, number, digest, signature, opened) for number, record in enumerate(made)
             ])  # fmt: skip
         except DocumentError as error:
-            del self.squares[before:]
+            self.squares.count = before
             self.entries.append(Rejected(item.id, item.place, str(error)))
 
     def _document(self, record: Record, number: int, digest: bytes, signature: bytes, opened: _Opened) -> _Document:
@@ -181,8 +201,8 @@ class _Group:
                 return segment
             side = self.tokenizer.need("image").config.resolution
             image = augmented(opened.image(segment), self.source, self.seed, record.id, next(pictures), side)
-            self.squares.append(self._square(image, segment.name, part))
-            self.pixels += self.squares[-1].size // 3
+            self.squares.add(self._square(image, segment.name, part))
+            self.pixels += side * side
             return True
 
         filled = [[read(segment, name) for segment in part] for part, name in zip(parts, names, strict=True)]
@@ -216,7 +236,7 @@ class _Group:
             if isinstance(segment, str)
         ]
         pieces = iter(self._encode_texts(texts))
-        codes = iter(vocabulary.image_ids[self.encode(np.stack(self.squares))] if self.squares else [])
+        codes = iter(vocabulary.image_ids[self.encode(self.squares.all())] if self.squares.count else [])
         for entry, place in zip(self.entries, self.places, strict=True):
             if isinstance(entry, Rejected):
                 yield entry
@@ -293,10 +313,11 @@ def tokenize(
     """
     if encode is None and tokenizer.image is not None:
         encode = tokenizer.image.encode_squares
-    group = _Group(source, tokenizer, seed, encode, compared)
+    squares = _Squares(tokenizer.image.config.resolution if tokenizer.image is not None else 0)
+    group = _Group(source, tokenizer, seed, encode, compared, squares)
     for item in items:
         group.add(item)
         if group.is_full:
             yield from group.tokenize()
-            group = _Group(source, tokenizer, seed, encode, compared)
+            group = _Group(source, tokenizer, seed, encode, compared, squares)
     yield from group.tokenize()

@@ -64,6 +64,10 @@ def to_square(image: Image, resolution: int, preprocessing: PreprocessingConfig 
     left, top = (width - resolution) // 2, (height - resolution) // 2
     if max(width, height) > LONGEST_WHOLE * resolution:  # the result is the same, bit for bit
         return resize_part(image, (width, height), (left, top, left + resolution, top + resolution))
+    if width > max(height, resolution):  # Pillow resizes such a picture in width first, then in height what remains
+        image = image.resize((width, image.height), Image.Resampling.LANCZOS)
+        image = image.crop((left, 0, left + resolution, image.height))
+        width, left = resolution, 0
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     if min(width, height) >= resolution:

@@ -48,6 +48,13 @@ def test_long_pictures_become_the_squares_of_the_plain_way(monkeypatch, size, st
     assert preparing.to_square(noise(size), 16, preprocessing).tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("size", [(64, 48), (40, 31), (33, 32), (200, 150), (100, 16), (20, 9)])
+def test_wide_pictures_are_resized_as_if_nothing_was_cut_off(size):
+    whole = noise(size).resize((round(32 / size[1] * size[0]), 32), LANCZOS)
+    left = (whole.width - 32) // 2
+    assert preparing.to_square(noise(size), 32).tobytes() == whole.crop((left, 0, left + 32, 32)).tobytes()
+
+
 SCRIPT = """
 from pathlib import Path
 from PIL import Image

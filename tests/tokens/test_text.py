@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 from tiny_models import TEXTS, text_tokenizer
 
 from chameleon_jax.config import TextTokenizerConfig
@@ -66,6 +67,23 @@ def test_digits_are_split():
 def test_words_of_the_training_text_are_few_pieces():
     text = "The quick brown fox jumps over the lazy dog."
     assert len(text_tokenizer().encode(text)) < len(text) / 2
+
+
+def test_new_and_known_words_are_encoded_as_by_sentencepiece():
+    model = text_tokenizer().model
+    tokenizer, sentencepiece = SentencePieceTokenizer(model), SentencePieceProcessor(model_proto=model)
+    texts = [
+        "the quick fox",
+        "the quick red fox  ",
+        "",
+        "\n\n  fox_27(quick)\n",
+        *(f"the {n} f{n}x" for n in range(40)),
+    ]
+    for _ in range(2):
+        for text, pieces in zip(texts, tokenizer.encode_many(texts), strict=True):
+            assert pieces.tolist() == sentencepiece.encode(text), text
+    mark = "\u2581"
+    assert tokenizer.decode(tokenizer.encode(f"{mark}fox the{mark} {mark}")) == f"{mark}fox the{mark} {mark}"
 
 
 def test_lone_surrogates_are_refused_with_their_place():
