@@ -103,7 +103,7 @@ def _check_text(text: str) -> None:
         raise ValueError(f"not valid Unicode text: lone surrogate at character {error.start}") from None
 
 
-TEXTS_AT_A_TIME = 32
+TEXTS_AT_A_TIME = 8
 """Texts whose new words are encoded together, which takes a third of the time."""
 MOST_CHARACTERS = 1 << 21
 """Of the words that are remembered; each takes some 40 bytes."""

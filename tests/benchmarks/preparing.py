@@ -3,7 +3,8 @@
     python tests/benchmarks/preparing.py [--megabytes 16] [--pictures 200]
 
 Text is the Python documentation and library that come with Python, as JSON lines of 2,000 characters; pictures are
-JPEGs of 640 x 480, cropped to 512. Both ways take turns, and medians are compared. Prints a line of JSON.
+JPEGs of 640 x 480, cropped to 512. All ways take turns, and medians are compared. Last, two processes tokenize as much
+text as one did, by the clock, for which nothing else must run on the machine. Prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import pydoc_data.topics
 import resource
@@ -32,11 +34,15 @@ from tiny_models import image_tokenizer  # noqa: E402
 from chameleon_jax.config import TextTokenizerConfig  # noqa: E402
 from chameleon_jax.tokens.documents import DocumentTokenizer  # noqa: E402
 from chameleon_jax.tokens.image import ImageTokenizer  # noqa: E402
-from chameleon_jax.tokens.text import train_text_tokenizer  # noqa: E402
+from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer  # noqa: E402
 from data_pipeline import units  # noqa: E402
 from data_pipeline.config import PrepareCommand  # noqa: E402
+from data_pipeline.processes import run_units  # noqa: E402
 from data_pipeline.sources import DocumentsSource  # noqa: E402
 from data_pipeline.tokenize import tokenize  # noqa: E402
+
+UNITS = 16
+"""Into which the text is divided to measure how it scales."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -52,12 +58,35 @@ def in_turns(*works: Callable[[], object], times: int = 3) -> list[float]:
 
 
 def texts(megabytes: int) -> list[str]:
-    """Prose and code that come with Python, in parts of 2,000 characters, repeated until there is enough."""
+    """Prose and code that come with Python, in parts of 2,000 characters, repeated if there is not enough."""
     library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     whole = [*pydoc_data.topics.topics.values(), *(path.read_text(errors="ignore") for path in library)]
     parts = [text[start : start + 2000] for text in whole for start in range(0, len(text), 2000)]
     size = sum(len(part.encode()) for part in parts)
-    return parts * max(1, round(megabytes * 1e6 / size))
+    share = megabytes * 1e6 / size
+    return (parts * math.ceil(share))[: round(share * len(parts))]
+
+
+def unused(model: bytes) -> DocumentTokenizer:
+    """A tokenizer that knows no words yet."""
+    return DocumentTokenizer.join(SentencePieceTokenizer(model), image_tokenizer())
+
+
+def scaling(parts: list[str], model: bytes, folder: str) -> float:
+    """Units that two processes tokenize a second, relative to one. Starting them does not count."""
+    tokenizer = unused(model)
+    Path(folder, "parts").mkdir()
+    for number in range(UNITS):
+        lines = "".join(json.dumps([part]) + "\n" for part in parts[number::UNITS])
+        Path(folder, "parts", f"{number}.jsonl").write_text(lines)
+    rates = []
+    for processes in (1, 2):
+        source = DocumentsSource(path=f"{folder}/parts")
+        command = PrepareCommand(f"{folder}/{processes}", 4096, (source,), tokenizer="any", processes=processes)
+        running = run_units(units.plan(command, ""), command, tokenizer, lambda unit, counts: None)
+        done = [time.perf_counter() for _ in running]
+        rates.append((UNITS - processes) / (done[-1] - done[processes - 1]))
+    return rates[1] / rates[0]
 
 
 def main() -> None:
@@ -74,10 +103,12 @@ def main() -> None:
         path.write_text("".join(json.dumps([part]) + "\n" for part in parts))
         command = PrepareCommand(f"{folder}/rows", 4096, (DocumentsSource(path=str(path)),), tokenizer="any")
         planned = units.plan(command, "")
-        units_seconds, bare_seconds = in_turns(
+        units_seconds, new_seconds, bare_seconds = in_turns(
             lambda: [units.run(unit, command, tokenizer) for unit in planned],
+            lambda: [units.run(unit, command, unused(text.model)) for unit in planned],
             lambda: [np.asarray(text._processor.encode(part), np.int32) for part in parts],
         )
+        scaled = scaling(parts, text.model, folder)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
         rng = np.random.default_rng(0)
@@ -110,7 +141,9 @@ def main() -> None:
         )
     report = {
         "text_mb_per_cpu_s": round(size / units_seconds, 2),
+        "text_of_new_words_mb_per_cpu_s": round(size / new_seconds, 2),
         "sentencepiece_alone_mb_per_cpu_s": round(size / bare_seconds, 2),
+        "two_processes_to_one_on_a_quiet_machine": round(scaled, 2),
         "pictures_per_cpu_s": round(options.pictures / read_seconds),
         "pillow_alone_pictures_per_cpu_s": round(options.pictures / pillow_seconds),
         "of_pillow": round(pillow_seconds / read_seconds, 3),
