@@ -75,6 +75,13 @@ def test_second_run_reuses_every_stage_and_says_so(demo, capsys):
     assert (output / "report.html").stat().st_mtime_ns == before
 
 
+def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo):
+    output, recipes = demo
+    assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(output.parent)]) == 0
+    (check,) = json.loads((output.parent / "demo.json").read_text())["checks"]
+    assert check["metrics"] == json.loads((output / "metrics.json").read_text())
+
+
 def test_changed_recipe_redoes_its_stage_and_those_after_it(demo, capsys):
     output, recipes = demo
     recipe = yaml.safe_load((recipes / "train.yaml").read_text())
@@ -88,13 +95,6 @@ def test_changed_recipe_redoes_its_stage_and_those_after_it(demo, capsys):
     assert said.count("reused from an earlier run") == 3
     assert "▶ train Chameleon" in said
     assert "▶ judge and report" in said
-
-
-def test_the_stage_of_make_gpu_records_the_figures_of_a_demo(demo):
-    output, recipes = demo
-    assert gpu(["demo", "--rehearse", "--recipes", str(recipes), "--output", str(output.parent)]) == 0
-    (check,) = json.loads((output.parent / "demo.json").read_text())["checks"]
-    assert check["metrics"] == json.loads((output / "metrics.json").read_text())
 
 
 def test_demo_folder_opens_as_a_model(demo, tmp_path, capsys):
