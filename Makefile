@@ -42,8 +42,11 @@ demo: install
 test: install
 	$(PYTEST) -m "not slow"
 
+# The slow tests find what the others compiled.
+test-all: export CHAMELEON_TEST_PROGRAMS := $(CURDIR)/$(VENV)/programs
 test-all: install-all test
 	$(PYTEST) -m "slow and not pod and not beam"
+	rm -rf $(VENV)/programs
 
 test-beam: $(BEAM)/.installed
 	$(BEAM)/bin/python -m pytest -m beam tests/data_pipeline/test_beam.py

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of `pytest -n`: it inherits what is set here
+KEPT = os.environ.get("CHAMELEON_TEST_PROGRAMS")  # a folder for compiled programs that outlives these tests
 if not IS_WORKER:
     # Compiling is most of the time of tests, and programs that run once need not be fast. With these flags a train step
     # compiles in a fifth of the time. XLA's own passes are the same; processes that tests start with flags of their own
@@ -23,7 +24,7 @@ if not IS_WORKER:
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
     os.environ["JAX_PLATFORMS"] = "cpu"
     # The same step is compiled for many tests; once is enough. Forgotten when the tests end.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="chameleon-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT or tempfile.mkdtemp(prefix="chameleon-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest  # noqa: E402
@@ -39,6 +40,30 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+LONGEST = (
+    "tests/demo/test_demo.py",
+    "tests/training/test_loop.py::test_a_run_killed",
+    "tests/notebooks/test_notebooks.py::test_the_model_as_a_library",
+    "tests/notebooks/test_notebooks.py::test_training_on_a_folder",
+    "tests/notebooks/test_notebooks.py::test_text_and_pictures",
+    "tests/training/test_processes.py",
+    "tests/models/test_vq_parity.py::test_layers_of_the_released_size",
+    "tests/bench/test_gpu.py::test_every_stage",
+)
+"""Tests that take half a minute or more."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Puts the longest tests first in each half: what each of two workers begins with, and ends with short tests."""
+    halves = [], []
+    for place, name in enumerate(LONGEST):
+        halves[place % 2].extend(item for item in items if item.nodeid.startswith(name))
+    rest = [item for item in items if not item.nodeid.startswith(LONGEST)]
+    cut = max(0, len(items) // 2 - len(halves[0]))
+    items[:] = halves[0] + rest[:cut] + halves[1] + rest[cut:]
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +94,7 @@ def pytest_configure():
 
 
 def pytest_unconfigure():
-    if not IS_WORKER:
+    if not IS_WORKER and not KEPT:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
