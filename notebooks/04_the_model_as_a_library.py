@@ -30,7 +30,7 @@ if importlib.util.find_spec("chameleon_jax") is None:
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # see the last section
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"  # last section
 
 import jax
 

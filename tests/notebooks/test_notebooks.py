@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -32,11 +33,18 @@ def test_a_notebook_is_made_from_its_source(source):
     assert source.with_suffix(".ipynb").stat().st_size < 1.5e6
 
 
-def executed(name: str, tmp_path: Path):
-    """Text that a notebook prints, and its pictures, when it is run anew."""
+COMPILES_FAST = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+"""Flags of the tests, with which compiling is quick and running is slow."""
+
+
+def executed(name: str, tmp_path: Path, flags: str = ""):
+    """Text that a notebook prints, and its pictures, when it is run anew.
+
+    Args:
+      flags: for XLA. Without any, training is fast.
+    """
     (source,) = (path for path in make_notebooks.SOURCES if path.name.startswith(name))
-    # The flags of the tests compile fast and run slowly; here it is the other way round.
-    notebook = make_notebooks.execute(source, tmp_path, XLA_FLAGS="")
+    notebook = make_notebooks.execute(source, tmp_path, XLA_FLAGS=flags)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     data = [output.data for output in outputs if "data" in output]
@@ -49,7 +57,7 @@ def executed(name: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_text_and_pictures_from_one_model(tmp_path):
-    text, _, pages = executed("01", tmp_path)
+    text, _, pages = executed("01", tmp_path, COMPILES_FAST)
     page = "".join(pages)
     assert "orange." in page  # red and yellow
     for caption in (
@@ -98,7 +106,7 @@ def test_looking_into_the_image_tokenizer(tmp_path):
 
 @pytest.mark.slow
 def test_the_model_as_a_library(tmp_path):
-    text, pictures, _ = executed("04", tmp_path)
+    text, pictures, _ = executed("04", tmp_path, COMPILES_FAST)
     first, last = map(float, re.search(r"new answer: ([\d.]+) at first, ([\d.]+) at last", text).groups())
     assert first > 1 > 0.2 > last
     assert "Which shape is red? Before: The circle. After: The ball." in text
