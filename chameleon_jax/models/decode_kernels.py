@@ -18,6 +18,8 @@ from chameleon_jax.models.attention import rope_sin_cos
 FEW_ROWS, ROWS = 32, 8
 """Up to so many rows a CPU multiplies by a sum, so many at a time: what a row becomes does not depend on how many
 others there are, as it would in sums of other sizes."""
+OUTPUTS = 256
+"""With more rows, so many outputs of an int8 matrix at a time, which as float32 stay in a CPU's caches."""
 BLOCK = 256
 """Slots that a CPU attends to at a time, so that short lanes do not pay for empty slots."""
 LEAST = jnp.finfo(jnp.float32).min
@@ -34,6 +36,8 @@ def multiply(x: Float[Array, "... inputs"], matrix: Array) -> Float[Array, "... 
     forms = {}
     if rows <= FEW_ROWS and (rows > 1 or matrix.dtype != jnp.float32):
         forms["cpu"] = _multiply_and_sum
+    elif matrix.dtype == jnp.int8:
+        forms["cpu"] = _dot_by_outputs
     if rows == 1:
         forms["cuda"] = _dot_of_two_rows
     return jax.lax.platform_dependent(x, matrix, **forms, default=_dot) if forms else _dot(x, matrix)
@@ -48,6 +52,19 @@ def _dot_of_two_rows(x: Array, matrix: Array) -> Array:
     """XLA reads a matrix a quarter faster on an H200 if it multiplies more than one row: a second one costs nothing."""
     rows = x.reshape(1, -1)
     return _dot(jnp.concatenate([rows, rows]), matrix)[:1].reshape(*x.shape[:-1], -1)
+
+
+def _dot_by_outputs(x: Array, matrix: Array) -> Array:
+    """A dot without a float32 copy of the whole matrix, which XLA:CPU would write and read again."""
+    rows, outputs = x.reshape(-1, x.shape[-1]).astype(jnp.float32), matrix.shape[0]
+    size = min(OUTPUTS, outputs)
+
+    def multiply_part(index: Array, y: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(matrix, index * size, size)  # the last may begin inside the one before
+        return jax.lax.dynamic_update_slice_in_dim(y, _dot(rows, part), index * size, axis=1)
+
+    y = jax.lax.fori_loop(0, -(-outputs // size), multiply_part, jnp.zeros((len(rows), outputs)))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def _multiply_and_sum(x: Array, matrix: Array) -> Array:
