@@ -50,6 +50,7 @@ def model() -> Chameleon:
     config = transformer_for(tokenizer.vocabulary)
     params = transformer_params(config, seed=1)
     params["output"] = params["output"].at[:, tokenizer.vocabulary.begin_image].multiply(3.0)
+    params = jax.device_put(params, jax.devices()[0])  # what is compiled for these serves those that `load` places
     return Chameleon(config, params, tokenizer)
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ImageTokenizerConfig, LoRAConfig, TextTokenizerConfig, TransformerConfig
+from chameleon_jax.models import vq
 from chameleon_jax.models.transformer import abstract_params
-from chameleon_jax.models.vq import VQModel
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.text import SentencePieceTokenizer, train_text_tokenizer
@@ -56,7 +55,7 @@ def _random_like(tree, seed: int, std: float):
     def leaf(path, shape):
         values = rng.normal(size=shape.shape).astype(np.float32)
         name = path[-1].key
-        return jnp.asarray(1 + 0.2 * values if name == "scale" else std * values)
+        return jax.device_put(1 + 0.2 * values if name == "scale" else std * values)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -68,9 +67,7 @@ def transformer_params(config: TransformerConfig, seed: int = 0, lora: LoRAConfi
 
 @functools.cache
 def image_tokenizer(seed: int = 0) -> ImageTokenizer:
-    pixels = jnp.zeros((1, IMAGE_TOKENIZER.resolution, IMAGE_TOKENIZER.resolution, 3))
-    abstract = jax.eval_shape(VQModel(IMAGE_TOKENIZER).init, jax.random.key(0), pixels)["params"]
-    params = _random_like(abstract, seed, std=0.2)
+    params = _random_like(vq.abstract_params(IMAGE_TOKENIZER), seed, std=0.2)
     return ImageTokenizer(IMAGE_TOKENIZER, params)
 
 
@@ -131,9 +128,8 @@ def released_model(image_head_trained: bool | None = None) -> Chameleon:
         resolution=8, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8, code_dim=8,
         num_codes=16,
     )  # fmt: skip
-    abstract = jax.eval_shape(VQModel(sizes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     here = jax.devices()[0]  # where `load` puts parameters; what is compiled for those serves these
-    image = ImageTokenizer(sizes, jax.device_put(_random_like(abstract, 0, std=0.2), here))
+    image = ImageTokenizer(sizes, jax.device_put(_random_like(vq.abstract_params(sizes), 0, std=0.2), here))
     params = jax.device_put(transformer_params(config), here)
     tokenizer = DocumentTokenizer(text, image, vocabulary)
     return Chameleon(config, params, tokenizer, image_head_trained=image_head_trained)

@@ -7,6 +7,9 @@ picks other codes.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -192,3 +195,10 @@ class VQModel(nn.Module):
     def __call__(self, pixels: Float[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
         """Encodes and decodes, so that `init` creates all parameters."""
         return self.decode(self.encode(pixels))
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_params(config: ImageTokenizerConfig) -> dict[str, Any]:
+    """The parameter tree that the modules declare, of `jax.ShapeDtypeStruct`s."""
+    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
+    return jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]

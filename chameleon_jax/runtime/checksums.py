@@ -14,6 +14,9 @@ import numpy as np
 from chameleon_jax.array_types import Array
 from chameleon_jax.errors import DamagedFile, printable
 
+SMALL = 1 << 16
+"""Arrays of at most this many elements are summed by NumPy: to compile a sum for their shapes takes longer."""
+
 _CHECKSUM = re.compile(r"((?:bfloat|float|u?int)\d\w*|bool) \w{16}")
 
 
@@ -27,16 +30,23 @@ def array_checksums(tree: Any) -> dict[str, str]:
     With several processes, all of them must call this together.
     """
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-    meshes = {leaf.sharding.mesh for leaf in leaves.values() if isinstance(leaf, jax.Array) and _has_mesh(leaf)}
-    sums = {}
+    small = {name: leaf for name, leaf in leaves.items() if is_small(leaf)}
+    sums = {name: _sum_on_host(leaf) for name, leaf in jax.device_get(small).items()}
+    large = {name: leaf for name, leaf in leaves.items() if name not in small}
+    meshes = {leaf.sharding.mesh for leaf in large.values() if isinstance(leaf, jax.Array) and _has_mesh(leaf)}
     for mesh in (None, *meshes):
         group = {
             name: leaf
-            for name, leaf in leaves.items()
+            for name, leaf in large.items()
             if (leaf.sharding.mesh if isinstance(leaf, jax.Array) and _has_mesh(leaf) else None) == mesh
         }
         sums |= jax.device_get(_sums_on(mesh)(group)) if group else {}
     return {name: f"{leaf.dtype} {''.join(f'{int(part):08x}' for part in sums[name])}" for name, leaf in leaves.items()}
+
+
+def is_small(leaf: Array) -> bool:
+    """Whether this process holds all of an array, and NumPy is done with it before a program is compiled."""
+    return leaf.size <= SMALL and (not isinstance(leaf, jax.Array) or leaf.is_fully_addressable)
 
 
 def differences(tree: Any, checksums: Mapping[str, str]) -> list[str]:
@@ -84,6 +94,14 @@ def _sums_on(mesh: jax.sharding.Mesh | None) -> Any:
 
 def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
     return {name: _sum(leaf) for name, leaf in leaves.items()}
+
+
+def _sum_on_host(leaf: np.ndarray) -> tuple[np.uint32, np.uint32]:
+    """The same as `_sum`."""
+    word = leaf.reshape(-1).view(f"u{leaf.dtype.itemsize}").astype(np.uint32)
+    place = np.arange(leaf.size, dtype=np.uint32)
+    mixed = _mix(word ^ (place * np.uint32(0x9E3779B1)))
+    return mixed.sum(dtype=np.uint32), (mixed * (2 * place + 1)).sum(dtype=np.uint32)
 
 
 def _sum(leaf: Array) -> Array:

@@ -9,14 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig, from_dict, to_dict
 from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import DamagedFile, FileError
-from chameleon_jax.models.vq import VQModel
+from chameleon_jax.models.vq import abstract_params
 from chameleon_jax.runtime.arrays import load_arrays, save_arrays
 from chameleon_jax.runtime.cloud import on_disk
 from chameleon_jax.runtime.files import write_json
@@ -336,9 +334,7 @@ def read_image_config(folder: str | Path) -> SavedImageTokenizer:
 
 def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = True) -> Any:
     """Shapes of the image tokenizer's parameters."""
-    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
-    abstract = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
-    return {name: part for name, part in abstract.items() if with_decoder or name != "decoder"}
+    return {name: part for name, part in abstract_params(config).items() if with_decoder or name != "decoder"}
 
 
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:

@@ -13,12 +13,11 @@ import functools
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
+from chameleon_jax.models import vq
 from chameleon_jax.models.transformer import parameter_shapes
-from chameleon_jax.models.vq import VQModel
 
 Layout = Literal["meta", "H0", "H1", "H2"]
 """'meta': Meta's own files. 'H1': transformers since 4.43. 'H0': the earlier fork that Anole uses, with Meta's channel
@@ -182,10 +181,8 @@ def image_tokenizer_entries(config: ImageTokenizerConfig, prefix: str = "") -> t
 
     Torch stores convolutions as (out, in, height, width), Flax as (height, width, in, out).
     """
-    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
-    tree = jax.eval_shape(VQModel(config).init, jax.random.key(0), pixels)["params"]
     entries = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(vq.abstract_params(config)):
         name = "/".join(key.key for key in path)
         axes = (3, 2, 0, 1) if leaf.ndim == 4 else tuple(range(leaf.ndim))
         stored = tuple(leaf.shape[axis] for axis in axes)

@@ -16,6 +16,7 @@ from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerCon
 from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
 from chameleon_jax.runtime.arrays import check_arrays, load_arrays, save_arrays
+from chameleon_jax.runtime.checksums import is_small
 from chameleon_jax.runtime.cloud import copy_folder
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
@@ -75,8 +76,12 @@ class OrbaxWeights:
         return self._in_memory.fetch(entry, dtype)
 
 
+def _all_finite(leaf: jax.Array) -> bool:
+    return bool(np.isfinite(np.asarray(leaf)).all() if is_small(leaf) else _all_finite_on_device(leaf))
+
+
 @jax.jit
-def _all_finite(leaf: jax.Array) -> jax.Array:
+def _all_finite_on_device(leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all()
 
 

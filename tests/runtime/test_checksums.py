@@ -29,15 +29,19 @@ def by_hand(values: np.ndarray) -> str:
     return "".join(f"{part % modulus:08x}" for part in sums)
 
 
+@pytest.mark.parametrize("small", [0, checksums.SMALL])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_checksum_is_the_documented_sum(dtype):
+def test_checksum_is_the_documented_sum(dtype, small, monkeypatch):
+    """Whether XLA or NumPy computes it."""
+    monkeypatch.setattr(checksums, "SMALL", small)
     values = array(dtype)
     assert array_checksums({"a": {"b": values}}) == {"a/b": f"{dtype} {by_hand(np.asarray(values))}"}
 
 
-def test_checksum_is_the_same_on_every_mesh_and_on_none():
+def test_checksum_is_the_same_on_every_mesh_and_on_none(monkeypatch):
     tree = {"a": array("float32"), "b": array("bfloat16"), "c": jnp.int32(7)}
     expected = array_checksums(tree)
+    monkeypatch.setattr(checksums, "SMALL", 0)
     devices = np.array(jax.devices()[:8])
     for shape, spec in (((2, 4), ("x", None, "y")), ((4, 2), (("x", "y"),)), ((8, 1), ())):
         mesh = jax.sharding.Mesh(devices.reshape(shape), ("x", "y"))
@@ -82,7 +86,8 @@ def test_nothing_of_the_size_of_an_array_is_made():
         assert analysis.temp_size_in_bytes < 100_000
 
 
-def test_it_is_compiled_once_for_arrays_of_one_kind():
+def test_it_is_compiled_once_for_arrays_of_one_kind(monkeypatch):
+    monkeypatch.setattr(checksums, "SMALL", 0)
     tree = {"of this test alone": jnp.ones((3, 17))}
     array_checksums(tree)
     before = checksums._sums_on(None)._cache_size()

@@ -23,7 +23,7 @@ from chameleon_jax.bench.generate import (
 from chameleon_jax.bench.gpu.record import Record
 from chameleon_jax.bench.train import device_memory
 from chameleon_jax.config import BenchGenerateConfig, ImageTokenizerConfig, find_configs, read_config
-from chameleon_jax.models.vq import VQModel
+from chameleon_jax.models.vq import VQModel, abstract_params
 
 TINY = {
     "model.vocab_size": 64, "model.d_model": 16, "model.num_layers": 2, "model.num_heads": 2, "model.num_kv_heads": 2,
@@ -71,10 +71,8 @@ def draw(config: ImageTokenizerConfig | None = None) -> dict[str, Any]:
     config = config or ImageTokenizerConfig()
     codes = jnp.zeros((1, config.codes_per_image), jnp.int32)
     model = VQModel(config)
-    pixels = jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)
-    params = jax.tree.map(lambda leaf: jax.device_put(np.full(leaf.shape, 0.01, leaf.dtype)), shapes)
-    decode = jax.jit(lambda params, codes: model.apply(params, codes, method="decode"))
+    params = jax.tree.map(lambda leaf: jax.device_put(np.full(leaf.shape, 0.01, leaf.dtype)), abstract_params(config))
+    decode = jax.jit(lambda params, codes: model.apply({"params": params}, codes, method="decode"))
     began = time.perf_counter()
     decode(params, codes).block_until_ready()
     first = time.perf_counter() - began
