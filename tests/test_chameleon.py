@@ -40,7 +40,8 @@ from chameleon_jax.tokens.image import NoImageDecoder, to_image, to_pixels
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
-CONFIG = GenerationConfig(max_new_tokens=24, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
+CONFIG = GenerationConfig(max_new_tokens=24, max_images=2, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
+# Programs are compiled for each number of rows and slots. These tests have 1 or 8 rows of 256 slots wherever they can.
 PROMPTS = [["A handwritten three: "], [random_picture(1), " Which digit is this?"], []]
 
 
@@ -89,12 +90,12 @@ def test_parameters_of_another_precision_come_back(model, tmp_path):
 
 
 def test_answers_are_text_and_pictures(model):
-    documents = model.generate_many([PROMPTS[0]] * 12, CONFIG)
+    documents = model.generate_many([PROMPTS[0]] * 8, CONFIG)
     parts = [part for document in documents for part in document]
     assert {type(part) is str for part in parts} == {True, False}
     for part in parts:
         assert isinstance(part, str) or part.size == (16, 16)
-    assert len({str(document) for document in frozen(documents)}) > 6
+    assert len({str(document) for document in frozen(documents)}) > 4
 
 
 def test_answer_depends_on_the_seed(model):
@@ -119,7 +120,7 @@ def test_text_mode_writes_no_picture(model):
 
 def test_image_mode_writes_one_picture(model):
     config = dataclasses.replace(CONFIG, mode="image", max_new_tokens=1)
-    for document in model.generate_many(PROMPTS, config):
+    for document in model.generate_many(PROMPTS * 2, config):
         assert [part.size for part in document] == [(16, 16)]
 
 
@@ -144,7 +145,8 @@ def test_text_is_read_as_the_document_that_holds_it(model):
     np.testing.assert_array_equal(model.encode(random_picture(1)), model.encode([random_picture(1)]))
     config = dataclasses.replace(CONFIG, mode="text", text=SamplingConfig(temperature=0))
     assert model.generate("Once", config) == model.generate(["Once"], config)
-    assert model.generate_many(["Once", "Twice"], config) == model.generate_many([["Once"], ["Twice"]], config)
+    texts = ["Once", "Twice", "Thrice"] * 2
+    assert model.generate_many(texts, config) == model.generate_many([[text] for text in texts], config)
     with pytest.raises(DocumentError, match="put it in a list"):
         model.generate_many("Once", config)
 
@@ -175,7 +177,7 @@ def test_longer_context_can_be_asked_for(model):
     config = dataclasses.replace(CONFIG, mode="text", max_new_tokens=2, context_length=8)
     with pytest.raises(DocumentError, match="context_length = 8"):
         model.generate("A handwritten seven", config)
-    assert model.generate("A handwritten seven", dataclasses.replace(config, context_length=64))
+    assert model.generate("A handwritten seven", dataclasses.replace(config, context_length=512))
 
 
 def test_more_than_the_model_was_trained_on_is_refused(model):

@@ -98,6 +98,12 @@ def scrambled_vocabulary(num_pieces: int, num_codes: int, seed: int = 0, unused:
     return Vocabulary(*specials, text_ids=ids[:num_pieces], image_ids=ids[num_pieces : num_pieces + num_codes])
 
 
+@functools.cache
+def joined_tokenizer() -> DocumentTokenizer:
+    """Text and image tokenizer as `chameleon prepare` joins them."""
+    return DocumentTokenizer.join(text_tokenizer(), image_tokenizer())
+
+
 def scrambled_tokenizer() -> DocumentTokenizer:
     text, image = text_tokenizer(), image_tokenizer()
     return DocumentTokenizer(text, image, scrambled_vocabulary(text.num_pieces, image.config.num_codes))

@@ -632,7 +632,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "pools": "test_sources_that_no_pool_names_are_pools_of_their_own",
         "datasets": asks_in(_prepare, PREPARE),
         "seed": "test_units_are_named_by_what_changes_them",
-        "processes": "test_rows_are_the_same_by_one_process_and_by_three",
+        "processes": "test_rows_are_the_same_by_one_process_and_by_two",
         "max_rejected": "test_too_many_rejected_records_fail_the_job_and_what_is_done_stays_done",
         "too_long": "test_documents_longer_than_a_row_are_rejected_if_asked_to",
         "duplicates": "test_duplicates_are_dropped_and_none_of_what_is_held_out_is_trained_on",

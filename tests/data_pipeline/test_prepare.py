@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import image_tokenizer, random_picture, released_model
+from tiny_models import image_tokenizer, joined_tokenizer, random_picture, released_model
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import ConfigError, from_dict
@@ -24,8 +24,8 @@ from data_pipeline.prepare import prepare as prepare_rows
 from data_pipeline.sources import DocumentsSource, SourceConfig
 
 
-def prepare(command: PrepareCommand) -> dict:
-    return prepare_rows(command, open_tokenizer(command))
+def prepare(command: PrepareCommand, tokenizer: DocumentTokenizer | None = None) -> dict:
+    return prepare_rows(command, tokenizer or joined_tokenizer())
 
 
 def documents_of(path: str) -> list:
@@ -112,7 +112,8 @@ def test_fingerprint_differs_with_the_image_tokenizer(prepared, own_command):
     save_image_tokenizer(image_tokenizer(seed=1), folder)
     text_only = dataclasses.replace(own_command, sources=own_command.sources[1:], held_out=())
     first = prepare(text_only)
-    other = prepare(dataclasses.replace(text_only, image_tokenizer=str(folder), output=f"{own_command.output}-2"))
+    changed = dataclasses.replace(text_only, image_tokenizer=str(folder), output=f"{own_command.output}-2")
+    other = prepare(changed, open_tokenizer(changed))
     assert first["fingerprint"] != other["fingerprint"]
 
 
@@ -151,7 +152,7 @@ def test_model_of_any_format_keeps_its_ids(tmp_path, model, format):
     command = PrepareCommand(
         tokenizer=str(folder), output=str(tmp_path / "rows"), sequence_length=60, sources=(source,)
     )
-    prepare(command)
+    prepare(command, open_tokenizer(command))
     data = PreparedData(tmp_path / "rows")
     assert data.tokenizer().vocabulary.to_dict() == model.vocabulary.to_dict()
     row = data.rows("sources", "kites")[0]
@@ -169,11 +170,12 @@ def test_model_without_image_tokenizer_prepares_text_and_says_what_pictures_need
         held_out=(),
     )  # fmt: skip
     mixed, prose = command.sources
-    header = prepare(dataclasses.replace(command, sources=(prose,)))
+    tokenizer = open_tokenizer(command)
+    header = prepare(dataclasses.replace(command, sources=(prose,)), tokenizer)
     assert header["tokenizer"]["image"] is None
     assert PreparedData(command.output).tokenizer().missing == missing
     with pytest.raises(TooManyRejected, match=r"^sources\.mixed: .*no image tokenizer: no vqgan\.ckpt in"):
-        prepare(dataclasses.replace(command, sources=(prose, mixed)))
+        prepare(dataclasses.replace(command, sources=(prose, mixed)), tokenizer)
 
 
 def test_source_without_documents_is_named(own_command, tmp_path):

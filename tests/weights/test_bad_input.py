@@ -686,8 +686,8 @@ IMAGE_CASES: list[tuple[str, str, Damage, str, tuple[str, ...]]] = [
      ("resolution", "must be a whole number")),
     ("huggingface", "a billion blocks", values("config.json", vq_config__num_res_blocks=10**9), "config.json",
      ("num_res_blocks = 1000000000", "must be at most 8")),
-    ("huggingface", "a million levels",
-     values("config.json", vq_config__channel_multiplier=[1] * 10**6, vq_config__ch_mult=[1] * 10**6), "config.json",
+    ("huggingface", "a hundred thousand levels",
+     values("config.json", vq_config__channel_multiplier=[1] * 10**5, vq_config__ch_mult=[1] * 10**5), "config.json",
      ("channel_multipliers = [1, 1",)),
 ]  # fmt: skip
 
