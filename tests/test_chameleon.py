@@ -41,6 +41,8 @@ from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
 
 HOT = SamplingConfig(temperature=1.5, top_p=1.0)
 CONFIG = GenerationConfig(max_new_tokens=24, max_images=2, text=HOT, image=HOT, text_guidance=1.0, image_guidance=1.0)
+TEXT = dataclasses.replace(CONFIG, mode="text", max_images=None)
+IMAGE = dataclasses.replace(CONFIG, mode="image", max_images=None)
 # Programs are compiled for each number of rows and slots. These tests have 1 or 8 rows of 256 slots wherever they can.
 PROMPTS = [["A handwritten three: "], [random_picture(1), " Which digit is this?"], []]
 
@@ -114,19 +116,19 @@ def test_new_seed_is_not_compiled_anew(model):
 
 
 def test_text_mode_writes_no_picture(model):
-    for document in model.generate_many([PROMPTS[1]] * 6, dataclasses.replace(CONFIG, mode="text")):
+    for document in model.generate_many([PROMPTS[1]] * 6, TEXT):
         assert all(isinstance(part, str) for part in document)
 
 
 def test_image_mode_writes_one_picture(model):
-    config = dataclasses.replace(CONFIG, mode="image", max_new_tokens=1)
+    config = dataclasses.replace(IMAGE, max_new_tokens=1)
     for document in model.generate_many(PROMPTS * 2, config):
         assert [part.size for part in document] == [(16, 16)]
 
 
 def test_picture_that_cannot_fit_is_refused(model):
     length = 2 + len(model.encode(PROMPTS[0]))  # with begin of sequence and begin of image
-    config = dataclasses.replace(CONFIG, mode="image", context_length=length + 4)
+    config = dataclasses.replace(IMAGE, context_length=length + 4)
     with pytest.raises(DocumentError, match=rf"{length} tokens, and an answer needs at least 5: .*{length + 4}\. "):
         model.generate(PROMPTS[0], config)
 
@@ -143,7 +145,7 @@ def test_prompt_of_something_else_is_refused(model):
 def test_text_is_read_as_the_document_that_holds_it(model):
     np.testing.assert_array_equal(model.encode("A handwritten seven."), model.encode(["A handwritten seven."]))
     np.testing.assert_array_equal(model.encode(random_picture(1)), model.encode([random_picture(1)]))
-    config = dataclasses.replace(CONFIG, mode="text", text=SamplingConfig(temperature=0))
+    config = dataclasses.replace(TEXT, text=SamplingConfig(temperature=0))
     assert model.generate("Once", config) == model.generate(["Once"], config)
     texts = ["Once", "Twice", "Thrice"] * 2
     assert model.generate_many(texts, config) == model.generate_many([[text] for text in texts], config)
@@ -165,16 +167,15 @@ def test_seed_of_too_many_bits_is_refused_in_one_line(seed):
 def test_prompt_that_is_too_long_is_refused_before_any_work(model, monkeypatch):
     """Of 17,500 tokens the scores of attention alone took 10 GB."""
     monkeypatch.setattr(chameleon.Engines, "find", None)
-    text = dataclasses.replace(CONFIG, mode="text")
     with pytest.raises(DocumentError, match=r"document 1 has .* tokens, .*context_length = 4,096. Shorten"):
-        model.generate_many(["short", "long " * 17_500], text)
+        model.generate_many(["short", "long " * 17_500], TEXT)
     monkeypatch.setattr(model.image_tokenizer, "tokenize", None)
     with pytest.raises(DocumentError, match=r"document 0 has 6,000 tokens, .*context_length = 4,096"):
-        model.generate([random_picture(0)] * 1000, text)
+        model.generate([random_picture(0)] * 1000, TEXT)
 
 
 def test_longer_context_can_be_asked_for(model):
-    config = dataclasses.replace(CONFIG, mode="text", max_new_tokens=2, context_length=8)
+    config = dataclasses.replace(TEXT, max_new_tokens=2, context_length=8)
     with pytest.raises(DocumentError, match="context_length = 8"):
         model.generate("A handwritten seven", config)
     assert model.generate("A handwritten seven", dataclasses.replace(config, context_length=512))
@@ -183,7 +184,7 @@ def test_longer_context_can_be_asked_for(model):
 def test_more_than_the_model_was_trained_on_is_refused(model):
     short = Chameleon(dataclasses.replace(model.config, context_length=16), model.params, model.tokenizer)
     with pytest.raises(DocumentError, match=r"^document 0 has .* together more than context_length = 16"):
-        short.generate("A handwritten seven. " * 4, dataclasses.replace(CONFIG, mode="text"))
+        short.generate("A handwritten seven. " * 4, TEXT)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for length in (16, 17, 17):
