@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -118,7 +119,7 @@ def abstract_weights(config: BenchGenerateConfig, mesh: Mesh) -> tuple[Weights, 
     quantization = "int8" if settings.weights == "int8" else None
     dtype = "bfloat16" if settings.weights == "bfloat16" else config.execution.compute_dtype
     params = abstract_params(model, config.execution.param_dtype, mesh)
-    even = lambda ids: np.pad(ids, (0, head_padding(params["output"], len(ids))))  # noqa: E731
+    even = lambda ids: jnp.pad(ids, (0, head_padding(params["output"], len(ids))))  # noqa: E731
     padded = columns._replace(text_ids=even(columns.text_ids), image_ids=even(columns.image_ids))
     make = functools.partial(make_weights, config=model, columns=padded, dtype=dtype, quantization=quantization)
     weights = jax.eval_shape(make, abstract_params(model, config.execution.param_dtype))
