@@ -1,8 +1,8 @@
 """Reading JSON lines: what the kinds 'documents' and 'conversations' share.
 
 Plain files are read in shards of `SHARD_BYTES`, or less where lines refer to many pictures; compressed ones, and those
-in UTF-16, whole. A line is one record, of
-up to `LONGEST_LINE` bytes. A file may also be one JSON array of records, where a kind says so.
+in UTF-16, whole. A line is one record, of up to `LONGEST_LINE` bytes. A file may also be one JSON array of records,
+where a kind says so.
 """
 
 from __future__ import annotations
