@@ -208,9 +208,9 @@ def test_logits_of_too_many_ids_are_refused(model, monkeypatch):
         model.logits(np.zeros((1, 11), np.int32))
 
 
-def test_folder_of_a_run_opens_its_model(saved, tmp_path):
+def test_folder_of_a_run_opens_its_model(model, saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run" / "model")
-    assert load(tmp_path / "run").config == load(saved).config
+    assert load(tmp_path / "run").config == model.config
 
 
 @pytest.mark.parametrize(

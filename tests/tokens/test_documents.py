@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -147,9 +149,20 @@ def test_text_that_cannot_be_encoded_is_shown():
         TOKENIZER.encode(["fine", "not \ud800"])
 
 
-def test_saved_tokenizer_reads_back(tmp_path):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    loaded = DocumentTokenizer.load(tmp_path / "tokenizer")
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory) -> Path:
+    TOKENIZER.save(folder := tmp_path_factory.mktemp("saved") / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def folder(saved_once, tmp_path) -> Path:
+    """The saved tokenizer, to damage."""
+    return shutil.copytree(saved_once, tmp_path / "tokenizer")
+
+
+def test_saved_tokenizer_reads_back(folder):
+    loaded = DocumentTokenizer.load(folder)
     assert loaded.vocabulary.to_dict() == VOCABULARY.to_dict()
     assert loaded.text.model == TOKENIZER.text.model
     assert loaded.image.config == TOKENIZER.image.config
@@ -159,31 +172,28 @@ def test_saved_tokenizer_reads_back(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["vocabulary.json", "text.model", "image/config.json", "image/params"])
-def test_missing_part_is_named(tmp_path, missing):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    (tmp_path / "tokenizer" / missing).rename(tmp_path / "elsewhere")
+def test_missing_part_is_named(folder, missing):
+    (folder / missing).rename(folder.parent / "elsewhere")
     with pytest.raises(FileError, match=missing):
-        DocumentTokenizer.load(tmp_path / "tokenizer")
+        DocumentTokenizer.load(folder)
 
 
 @pytest.mark.parametrize("name", ["vocabulary.json", "image/config.json"])
-def test_newer_format_is_refused(tmp_path, name):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    path = tmp_path / "tokenizer" / name
+def test_newer_format_is_refused(folder, name):
+    path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1000, "sha256": None}))
     with pytest.raises(FileError, match=f"{name}: format_version 1000 is newer"):
-        DocumentTokenizer.load(tmp_path / "tokenizer")
+        DocumentTokenizer.load(folder)
 
 
 @pytest.mark.parametrize(("name", "key"), [("vocabulary.json", "text_ids"), ("image/config.json", "model")])
-def test_incomplete_header_is_named(tmp_path, name, key):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    path = tmp_path / "tokenizer" / name
+def test_incomplete_header_is_named(folder, name, key):
+    path = folder / name
     values = json.loads(path.read_text())
     del values[key], values["sha256"]
     path.write_text(json.dumps(values))
     with pytest.raises((FileError, ValueError), match=name):
-        DocumentTokenizer.load(tmp_path / "tokenizer")
+        DocumentTokenizer.load(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -257,10 +267,9 @@ def test_size_of_pictures_that_nobody_knows_is_told(tmp_path):
     assert tokenizer.decode(TEXT) == ["hello"]
 
 
-def test_image_tokenizer_is_not_read_unless_asked_for(tmp_path):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    (tmp_path / "tokenizer" / "image").rename(tmp_path / "elsewhere")
-    tokenizer = DocumentTokenizer.load(tmp_path / "tokenizer", with_image=False)
+def test_image_tokenizer_is_not_read_unless_asked_for(folder):
+    (folder / "image").rename(folder.parent / "elsewhere")
+    tokenizer = DocumentTokenizer.load(folder, with_image=False)
     assert tokenizer.decode(TEXT) == ["hello"]
     with pytest.raises(DocumentError, match="no image tokenizer: it was not asked for"):
         tokenizer.encode([random_picture(0)])
@@ -305,12 +314,11 @@ def test_part_that_was_there_when_saved_is_not_left_out(tmp_path):
         {"codes_per_image": "4"},
     ],
 )
-def test_damaged_vocabulary_is_not_loaded(tmp_path, change):
-    TOKENIZER.save(tmp_path / "tokenizer")
-    path = tmp_path / "tokenizer" / "vocabulary.json"
+def test_damaged_vocabulary_is_not_loaded(folder, change):
+    path = folder / "vocabulary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change | {"sha256": None}))
     with pytest.raises(FileError, match=r"vocabulary\.json: incomplete or damaged"):
-        DocumentTokenizer.load(tmp_path / "tokenizer")
+        DocumentTokenizer.load(folder)
 
 
 def test_vocabulary_for_other_tokenizers_is_refused():
