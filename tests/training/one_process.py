@@ -10,33 +10,56 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
-options = json.loads(sys.argv[1])
-# As the tests compile (tests/conftest.py), on so many devices.
-devices = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
-os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-sys.path[:0] = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]
-
-from conftest import TinyRun  # noqa: E402
-
-from chameleon_jax.errors import ChameleonError  # noqa: E402
-from chameleon_jax.runtime.distributed import start  # noqa: E402
-from chameleon_jax.training.loop import train  # noqa: E402
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.runtime.distributed import start
+from chameleon_jax.training.loop import train
 
 
-def batches(first, rows):
-    for number, batch in enumerate(TinyRun.batches(first, rows), first):
-        if number == options.get("stop_at"):
-            raise ChameleonError(f"stopped before batch {number}")
-        if (number, options.get("changes", {}).get("distributed__process")) == (options.get("refuse_at"), 1):
-            jax.jit(lambda x: -x, compiler_options={"xla_no_such_option": True})(1.0)
-        time.sleep(options.get("pause", 0.0))
-        yield batch
+def run(options: dict[str, Any]) -> int:
+    """Trains as the options say, and returns the exit status. JAX must not have looked for devices yet."""
+    # As the tests compile (tests/conftest.py), on so many devices; the next process finds every program compiled.
+    devices = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    sys.path.insert(0, str(Path(__file__).parent))
+    from conftest import TinyRun
+
+    def batches(first, rows):
+        for number, batch in enumerate(TinyRun.batches(first, rows), first):
+            if number == options.get("stop_at"):
+                raise ChameleonError(f"stopped before batch {number}")
+            if (number, options.get("changes", {}).get("distributed__process")) == (options.get("refuse_at"), 1):
+                jax.jit(lambda x: -x, compiler_options={"xla_no_such_option": True})(1.0)
+            time.sleep(options.get("pause", 0.0))
+            yield batch
+
+    try:
+        config = TinyRun.config(options["output"], **options.get("changes", {}))
+        start(config.distributed)
+        if "fails_to_read" in options and jax.process_index() == 1:
+            fail_to_read(*options["fails_to_read"])
+        state = train(config, batches, TinyRun.is_image_id)
+        if jax.process_count() == 1:
+            print(digest(state))
+    except (ChameleonError, MemoryError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_logged(options: dict[str, Any], log: Path) -> None:
+    """`run` in a process forked for it; what it prints goes to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.exit(run(options))
 
 
 def fail_to_read(step, reason):
@@ -60,14 +83,5 @@ def digest(state) -> str:
     return found.hexdigest()
 
 
-try:
-    config = TinyRun.config(options["output"], **options.get("changes", {}))
-    start(config.distributed)
-    if "fails_to_read" in options and jax.process_index() == 1:
-        fail_to_read(*options["fails_to_read"])
-    state = train(config, batches, TinyRun.is_image_id)
-    if jax.process_count() == 1:
-        print(digest(state))
-except (ChameleonError, MemoryError) as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(1)
+if __name__ == "__main__":
+    sys.exit(run(json.loads(sys.argv[1])))
