@@ -23,9 +23,10 @@ if not IS_WORKER:
         FLAGS.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # The same step is compiled for many tests; once is enough. Forgotten when the tests end.
+    # The same programs, large and small, are compiled for many tests and in each worker; once is enough. Forgotten when
+    # the tests end.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT or tempfile.mkdtemp(prefix="chameleon-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402 - JAX must find the environment ready
