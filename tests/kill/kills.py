@@ -2,7 +2,7 @@
 
     python tests/kill/kills.py                                       every step of replacing; seconds
     python tests/kill/kills.py --train 40 --prepare 30 --convert 30  and so many kills at random; half an hour
-    python tests/kill/kills.py --units 10                            preparing from nothing, four kills in a row
+    python tests/kill/kills.py --units 4                             preparing from nothing, four kills in a row
 
 Prints a line of JSON: kills, and how often an output was lost, held anything else than the old or the new, or something
 was left beside it after the next start. Exit status 1 unless these are 0.
@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -24,11 +25,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+import jax  # noqa: E402
 
 from chameleon_jax.runtime import folders, locks  # noqa: E402
 from chameleon_jax.runtime.files import write_text  # noqa: E402
@@ -102,12 +105,18 @@ def write_folder(path: Path, text: str) -> None:
             (tmp / name).write_text(text)
 
 
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where flushing to disk takes no time. A process that is killed loses nothing of what it wrote to either."""
+
+
 def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str], dict], can_swap: bool) -> Counts:
     """Replaces "old" by "new", killed one call later each time, until it is over before it is killed."""
     counts = Counts()
     for number, when in ((number, when) for number in itertools.count() for when in ("before", "after")):
-        with tempfile.TemporaryDirectory() as place:
-            path = Path(place) / "it"
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+            place, log = Path(folder) / "place", Path(folder) / "log"
+            place.mkdir()
+            path = place / "it"
 
             def work(path: Path = path, number: int = number, when: str = when) -> None:
                 if not can_swap:
@@ -116,8 +125,8 @@ def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str
                 write(path, "new")
 
             write(path, "old")
-            status = status_of(fork(work, Path(place).with_suffix(".log")))
-            assert status in (0, -signal.SIGKILL), Path(place).with_suffix(".log").read_text()
+            status = status_of(fork(work, log))
+            assert status in (0, -signal.SIGKILL), log.read_text()
             if status == 0:
                 return counts
             counts["kills"] += 1
@@ -127,7 +136,7 @@ def kill_at_every_step(write: Callable[[Path, str], None], wanted: Callable[[str
                 {"it": path.read_text()} if path.exists() else {})  # fmt: skip
             counts["different"] += found not in (wanted("old"), wanted("new"))
             write(path, "newer")
-            counts["left"] += contents(Path(place)) != wanted("newer") or os.listdir(place) != ["it"]
+            counts["left"] += contents(place) != wanted("newer") or os.listdir(place) != ["it"]
 
 
 def aimed() -> Counts:
@@ -221,10 +230,13 @@ class Story:
         return counts
 
 
-def stories(base: Path) -> dict[str, Story]:
-    """The commands, with tiny inputs."""
+def stories(base: Path, names: Collection[str]) -> dict[str, Story]:
+    """Commands by name, with tiny inputs. What they import is imported here, once for all processes."""
     import yaml
     from tiny_models import text_tokenizer
+
+    for module in ("chameleon_jax.console.commands", "chameleon_jax.console.train", "data_pipeline.prepare"):
+        importlib.import_module(module)
 
     def write_inputs() -> None:
         from tiny_models import image_tokenizer, released_model
@@ -233,7 +245,8 @@ def stories(base: Path) -> dict[str, Story]:
 
         (base / "text.model").write_bytes(text_tokenizer().model)
         save_image_tokenizer(image_tokenizer(), base / "image")
-        released_model(image_head_trained=True).save(base / "hf", "huggingface")
+        if "convert" in names:
+            released_model(image_head_trained=True).save(base / "hf", "huggingface")
 
     assert status_of(fork(write_inputs, base / "inputs.log")) == 0, (base / "inputs.log").read_text()
     prepare = []
@@ -265,10 +278,13 @@ def stories(base: Path) -> dict[str, Story]:
 
         return main([*prepare[0], "--output", str(base / "rows")])
 
-    assert status_of(fork(write_rows, base / "rows.log")) == 0, (base / "rows.log").read_text()[-2000:]
+    if "train" in names:
+        assert status_of(fork(write_rows, base / "rows.log")) == 0, (base / "rows.log").read_text()[-2000:]
     convert = ["convert", str(base / "hf"), str(base / "convert" / "model"), "--format", "chameleon"]
-    return {
-        "prepare": lambda: Story(base / "prepare", "rows", prepare, goes_on=False, fresh=False),
+    made = {
+        "prepare": lambda: Story(
+            base / "prepare", "rows", [[*words, "--processes", "1"] for words in prepare], goes_on=False, fresh=False
+        ),
         # From nothing, as often as it takes.
         "units": lambda: Story(
             base / "units", "rows", [[*prepare[0], "--output", str(base / "units" / "rows")]], goes_on=True, fresh=False
@@ -278,6 +294,7 @@ def stories(base: Path) -> dict[str, Story]:
         ),
         "convert": lambda: Story(base / "convert", "model", [convert], goes_on=False, fresh=True),
     }
+    return {name: made[name]() for name in names}
 
 
 def main() -> int:
@@ -291,10 +308,11 @@ def main() -> int:
     asked = {name: getattr(options, name) for name in names if getattr(options, name)}
     if asked:
         with tempfile.TemporaryDirectory() as place:
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place}/compiled"
-            for name, make in stories(Path(place)).items():
-                if name in asked:
-                    report[name] = make().kill(asked[name], random.Random(options.seed))
+            if not jax.config.jax_compilation_cache_dir:
+                jax.config.update("jax_compilation_cache_dir", f"{place}/compiled")
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            for name, story in stories(Path(place), asked).items():
+                report[name] = story.kill(asked[name], random.Random(options.seed))
     report = {name: {key: counts[key] for key in ("kills", "lost", "different", "left")}
               for name, counts in report.items()}  # fmt: skip
     print(json.dumps(report))
