@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import AvoidSubcommands, PositionalMetavarFromFieldName, arg, subcommand
+from tyro.conf import AvoidSubcommands, OmitSubcommandPrefixes, PositionalMetavarFromFieldName, arg, subcommand
 
 from chameleon_jax.config import find_configs, read_config
 from chameleon_jax.config.docstrings import field_docs
@@ -172,18 +172,27 @@ def _all_options(command: Command, file: str | None = None) -> type:
 
 def completion(commands: Iterable[Command], shell: str) -> str:
     """The completion script for a shell."""
-    parts, groups = [], {}
+    own, groups = {}, {}
     for command in commands:
         group, _, name = command.name.rpartition(" ")
-        kind = Annotated[_all_options(command), subcommand(name=name, description=command.summary)]
-        (groups.setdefault(group, []) if group else parts).append(kind)
+        kind = _all_options(command)
+        if group:
+            groups.setdefault(group, []).append(Annotated[kind, subcommand(name=name, description=command.summary)])
+        else:
+            own[command.name] = kind, command.summary
     for group, kinds in groups.items():
-        one_of = make_dataclass(group, [("command", typing.Union[tuple(kinds)])])  # noqa: UP007
-        parts.append(Annotated[one_of, subcommand(name=group)])
+        if group in own:  # a command of its own too, such as `compile` beside `compile generate`
+            options, summary = own[group]
+            rest = [("command", typing.Union[(None, *kinds)], field(default=None))]
+            own[group] = make_dataclass(group, rest, bases=(options,)), summary
+        else:
+            own[group] = make_dataclass(group, [("command", typing.Union[tuple(kinds)])]), ""  # noqa: UP007
+    parts = [Annotated[kind, subcommand(name=name, description=summary)] for name, (kind, summary) in own.items()]
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.cli(
             typing.Union[tuple(parts)],  # noqa: UP007
-            prog="chameleon", args=["--tyro-write-completion", shell, "-"], config=(PositionalMetavarFromFieldName,),
+            prog="chameleon", args=["--tyro-write-completion", shell, "-"],
+            config=(PositionalMetavarFromFieldName, OmitSubcommandPrefixes),
         )  # fmt: skip
     return script.getvalue()

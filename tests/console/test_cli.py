@@ -374,6 +374,10 @@ def test_bash_completes_commands_keys_and_values(tmp_path, capsys):
     assert complete("chameleon", "tra") == {"train", "train-text-tokenizer", "train-image-tokenizer"}
     assert "--optimizer.learning-rate" in complete("chameleon", "train", "--optimizer.l")
     assert complete("chameleon", "generate", "--mode", "i") == {"interleaved", "image"}
+    assert complete("chameleon", "bench", "") >= {"generate", "train", "weights"}
+    assert complete("chameleon", "compile", "--topo") == {"--topology"}
+    assert complete("chameleon", "compile", "gen") == {"generate"}
+    assert "--topology" in complete("chameleon", "compile", "generate", "--t")
 
 
 def test_output_that_nobody_reads_ends_the_command_without_a_traceback(monkeypatch, capfd):
