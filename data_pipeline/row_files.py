@@ -11,6 +11,7 @@ import numpy as np
 
 from chameleon_jax.batch import Batch, row_dtype
 from chameleon_jax.errors import DamagedFile, FileError
+from data_pipeline.tokenized import run_begins
 
 Decode = Callable[[Sequence[bytes]], Batch]
 """From the bytes of rows to their arrays. Raises ValueError with the reason if one of them is damaged."""
@@ -74,8 +75,10 @@ class Rows:
         """Rows as they are stored."""
         order = np.argsort(numbers)  # in their order on disk
         records, numbers = [b""] * len(numbers), numbers[order]
-        stops = np.searchsorted(numbers, self._begins).tolist()
-        for file, (first, last) in enumerate(itertools.pairwise(stops)):
+        files = np.searchsorted(self._begins, numbers, side="right") - 1  # few of what may be thousands
+        begins = run_begins(files)
+        for first, last in itertools.pairwise([*begins, len(numbers)]):
+            file = int(files[first])
             reader = self._readers[file]
             in_file = (numbers[first:last] - self._begins[file]).tolist()
             try:
