@@ -35,6 +35,8 @@ PICTURE_BYTES = SHARD_BYTES // PICTURES_PER_SHARD
 GROUP_BYTES = 8 << 20
 GROUP_FILES = 1000
 """Limits of groups of small files that are read together."""
+MOST_BRACES = 1_000_000
+"""Numbers that a pair of braces in a path may stand for."""
 MOST_PICTURES = 512
 """Pictures of one record."""
 _SAMPLE = 64 << 10
@@ -160,8 +162,11 @@ def _is_pattern(path: str) -> bool:
 def expand_braces(path: str) -> list[str]:
     """The paths that one with braces stands for, as in a shell: {000..127} for numbers, {train,test} for words."""
     for found in re.finditer(r"\{([^{}]*)\}", path):
-        ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+        ends = re.fullmatch(r"(\d{1,12})\.\.(\d{1,12})", found[1])
         if ends:
+            count = int(ends[2]) - int(ends[1]) + 1
+            if not 0 < count <= MOST_BRACES:
+                raise FileError(f"{path}: {found[0]} stands for {count:,} files; must be from 1 to {MOST_BRACES:,}")
             digits = max(map(len, ends.groups())) if any(end.startswith("0") for end in ends.groups()) else 1
             words = [f"{number:0{digits}}" for number in range(int(ends[1]), int(ends[2]) + 1)]
         elif "," in found[1]:

@@ -79,6 +79,12 @@ def test_braces_stand_for_names_as_in_a_shell(path, expected):
     assert expand_braces(path) == expected
 
 
+@pytest.mark.parametrize("numbers", ["0..999999999999", "7..3"])
+def test_braces_for_no_files_or_for_more_than_there_can_be_are_refused(numbers):
+    with pytest.raises(FileError, match=r"\{.*\} stands for [-\d,]+ files; must be from 1 to 1,000,000"):
+        list_files(f"shard-{{{numbers}}}.tar")
+
+
 def test_file_that_braces_ask_for_must_be_there(folder):
     with pytest.raises(FileError, match=f"^{folder}/a/e.txt: no such file"):
         list_files(f"{folder}/a/{{c,e}}.txt")
