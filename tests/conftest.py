@@ -36,6 +36,8 @@ install_import_hook(
     [
         "chameleon_jax.models",
         "chameleon_jax.training.losses",
+        "chameleon_jax.training.adversarial",
+        "chameleon_jax.training.codebook_losses",
         "chameleon_jax.training.image_tokenizer",
         "chameleon_jax.generation",
     ],

@@ -1,4 +1,4 @@
-"""Losses as pure functions: those of the Transformer, per modality, and the adversarial ones of the image tokenizer.
+"""Losses of the Transformer as pure functions, per modality.
 
 Cross-entropy and z-loss are over the whole vocabulary, without a mask. Legend: B batch, T length, V vocabulary.
 """
@@ -6,7 +6,7 @@ Cross-entropy and z-loss are over the whole vocabulary, without a mask. Legend: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,26 +97,3 @@ def weighted_loss(
         "z_loss": z_term,
     }
     return sums["loss_sum"] / safe_total + z_term, sums
-
-
-def discriminator_loss(
-    real: Float[Array, "..."], fake: Float[Array, "..."], kind: Literal["hinge", "vanilla"]
-) -> Float[Array, ""]:
-    """The loss of the discriminator of an adversarial image tokenizer, as in taming-transformers (Esser et al. 2021).
-
-    Args:
-      real: scores of real pictures, any shape: one number per patch.
-      fake: scores of reconstructions.
-      kind: 'hinge' (Lim & Ye 2017) or 'vanilla', the cross-entropy of Goodfellow et al. 2014 on logits.
-    """
-    penalty = {"hinge": lambda scores: jax.nn.relu(1 + scores), "vanilla": jax.nn.softplus}[kind]
-    return (jnp.mean(penalty(-real)) + jnp.mean(penalty(fake))) / 2
-
-
-def generator_loss(fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """The adversarial loss of the image tokenizer, for either kind of discriminator, as in taming-transformers.
-
-    Args:
-      fake: the discriminator's scores of its reconstructions, any shape.
-    """
-    return -jnp.mean(fake)

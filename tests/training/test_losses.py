@@ -1,4 +1,4 @@
-"""Cross-entropy, z-loss, their sums per modality and the adversarial losses against NumPy by hand."""
+"""Cross-entropy, z-loss and their sums per modality against NumPy by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.training.losses import (
-    chunked_token_losses,
-    discriminator_loss,
-    generator_loss,
-    token_losses,
-    weighted_loss,
-)
+from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
 from chameleon_jax.training.metrics import per_modality
 
 LOGITS = jnp.asarray([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]])
@@ -180,35 +174,3 @@ def test_metrics_leave_out_a_modality_that_did_not_occur():
     metrics = per_modality(sums)
     assert set(metrics) == {"loss", "text_loss"}
     assert metrics["loss"] == pytest.approx(metrics["text_loss"])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Adversarial losses
-# ----------------------------------------------------------------------------------------------------------------------
-
-REAL, FAKE = jnp.asarray([0.5, 2.0]), jnp.asarray([-2.0, 0.5])
-
-
-@pytest.mark.parametrize(("kind", "expected"), [("hinge", 0.5), ("vanilla", 0.425502)])
-def test_discriminator_loss_is_that_of_the_specification(kind, expected):
-    """Vector V17."""
-    np.testing.assert_allclose(discriminator_loss(REAL, FAKE, kind), expected, atol=1e-6)
-
-
-def test_generator_loss_is_that_of_the_specification():
-    """Vector V17."""
-    assert float(generator_loss(FAKE)) == 0.75
-
-
-def test_vanilla_is_the_cross_entropy_of_two_classes():
-    rng = np.random.default_rng(0)
-    real, fake = rng.normal(0, 2, (2, 4, 6, 6, 1))
-    by_hand = (-np.log(1 / (1 + np.exp(-real))).mean() - np.log(1 - 1 / (1 + np.exp(-fake))).mean()) / 2
-    loss = discriminator_loss(jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32), "vanilla")
-    np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
-
-
-def test_hinge_lets_go_of_scores_beyond_the_margin():
-    gradients = jax.grad(lambda scores: discriminator_loss(*scores, "hinge"))((REAL, FAKE))
-    np.testing.assert_allclose(gradients[0], [-0.25, 0.0])
-    np.testing.assert_allclose(gradients[1], [0.0, 0.25])
