@@ -45,14 +45,33 @@ def group_norm(
     return y.reshape(B, h, w, c) * scale + bias
 
 
+_CODES_AT_A_TIME = 1024
+"""Distances that `nearest_code` holds for each position."""
+
+
 def nearest_code(z: Float[Array, "... e"], codebook: Float[Array, "N e"]) -> Int[Array, "..."]:
-    """Index of the code at the smallest Euclidean distance; ties go to the lowest index."""
-    distances = (
-        jnp.sum(jnp.square(z), axis=-1, keepdims=True)
-        + jnp.sum(jnp.square(codebook), axis=-1)
-        - 2 * jnp.einsum("...e,Ne->...N", z, codebook, precision=_PRECISION)
-    )
-    return jnp.argmin(distances, axis=-1)
+    """Index of the code at the smallest Euclidean distance; ties go to the lowest index.
+
+    In float32 or better, and for 1,024 codes at a time, so that the distances to all of them never exist at once. The
+    loop is over codes and not over positions, which may be sharded over a mesh: each device keeps its own.
+    """
+    dtype = jnp.promote_types(z.dtype, jnp.float32)
+    z, codebook = jax.lax.stop_gradient((z.astype(dtype), codebook.astype(dtype)))
+    squared_norm = jnp.sum(jnp.square(z), axis=-1, keepdims=True)
+
+    def nearest_of(part: Float[Array, "n e"]) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+        products = jnp.einsum("...e,ne->...n", z, part, precision=_PRECISION)
+        distances = squared_norm + jnp.sum(jnp.square(part), axis=-1) - 2 * products
+        return jnp.min(distances, axis=-1), jnp.argmin(distances, axis=-1)
+
+    n = _CODES_AT_A_TIME
+    if codebook.shape[0] <= n:
+        return nearest_of(codebook)[1]
+    # A last part is filled up with the last code, which loses every tie against itself.
+    parts = jnp.pad(codebook, ((0, -codebook.shape[0] % n), (0, 0)), mode="edge").reshape(-1, n, codebook.shape[1])
+    distances, codes = jax.lax.map(nearest_of, parts)
+    part = jnp.argmin(distances, axis=0)
+    return part * n + jnp.take_along_axis(codes, part[None], axis=0)[0]
 
 
 def _conv(channels: int, size: int, name: str, stride: int = 1, padding: int | tuple = 0) -> nn.Conv:

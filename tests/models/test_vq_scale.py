@@ -1,0 +1,46 @@
+"""What the image tokenizer's network takes in memory and moves between devices, by XLA's own account."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chameleon_jax.compilation.collectives import read_collectives
+from chameleon_jax.config import MeshConfig
+from chameleon_jax.models.vq import nearest_code
+from chameleon_jax.sharding import batch_sharding, make_mesh, replicated
+
+
+@pytest.mark.parametrize("num_codes", [8192, 65536])
+def test_the_distances_to_all_codes_never_exist_at_once(num_codes):
+    """Latents of four pictures of 512 x 512."""
+    z = jax.ShapeDtypeStruct((4, 32, 32, 256), jnp.float32)
+    codebook = jax.ShapeDtypeStruct((num_codes, 256), jnp.float32)
+    memory = jax.jit(nearest_code).lower(z, codebook).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 6 * 4 * z.size < 4 * 4 * 32 * 32 * num_codes
+
+
+def test_of_equal_codes_in_different_parts_of_the_codebook_the_first_is_taken():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(1100, 4)).astype(np.float32)
+    codebook = np.concatenate([codes, codes, codes[:7]])  # a last part that is not full
+    z = rng.normal(size=(3, 5, 5, 4)).astype(np.float32)
+    wanted = np.argmin(np.sum((z[..., None, :].astype(np.float64) - codes) ** 2, axis=-1), axis=-1)
+    np.testing.assert_array_equal(nearest_code(jnp.asarray(z), jnp.asarray(codebook)), wanted)
+    assert wanted.max() > 1024
+
+
+def test_each_device_finds_the_codes_of_its_own_pictures():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    rng = np.random.default_rng(1)
+    z, codebook = rng.normal(size=(8, 4, 4, 8)).astype(np.float32), rng.normal(size=(3000, 8)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        rows = jax.NamedSharding(mesh, jax.P(batch_sharding(mesh).spec[0]))
+        arguments = jax.device_put(z, rows), jax.device_put(codebook, replicated(mesh))
+        compiled = jax.jit(nearest_code).lower(*arguments).compile()
+        codes = compiled(*arguments)
+    assert not read_collectives(compiled.as_text(), mesh.size).collectives
+    assert codes.sharding.is_equivalent_to(rows, codes.ndim)
+    np.testing.assert_array_equal(codes, nearest_code(jnp.asarray(z), jnp.asarray(codebook)))
