@@ -67,11 +67,11 @@ def test_the_gradient_is_finite_where_all_features_are_zero(params, answers):
 
 
 def test_distances_in_bfloat16_are_close(params, answers):
-    model = LPIPS(dtype=jnp.bfloat16)
-    distances, gradient = distances_and_gradient(model, params, scaled(answers["target"]), scaled(answers["output"]))
-    assert distances.dtype == gradient.dtype == jnp.float32
-    np.testing.assert_allclose(distances, answers["distances"], rtol=0.02)
-    assert np.corrcoef(np.ravel(gradient), np.ravel(answers["gradient"]))[0, 1] > 0.95
+    distances = jax.jit(LPIPS(dtype=jnp.bfloat16).apply)(
+        {"params": params}, scaled(answers["target"]), scaled(answers["output"])
+    )
+    assert distances.dtype == jnp.float32
+    assert 0 < np.max(np.abs(distances / answers["distances"] - 1)) < 0.02
 
 
 def test_pictures_without_a_feature_are_rejected():
