@@ -1,4 +1,4 @@
-"""Batch: the fixed-shape arrays that training reads, wherever they come from."""
+"""Batches: the fixed-shape arrays that training reads, wherever they come from."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ class Batch(NamedTuple):
     loss_weights: np.ndarray | Array  # float32, weight of each prediction; 0 on padding
     positions: np.ndarray | Array  # int32
     segment_ids: np.ndarray | Array  # int32
+
+
+class Pictures(NamedTuple):
+    """A batch of pictures, for the image tokenizer."""
+
+    pixels: np.ndarray | Array  # uint8 [batch, height, width, 3]
+    loss_weights: np.ndarray | Array  # float32 [batch]; 0 for what fills up the last batch of an evaluation
 
 
 def row_dtype(length: int) -> np.dtype:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from chameleon_jax.config import ConfigError, MeshConfig, TrainConfig, require
+from chameleon_jax.config import ConfigError, MeshConfig, RunConfig, TrainConfig, require
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -80,15 +80,21 @@ def check_length(config: TrainConfig, mesh: Mesh, length: int) -> None:
         require(length % parts == 0, key, parts, f"must divide the length of the rows, {length}")
 
 
-def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises `ConfigError`, naming the config's key, unless every sharded array divides evenly."""
-    rows, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
+def check_rows(config: RunConfig, mesh: Mesh) -> None:
+    """Raises `ConfigError` unless the rows of a batch divide evenly."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation
     require(
-        config.batch_size % (rows * config.accumulation) == 0,
+        config.batch_size % parts == 0,
         "batch_size",
         config.batch_size,
-        f"must be a multiple of {rows * config.accumulation}, data x fsdp x accumulation",
+        f"must be a multiple of {parts}, data x fsdp x accumulation",
     )
+
+
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises `ConfigError`, naming the config's key, unless every sharded array divides evenly."""
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    check_rows(config, mesh)
     for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
         size = getattr(config.model, name)
         require(size % tensor == 0, f"model.{name}", size, f"must be a multiple of mesh.tensor = {tensor}")
@@ -102,6 +108,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
 
 
+def picture_sharding(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of pictures, `[batch, height, width, 3]`, and of one number each: over data and fsdp, their height over
+    sequence."""
+    rows = ("data", "fsdp")
+    return NamedSharding(mesh, PartitionSpec(rows, "sequence")), NamedSharding(mesh, PartitionSpec(rows))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -110,6 +123,18 @@ def params_shardings(abstract_boxed_params: Any, mesh: Mesh) -> Any:
     """Shardings of a parameter tree from the modules' logical axis names. Axes that the mesh lacks are not sharded."""
     rules = [(name, axis if axis in mesh.axis_names else None) for name, axis in RULES if isinstance(axis, str | None)]
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed_params), mesh, rules)
+
+
+def shardings_by_shape(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of arrays without logical axes: the last axis over fsdp where it divides evenly. Vectors are
+    replicated."""
+
+    def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        if leaf.ndim < 2 or leaf.shape[-1] % mesh.shape["fsdp"]:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "fsdp"))
+
+    return jax.tree.map(sharding, tree)
 
 
 def optimizer_shardings(abstract_opt_state: Any, params_sharding: Any, mesh: Mesh) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
@@ -43,8 +43,8 @@ class ImageTokenizerCommand:
     """`chameleon train-image-tokenizer`: train an image tokenizer on the pictures of some sources."""
 
     output: str
-    """Folder for the tokenizer and its metrics. An older one there is replaced; a folder with anything else in it is
-    not."""
+    """Folder for checkpoints, metrics.jsonl and, at the end, the tokenizer. A run that was interrupted there is
+    resumed."""
     tokenizer: ImageTokenizerTrainConfig
     sources: tuple[SourceConfig, ...]
     """All pictures of their documents are used."""
@@ -52,11 +52,13 @@ class ImageTokenizerCommand:
     """Pictures on which PSNR and codebook use are measured."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
+
+    moved_keys: ClassVar[dict[str, str]] = {
+        "log_every": "tokenizer.log_every",
+        **{f"tokenizer.{old}": f"tokenizer.{new}" for old, new in ImageTokenizerTrainConfig.moved_keys.items()},
+    }
 
     def __post_init__(self):
-        require(self.log_every > 0, "log_every", self.log_every, "must be at least 1")
         _require_nothing_of_rows(self.sources, self.held_out)
 
 

@@ -161,6 +161,7 @@ import numpy as np
 
 from chameleon_jax.config import ImageTokenizerConfig, ImageTokenizerTrainConfig
 from chameleon_jax.tokens.image import resize_and_crop
+from chameleon_jax.training import read_metrics
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer
 
 image_config = ImageTokenizerTrainConfig(
@@ -168,9 +169,10 @@ image_config = ImageTokenizerTrainConfig(
         resolution=32, space_to_depth=8, channels=32, channel_multipliers=(1,), num_res_blocks=1, latent_channels=32,
         code_dim=8, num_codes=256, norm_groups=8, attn_type="none",
     ),
+    output=str(OUT / "image_tokenizer"),
     steps=800,
     batch_size=32,
-    learning_rate=3e-3,
+    optimizer={"learning_rate": 3e-3},
     commitment=0.1,
     codebook_decay=0.98,
     restart_below=0.05,
@@ -178,16 +180,14 @@ image_config = ImageTokenizerTrainConfig(
 pixels = np.stack(
     [np.asarray(resize_and_crop(chameleon_jax.open_image(path), 32)) for path, _ in pairs_to_learn]
 )  # uint8 [pictures, height, width, 3]
-image_log = []
-image_tokenizer = train_image_tokenizer(
-    image_config, pixels, log=lambda step, figures: image_log.append((step, figures)), log_every=40
-)
+image_tokenizer = train_image_tokenizer(image_config, pixels)
 
 # %%
 unseen = [chameleon_jax.open_image(path) for path, _ in held_out[:6]]
 rebuilt = image_tokenizer.detokenize(image_tokenizer.tokenize(unseen))
 show([*unseen, *rebuilt], ["kept aside"] * len(unseen) + ["rebuilt"] * len(rebuilt))
-first, last = (figures["psnr_db"] for _, figures in (image_log[0], image_log[-1]))
+lines = read_metrics(OUT / "image_tokenizer" / "metrics.jsonl")
+first, last = lines[0]["psnr_db"], lines[-1]["psnr_db"]
 print(f"PSNR while training: {first:.1f} dB at first, {last:.1f} dB at last")
 
 # %% [markdown]
@@ -225,7 +225,7 @@ print(tokenizer.encode([pairs[0][1], chameleon_jax.open_image(pairs[0][0])]))
 # %%
 from chameleon_jax import CheckpointConfig, OptimizerConfig, StageConfig, TrainConfig, TransformerConfig
 from chameleon_jax.tokens.vocabulary import IMAGE
-from chameleon_jax.training import model_params, read_metrics, train
+from chameleon_jax.training import TransformerTask, model_params, train
 
 vocabulary = tokenizer.vocabulary
 config = TrainConfig(
@@ -241,10 +241,10 @@ config = TrainConfig(
     checkpoint=CheckpointConfig(every=200),
 )
 data = PreparedData(OUT / "rows")
+task = TransformerTask(config, vocabulary.modality == IMAGE)
 state = train(
-    config,
+    task,
     lambda start, rows: data.batches(config.stages, config.steps, config.batch_size, start=start, rows=rows),
-    is_image_id=vocabulary.modality == IMAGE,
     held_out={"pairs": list(data.held_out_batches("pairs", config.batch_size))},
 )
 
@@ -270,7 +270,7 @@ print(f"loss: {learnt[0][1]:.2f} at first, {learnt[-1][1]:.2f} at last")
 # %%
 from chameleon_jax import Chameleon, GenerationConfig, SamplingConfig
 
-model = Chameleon(config.model, model_params(config, state), tokenizer, image_head_trained=True)
+model = Chameleon(config.model, model_params(task, state), tokenizer, image_head_trained=True)
 model
 
 # %%

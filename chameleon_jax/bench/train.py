@@ -26,7 +26,8 @@ from chameleon_jax.runtime.accelerators import find_accelerator
 from chameleon_jax.runtime.host_memory import keep_freed_memory
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
-from chameleon_jax.training.step import make_train_step, step_compiler_options
+from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.transformer import TransformerTask, step_compiler_options
 
 
 def train_config(config: BenchTrainConfig) -> TrainConfig:
@@ -109,9 +110,10 @@ def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any
     run, mesh = train_config(config), make_mesh(config.mesh)
     check_mesh(run, mesh)
     check_length(run, mesh, config.length)
-    step = make_train_step(run, image_ids(config.model.vocab_size), mesh)
+    task = TransformerTask(run, image_ids(config.model.vocab_size))
+    step = make_train_step(task, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(run, mesh)
+        state = init_state(task, mesh)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         batch = jax.device_put(random_batch(config), batch_sharding(mesh))
 

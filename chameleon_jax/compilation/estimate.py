@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from chameleon_jax.compilation.collectives import Collective
 from chameleon_jax.config import TrainConfig
 from chameleon_jax.runtime.accelerators import Accelerator
-from chameleon_jax.training.clock import flops_per_token
+from chameleon_jax.training.transformer import flops_per_token
 
 FITS_BELOW = 0.9
 """Share of the memory that a step may take: the runtime, fragmentation and checkpoints in flight need some too."""

@@ -35,9 +35,9 @@ from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.folders import Kind, check_file
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh, replicated_arrays
-from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.state import TrainState, abstract_state
-from chameleon_jax.training.step import make_evaluation_step, make_train_step, step_compiler_options
+from chameleon_jax.training.step import make_evaluation_step, make_train_step
+from chameleon_jax.training.transformer import TransformerTask, flops_per_token, step_compiler_options
 
 EXECUTABLE = Kind("an executable saved by `chameleon compile`", lambda path: b"PyTreeDef" in path.read_bytes())
 
@@ -91,18 +91,18 @@ def compile_train_step(config: TrainConfig, devices: list[Any]) -> tuple[jax.sta
     require(config.model.vocab_size is not None, "model.vocab_size", None, needed)
     mesh = make_mesh(config.mesh, devices)
     batch = abstract_batch(config, mesh)
-    state = abstract_state(config, mesh)
     # Which ids are image codes the prepared data knows, and it is no matter of size; but without any, XLA would leave
     # out the gradient of an image head. These are the released model's.
     ids = np.arange(config.model.vocab_size)
-    is_image_id = (ids >= 4) & (ids < 8196)
+    task = TransformerTask(config, (ids >= 4) & (ids < 8196))
+    state = abstract_state(task, mesh)
     accelerator = find_accelerator(devices[0])
     console.print(f"compile for {len(devices)} x {devices[0].device_kind}; a large model takes minutes")
     began = time.monotonic()
     try:
-        compiled = _compile(make_train_step(config, is_image_id, mesh), state, batch)
+        compiled = _compile(make_train_step(task, mesh), state, batch)
         seconds = time.monotonic() - began
-        evaluation = _compile(make_evaluation_step(config, is_image_id, mesh), state.params, batch)
+        evaluation = _compile(make_evaluation_step(task, mesh), state.params, batch)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

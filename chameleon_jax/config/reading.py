@@ -17,7 +17,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -216,24 +216,38 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
 
 
 def _with_moved_keys(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with keys "section.name" of older files where `cls.moved_keys` says that they are now.
+    """`values` with the keys of older files where `cls.moved_keys` says that they are now.
 
     Raises:
       ConfigError: if a key is given in both places.
     """
     for old, new in getattr(cls, "moved_keys", {}).items():
-        section, _, name = old.partition(".")
-        if not isinstance(values.get(section), dict) or name not in values[section]:
-            continue
-        left = dict(values[section])
-        value = left.pop(name)
-        values = {**values, section: left}
-        new_section, _, new_name = new.rpartition(".")
-        place = values.get(new_section, {}) if new_section else values
-        if isinstance(place, dict):
-            require(new_name not in place, old, value, f"is now {new}, which is given too; leave this out")
-            place = {**place, new_name: value}
-        values = {**values, new_section: place} if new_section else place
+        *sections, name = old.split(".")
+        place = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and name in place:
+            value = place[name]
+            values = _changed(values, [*sections, name], lambda place, name: place.pop(name))
+
+            def move(place: dict[str, Any], name: str, old: str = old, new: str = new, value: Any = value) -> None:
+                require(name not in place, old, value, f"is now {new}, which is given too; leave this out")
+                place[name] = value
+
+            values = _changed(values, new.split("."), move)
+    return values
+
+
+def _changed(values: Any, path: Sequence[str], change: Callable[[dict[str, Any], str], Any]) -> Any:
+    """A copy of nested mappings with the innermost one of `path` changed; what is no mapping is left for the types to
+    refuse."""
+    if not isinstance(values, dict):
+        return values
+    values, (name, *rest) = dict(values), path
+    if rest:
+        values[name] = _changed(values.get(name, {}), rest, change)
+    else:
+        change(values, name)
     return values
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import ClassVar, Literal
 
 from chameleon_jax.config.models import ImageTokenizerConfig
 from chameleon_jax.config.reading import config, require, require_seed
+from chameleon_jax.config.resuming import Adjustable
+from chameleon_jax.config.training import OptimizerConfig, RunConfig
 
 
 @config
@@ -35,35 +38,46 @@ class TextTokenizerConfig:
 
 
 @config
-class ImageTokenizerTrainConfig:
-    """Training of the image tokenizer: model, losses, codebook upkeep, schedule."""
+class ImageTokenizerOptimizerConfig(OptimizerConfig):
+    """The optimizer of an image tokenizer: that of a Transformer with defaults of its own."""
 
-    model: ImageTokenizerConfig
-    steps: int
-    batch_size: int
-    """Pictures a step."""
+    name: Literal["adamw"] = "adamw"
     learning_rate: float = 1e-3
-    final_fraction: float = 0.05
-    """Learning rate at the end, as a share of the peak."""
+    schedule: Literal["cosine", "exponential", "linear", "constant"] = "cosine"
     warmup_steps: int = 50
-    b1: float = 0.9
+    final_fraction: float = 0.05
     b2: float = 0.99
-    clip_norm: float = 1.0
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@config
+class ImageTokenizerTrainConfig(RunConfig):
+    """Training of the image tokenizer: a whole run."""
+
+    _: dataclasses.KW_ONLY
+    output: Adjustable[str] = ""
+    """Folder for checkpoints, metrics.jsonl and, at the end, the tokenizer. `chameleon train-image-tokenizer` has this
+    key beside `tokenizer`."""
+    model: ImageTokenizerConfig
+    batch_size: int
+    """Pictures per step, over all devices."""
+    optimizer: ImageTokenizerOptimizerConfig = ImageTokenizerOptimizerConfig()
     reconstruction: Literal["l1", "l2"] = "l2"
     commitment: float = 0.25
     """Weight of mean |sg(code) - z|^2, which keeps the encoder near its codes."""
     codebook_decay: float = 0.99
     restart_below: float = 0.05
     """A code whose use is below this share of the mean is restarted at a latent of the current batch."""
-    seed: int = 0
+
+    moved_keys: ClassVar[dict[str, str]] = {
+        name: f"optimizer.{name}"
+        for name in ("learning_rate", "final_fraction", "warmup_steps", "b1", "b2", "clip_norm")
+    }
 
     def __post_init__(self):
-        require_seed(self.seed)
-        for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        require(
-            self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, f"must be below steps = {self.steps}"
-        )
+        super().__post_init__()
+        require(self.commitment >= 0, "commitment", self.commitment, "must be 0 or more")
         require(0 < self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "must be in (0, 1)")
         require(
             0 < self.restart_below < 1,

@@ -225,17 +225,92 @@ class DistributedConfig:
 
 
 @config
-class TrainConfig:
-    """Training of a Transformer: a whole run, as `chameleon train` and `train` take it."""
+class RunConfig:
+    """What the runs of all training tasks have in common."""
 
+    _: dataclasses.KW_ONLY
     output: Adjustable[str]
     """Folder for checkpoints, metrics.jsonl and, at the end, the model."""
-    model: TransformerConfig
     steps: Adjustable[int]
     """Total number of updates. It may be raised when a run is resumed; a decaying learning rate then jumps to the new
     schedule, with a message."""
     batch_size: int
     """Rows per step, over all devices."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    accumulation: ChangesRounding[int] = 1
+    """Gradient accumulation: parts of a batch that are computed one after another, so that the activations of only one
+    are in memory. Up to rounding, the step is the same; with dropout each part has its own mask. Evaluation uses the
+    same parts."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the trained parameters, such as 0.999; 0: none. The average, in
+    float32, is evaluated, sampled from and written as the model. At step n the decay is at most n / (n + 10)."""
+    mesh: Adjustable[MeshConfig] = MeshConfig()
+    distributed: Adjustable[DistributedConfig] = DistributedConfig()
+    compiler_options: ChangesRounding[Literal["auto", "none"]] = "auto"
+    """Compiler options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the
+    devices at hand, 'none' the defaults and XLA_FLAGS."""
+    checkpoint: Adjustable[CheckpointConfig] = CheckpointConfig()
+    bad_steps: Adjustable[BadStepsConfig] = BadStepsConfig()
+    profile: Adjustable[ProfileConfig] = ProfileConfig()
+    trackers: Adjustable[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    """Where metrics go besides metrics.jsonl. Each needs the extra of its name."""
+    log_every: Adjustable[int] = 10
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: Adjustable[int] = 0
+    """Steps between evaluations on what is held out, which get a line of metrics.jsonl; 0: only at the end."""
+    evaluation_batches: Adjustable[int] = 8
+    """Batches of each held-out source per evaluation; 0: all."""
+    seed: int = 0
+
+    @property
+    def depends_on_mesh(self) -> str:
+        """The key by which the numbers of this run depend on the mesh beyond rounding, for messages."""
+        return ""
+
+    @property
+    def rows_of_first_stage(self) -> int:
+        """Rows after which those that are read depend on `steps`."""
+        return self.steps * self.batch_size
+
+    def __post_init__(self):
+        require_seed(self.seed)
+        for name in ("steps", "batch_size", "log_every", "accumulation"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        for name in ("evaluate_every", "evaluation_batches"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(0 <= self.ema < 1, "ema", self.ema, "must be in [0, 1)")
+        require(
+            not self.checkpoint.best or self.evaluate_every > 0,
+            "evaluate_every",
+            self.evaluate_every,
+            "must be above 0 with checkpoint.best, which is chosen among the evaluations",
+        )
+        require(
+            self.checkpoint.every % self.log_every == 0,
+            "checkpoint.every",
+            self.checkpoint.every,
+            f"must be a multiple of log_every = {self.log_every}, so that a resumed run logs the same lines",
+        )
+        require(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"must divide batch_size = {self.batch_size}",
+        )
+        require(
+            self.optimizer.warmup_steps <= self.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"must be at most steps = {self.steps}",
+        )
+
+
+@config
+class TrainConfig(RunConfig):
+    """Training of a Transformer: a whole run, as `chameleon train` and `train` take it."""
+
+    _: dataclasses.KW_ONLY
+    model: TransformerConfig
     data: Adjustable[str] = ""
     """Folder that `chameleon prepare` wrote. Not needed if `train` is called with Batches."""
     stages: tuple[StageConfig, ...] = ()
@@ -258,43 +333,18 @@ class TrainConfig:
     With `lora.rank`, only the adapters are trained."""
     fresh_image_head: bool = False
     """Reinitialise these columns before the first step."""
-    optimizer: OptimizerConfig = OptimizerConfig()
     sequence_length: Adjustable[int | None] = None
     """Tokens per row. Must be that of the prepared data; null takes it from there. `chameleon compile`, which has no
     data, needs it."""
-    accumulation: ChangesRounding[int] = 1
-    """Gradient accumulation: parts of a batch that are computed one after another, so that the activations of only one
-    are in memory. Up to rounding, the step is the same; with dropout each part has its own mask. Evaluation uses the
-    same parts."""
     loss_chunk: ChangesRounding[int] = 0
     """Positions of each row whose logits are computed at a time, and recomputed in the backward pass; 0: all at once.
     The logits of a whole batch over 65,536 ids are often the largest array of a step."""
     z_loss: float = 1e-5
     """Weight of (log Z)^2 in the loss, which keeps the logits from drifting."""
-    ema: float = 0.0
-    """Decay of an exponential moving average of the trained parameters, such as 0.999; 0: none. The average, in
-    float32, is evaluated, sampled from and written as the model. At step n the decay is at most n / (n + 10)."""
-    mesh: Adjustable[MeshConfig] = MeshConfig()
-    distributed: Adjustable[DistributedConfig] = DistributedConfig()
     dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
     """Random number generator of dropout. 'threefry2x32' gives the same masks on all devices and meshes, but is slow on
     TPUs; 'rbg' is their own generator, whose masks depend on the mesh and the kind of device."""
-    compiler_options: ChangesRounding[Literal["auto", "none"]] = "auto"
-    """Compiler options of XLA for the steps: 'auto' takes those of `chameleon_jax/runtime/compiler_options.py` for the
-    devices at hand, 'none' the defaults and XLA_FLAGS."""
-    checkpoint: Adjustable[CheckpointConfig] = CheckpointConfig()
-    bad_steps: Adjustable[BadStepsConfig] = BadStepsConfig()
-    profile: Adjustable[ProfileConfig] = ProfileConfig()
     samples: Adjustable[SamplesConfig] = SamplesConfig()
-    trackers: Adjustable[tuple[Literal["tensorboard", "wandb"], ...]] = ()
-    """Where metrics go besides metrics.jsonl. Each needs the extra of its name."""
-    log_every: Adjustable[int] = 10
-    """Steps between lines of metrics.jsonl."""
-    evaluate_every: Adjustable[int] = 0
-    """Steps between evaluations on the held-out rows, which get a line of metrics.jsonl; 0: only at the end."""
-    evaluation_batches: Adjustable[int] = 8
-    """Batches of each held-out source per evaluation; 0: all."""
-    seed: int = 0
 
     moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
 
@@ -306,40 +356,28 @@ class TrainConfig:
             return values
         return {**values, "model": {"vocab_size": None, "context_length": None, **model}}
 
+    @property
+    def depends_on_mesh(self) -> str:
+        return "dropout_bits = 'rbg'" if self.dropout and self.dropout_bits == "rbg" else ""
+
+    @property
+    def rows_of_first_stage(self) -> int:
+        rows = self.steps * self.batch_size
+        return stage_ends(self.stages, rows)[0] if len(self.stages) > 1 else rows
+
     def __post_init__(self):
-        require_seed(self.seed)
-        for name in ("steps", "batch_size", "log_every", "accumulation"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        super().__post_init__()
         require(
             self.sequence_length is None or self.sequence_length > 0,
             "sequence_length",
             self.sequence_length,
             "must be at least 1, or null for that of the prepared data",
         )
-        for name in ("z_loss", "evaluate_every", "evaluation_batches", "loss_chunk"):
+        for name in ("z_loss", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name, epochs in self.max_epochs.items():
             require(epochs > 0, f"max_epochs.{name}", epochs, "must be above 0")
-        for name in ("ema", "dropout"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
-        require(
-            not self.checkpoint.best or self.evaluate_every > 0,
-            "evaluate_every",
-            self.evaluate_every,
-            "must be above 0 with checkpoint.best, which is chosen among the evaluations",
-        )
-        require(
-            self.checkpoint.every % self.log_every == 0,
-            "checkpoint.every",
-            self.checkpoint.every,
-            f"must be a multiple of log_every = {self.log_every}, so that a resumed run logs the same lines",
-        )
-        require(
-            self.batch_size % self.accumulation == 0,
-            "accumulation",
-            self.accumulation,
-            f"must divide batch_size = {self.batch_size}",
-        )
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
         require(
             not (self.lora.rank and self.trainable != "all"),
             "trainable",
@@ -362,12 +400,6 @@ class TrainConfig:
         )
         shares = [stage.share for stage in self.stages]
         require(not shares or abs(sum(shares) - 1) < 1e-6, "stages", shares, "shares must add up to 1")
-        require(
-            self.optimizer.warmup_steps <= self.steps,
-            "optimizer.warmup_steps",
-            self.optimizer.warmup_steps,
-            f"must be at most steps = {self.steps}",
-        )
 
 
 @config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import time
@@ -9,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from chameleon_jax.config import ConfigError, ConvertCommand
 from chameleon_jax.console.terminal import print_warnings
-from chameleon_jax.runtime.cloud import on_disk
-from chameleon_jax.runtime.distributed import place_in_cluster
+from chameleon_jax.runtime.cloud import as_path, on_disk
+from chameleon_jax.runtime.distributed import is_first, place_in_cluster
+from chameleon_jax.runtime.distributed import start as start_processes
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.folders import check_file, check_folder, new_folder
-from chameleon_jax.runtime.progress import bytes_bar, console, progress_bar
+from chameleon_jax.runtime.host_memory import keep_freed_memory
+from chameleon_jax.runtime.progress import bytes_bar, console
 from chameleon_jax.tokens.documents import (
     IMAGE_TOKENIZER,
     TEXT_TOKENIZER,
@@ -29,7 +34,7 @@ from chameleon_jax.tokens.text import LONGEST_TEXT
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
-from chameleon_jax.training.metrics import MetricsFile
+from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.hub import is_remote
 from chameleon_jax.weights.vqgan import why_not_released
@@ -58,29 +63,29 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
 
 
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
-    """Trains the VQGAN and writes its folder, with metrics.jsonl inside. Returns figures on the held-out pictures."""
+    """Trains the VQGAN and writes `<output>/model`. Returns figures on the held-out pictures, in the first process."""
     from data_pipeline.segments import read_pictures
 
-    config = command.tokenizer
+    config = dataclasses.replace(command.tokenizer, output=command.output)
+    start_processes(config.distributed)
+    check_run(config.output)
+    folder = as_path(config.output) / "model"
+    check_folder(folder, IMAGE_TOKENIZER)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if unreleased := why_not_released(config.model):
         console.print(
             f"note: tokenizer.model: with {unreleased} models are saved in format 'chameleon' alone, not in the "
             "released formats"
         )
-    with new_folder(command.output, IMAGE_TOKENIZER) as folder:
-        pictures = read_pictures(command.sources, command.datasets, config.model.resolution)
-        held_out = command.held_out
-        unseen = read_pictures(held_out, command.datasets, config.model.resolution) if held_out else pictures
-        metrics = MetricsFile(folder / "metrics.jsonl", 0)
-        with progress_bar("train image tokenizer", config.steps) as bar:
-
-            def log(step: int, figures: dict[str, float]) -> None:
-                metrics.write(step, **figures)
-                bar.update(step, psnr=f"{figures['psnr_db']:.1f} dB", perplexity=f"{figures['perplexity']:.0f}")
-
-            tokenizer = learn_image_tokenizer(config, pictures, log, command.log_every)
-        save_image_tokenizer(tokenizer, folder)
-    return measure_image_tokenizer(tokenizer, scale(unseen))
+    pictures = read_pictures(command.sources, command.datasets, config.model.resolution)
+    held_out = read_pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else None
+    tokenizer = learn_image_tokenizer(config, pictures, held_out)
+    if not is_first():
+        return {}
+    with new_folder(folder, IMAGE_TOKENIZER) as tmp:
+        save_image_tokenizer(tokenizer, tmp)
+    return measure_image_tokenizer(tokenizer, scale(pictures if held_out is None else held_out))
 
 
 def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:

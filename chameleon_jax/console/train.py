@@ -39,6 +39,7 @@ from chameleon_jax.training.prepared import (
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.training.samples import Sampler
 from chameleon_jax.training.state import model_params
+from chameleon_jax.training.transformer import TransformerTask
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.formats import open_checkpoint
@@ -85,10 +86,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     order = (config.stages, config.steps, config.batch_size, config.seed)
     data.mixture(*order).check_epochs(config.max_epochs)
     began = time.monotonic()
+    task = TransformerTask(config, is_image_id)
     state = run_training(
-        config,
+        task,
         lambda start, rows: data.batches(*order, start=start, rows=rows),
-        is_image_id,
         data_fingerprint=data.fingerprint,
         held_out=held_out,
         initial_params=load,
@@ -98,7 +99,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     drew = initial.image_head_trained if initial else None if config.initial else False
     if not config.lora.rank:  # adapters leave the output layer as it is
         drew = learns_to_draw(data.header["sources"], config) or drew
-    params = model_params(config, state)
+    params = model_params(task, state)
     if config.lora.rank:
         write_adapters(as_path(config.output) / "adapters", config.lora, params, config.initial)
     folder, tokenizer = as_path(config.output) / "model", data.folder / "tokenizer"

@@ -1,4 +1,4 @@
-"""How much arithmetic a Transformer needs: the figures behind TFLOP/s and MFU.
+"""How much arithmetic a Transformer and an image tokenizer need: the figures behind TFLOP/s and MFU.
 
 Counted are the multiplications and additions of matrix products, two for each pair of numbers: every weight matrix once
 a token forward and twice backward (6 x weights in all; the embedding is a look-up and counts nothing), and the two
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from chameleon_jax.config import LoRAConfig, TransformerConfig
+from chameleon_jax.config import ImageTokenizerConfig, LoRAConfig, TransformerConfig
 from chameleon_jax.models.lora import is_adapter
 from chameleon_jax.models.transformer import parameter_shapes
 
@@ -36,3 +36,41 @@ def forward_flops_per_token(config: TransformerConfig, length: int) -> float:
 def train_flops_per_token(config: TransformerConfig, length: int) -> float:
     """FLOPs of learning from one token of a row of `length`, forward and backward: three times the forward pass."""
     return 3.0 * forward_flops_per_token(config, length)
+
+
+def image_tokenizer_flops(config: ImageTokenizerConfig) -> tuple[float, float]:
+    """FLOPs of encoding and of decoding one picture: its convolutions, attention, and the distances to all codes."""
+
+    def conv(side: int, inputs: int, outputs: int, kernel: int = 3) -> float:
+        return 2.0 * side**2 * kernel**2 * inputs * outputs
+
+    def block(side: int, inputs: int, outputs: int) -> float:
+        shortcut = conv(side, inputs, outputs, 1) if inputs != outputs else 0.0
+        attention = 4 * conv(side, outputs, outputs, 1) + 4.0 * side**4 * outputs
+        return (
+            conv(side, inputs, outputs) + conv(side, outputs, outputs) + shortcut
+            + attention * (side in config.attn_resolutions)
+        )  # fmt: skip
+
+    def middle(side: int, channels: int) -> float:
+        attention = 4 * conv(side, channels, channels, 1) + 4.0 * side**4 * channels
+        return 4 * conv(side, channels, channels) + attention * (config.attn_type == "vanilla")
+
+    widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+    pixels, grid, last = 3 * config.space_to_depth**2, config.grid, len(widths) - 1
+    encode, width = conv(config.maps[0], pixels, config.channels), config.channels
+    for level, (side, channels) in enumerate(zip(config.maps, widths, strict=True)):
+        for _ in range(config.num_res_blocks):
+            encode, width = encode + block(side, width, channels), channels
+        encode += conv(side // 2, channels, channels) if level < last else 0.0
+    encode += middle(grid, width) + conv(grid, width, config.latent_channels)
+    encode += conv(grid, config.latent_channels, config.code_dim, 1)
+    encode += 2.0 * grid**2 * config.code_dim * config.num_codes
+
+    decode = conv(grid, config.code_dim, config.latent_channels, 1) + conv(grid, config.latent_channels, width)
+    decode += middle(grid, width)
+    for level, (side, channels) in reversed(list(enumerate(zip(config.maps, widths, strict=True)))):
+        for _ in range(config.num_res_blocks + 1):
+            decode, width = decode + block(side, width, channels), channels
+        decode += conv(side * 2, channels, channels) if level > 0 else 0.0
+    return encode, decode + conv(config.maps[0], width, pixels)

@@ -148,7 +148,7 @@ tokenizer:
     attn_type: none
   steps: {sizes.image_steps}  # more make sharper pictures
   batch_size: {sizes.image_batch}
-  learning_rate: 2.0e-3
+  optimizer: {{learning_rate: 2.0e-3}}
   commitment: 0.1
   codebook_decay: 0.98
   restart_below: 0.05

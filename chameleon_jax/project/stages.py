@@ -19,7 +19,7 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.folders import Kind, check_file, check_folder, remove_folder
 from chameleon_jax.runtime.progress import console
-from chameleon_jax.tokens.documents import IMAGE_TOKENIZER, TEXT_TOKENIZER
+from chameleon_jax.tokens.documents import TEXT_TOKENIZER
 from chameleon_jax.training.run_folder import RUN
 
 if TYPE_CHECKING:
@@ -136,6 +136,6 @@ def training_stages(
         Stage("train Chameleon", train, Path(train.output), RUN, lambda: train_transformer(train)),
     ]  # fmt: skip
     if image is not None:
-        stages.insert(1, Stage("train image tokenizer", image, Path(image.output), IMAGE_TOKENIZER,
+        stages.insert(1, Stage("train image tokenizer", image, Path(image.output), RUN,
                                lambda: commands.train_image_tokenizer(image)))  # fmt: skip
     return stages

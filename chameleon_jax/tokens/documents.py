@@ -16,7 +16,7 @@ from chameleon_jax.document import DocumentError, as_documents
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.models.vq import abstract_params
 from chameleon_jax.runtime.arrays import load_arrays, save_arrays
-from chameleon_jax.runtime.cloud import on_disk
+from chameleon_jax.runtime.cloud import as_path, on_disk
 from chameleon_jax.runtime.files import write_json
 from chameleon_jax.runtime.folders import Kind, model_section, recover
 from chameleon_jax.runtime.headers import FORMAT_VERSION, read_header, with_checksum
@@ -338,8 +338,12 @@ def abstract_image_params(config: ImageTokenizerConfig, with_decoder: bool = Tru
 
 
 def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
-    """Reads what `save_image_tokenizer` wrote."""
+    """Reads what `save_image_tokenizer` wrote, or the tokenizer that is in the folder of its training run."""
+    of_run = (as_path(folder) / "checkpoints").is_dir()
+    folder = as_path(folder) / "model" if of_run else folder
     recover(folder)
+    if of_run and not folder.is_dir():
+        raise FileError(f"{folder.parent}: its training has not ended; run `chameleon train-image-tokenizer` again")
     folder = on_disk(folder)
     saved = read_image_config(folder)
     abstract = abstract_image_params(saved.config, saved.has_decoder)

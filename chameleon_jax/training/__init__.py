@@ -1,8 +1,8 @@
 """The training loop, and its parts for writing your own.
 
-`train` takes a config and Batches and does the rest: checkpoints, metrics, evaluation, resuming. `make_train_step` and
-`make_evaluation_step` are its jitted functions, `init_state` creates their first state, and `model_params` returns the
-parameters to save.
+`train` takes a task, such as a `TransformerTask`, and batches, and does the rest: checkpoints, metrics, evaluation,
+resuming. `make_train_step` and `make_evaluation_step` are the jitted functions of a task, `init_state` creates
+their first state, and `model_params` returns the parameters to save.
 """
 
 from chameleon_jax.runtime.lazy_names import lazy_names
@@ -16,7 +16,8 @@ HOMES = {
     "chameleon_jax.training.metrics": ("read_metrics",),
     "chameleon_jax.training.optimizer": ("make_optimizer", "make_schedule"),
     "chameleon_jax.training.state": ("TrainState", "abstract_state", "init_state", "model_params"),
-    "chameleon_jax.training.step": ("batch_loss", "make_evaluation_step", "make_train_step"),
+    "chameleon_jax.training.step": ("make_evaluation_step", "make_train_step"),
+    "chameleon_jax.training.transformer": ("TransformerTask",),
 }
 """The modules that define the public names; `__init__.pyi` is the same for type checkers."""
 

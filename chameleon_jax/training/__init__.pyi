@@ -6,7 +6,8 @@ from chameleon_jax.training.losses import token_losses, weighted_loss
 from chameleon_jax.training.metrics import read_metrics
 from chameleon_jax.training.optimizer import make_optimizer, make_schedule
 from chameleon_jax.training.state import TrainState, abstract_state, init_state, model_params
-from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_train_step
+from chameleon_jax.training.step import make_evaluation_step, make_train_step
+from chameleon_jax.training.transformer import TransformerTask
 
 __all__ = [
     "Batches",
@@ -15,8 +16,8 @@ __all__ = [
     "Stopped",
     "TrainState",
     "TrainingError",
+    "TransformerTask",
     "abstract_state",
-    "batch_loss",
     "init_state",
     "local_rows",
     "make_evaluation_step",

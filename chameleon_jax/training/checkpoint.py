@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from chameleon_jax.config import CheckpointConfig, TrainConfig, from_dict, stage_ends, to_dict
+from chameleon_jax.config import CheckpointConfig, RunConfig, from_dict, to_dict
 from chameleon_jax.config.resuming import OnResume, keys_where
 from chameleon_jax.errors import DamagedFile, FileError
 from chameleon_jax.runtime.arrays import (
@@ -60,7 +60,7 @@ class Checkpoints:
             self._checkpointer.close()
 
     def save(
-        self, state: TrainState, config: TrainConfig, data_fingerprint: str, unlogged: list[dict[str, float]] = ()
+        self, state: TrainState, config: RunConfig, data_fingerprint: str, unlogged: list[dict[str, float]] = ()
     ) -> None:
         """Starts writing the state after step `state.step`; returns as soon as training may continue.
 
@@ -99,7 +99,7 @@ class Checkpoints:
             return None
 
     def restore(
-        self, abstract_state: TrainState, config: TrainConfig, data_fingerprint: str
+        self, abstract_state: TrainState, config: RunConfig, data_fingerprint: str
     ) -> tuple[TrainState, list[dict[str, float]]] | None:
         """Restores the newest intact checkpoint directly onto the devices, in the dtypes of `abstract_state`.
 
@@ -166,7 +166,7 @@ def _context() -> ocp.Context:
     return context
 
 
-def _read_run(path: Path, config: TrainConfig, data_fingerprint: str) -> tuple[dict[str, Any], list[str]]:
+def _read_run(path: Path, config: RunConfig, data_fingerprint: str) -> tuple[dict[str, Any], list[str]]:
     """The checkpoint's header, and the config changes since then that affect rounding."""
     header = _read_header(path)
     return header, _check_same_run(header, config, data_fingerprint, path)
@@ -245,9 +245,9 @@ def _preservation(config: CheckpointConfig, best: _Best) -> Any:
     return policies.AnyPreservationPolicy(kept)
 
 
-def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprint: str, path: Path) -> list[str]:
+def _check_same_run(header: dict[str, Any], config: RunConfig, data_fingerprint: str, path: Path) -> list[str]:
     """Raises unless the checkpoint belongs to this run; returns allowed config changes that affect rounding."""
-    old = from_dict(TrainConfig, header["config"])
+    old = from_dict(type(config), header["config"])
     difference = first_difference(*(keys_where(each, OnResume.ANOTHER_RUN) for each in (old, config)))
     if difference:
         key, was, value = difference
@@ -257,27 +257,26 @@ def _check_same_run(header: dict[str, Any], config: TrainConfig, data_fingerprin
         )
     if header["data"]["fingerprint"] != data_fingerprint:
         raise FileError(
-            f"{path}: was trained on other data than {config.data} now holds. Prepare the same data again, "
+            f"{path}: was trained on other data. Prepare the same data again, "
             "or start a new run in another output folder (--output)"
         )
     _check_steps(old, config, header["data"]["next_batch"], path)
     before, now = (keys_where(each, OnResume.OTHER_ROUNDING) for each in (old, config))
     changed = [f"{key} = {now[key]!r} (was {was!r})" for key, was in before.items() if now[key] != was]
     meshes = [(old.mesh, header.get("devices")), (config.mesh, jax.device_count())]
-    if config.dropout and config.dropout_bits == "rbg" and meshes[0] != meshes[1]:
-        changed.append("another mesh (dropout_bits = 'rbg' depends on it)")
+    if config.depends_on_mesh and meshes[0] != meshes[1]:
+        changed.append(f"another mesh ({config.depends_on_mesh} depends on it)")
     return changed
 
 
-def _check_steps(before: TrainConfig, now: TrainConfig, done: int, path: Path) -> None:
+def _check_steps(before: RunConfig, now: RunConfig, done: int, path: Path) -> None:
     """Raises if another number of `steps` changes which rows have been read; prints its effect on the learning rate."""
     if now.steps == before.steps:
         return
     if now.steps < done:
         raise FileError(f"{path}: steps = {now.steps}: this run has already done {done}; set at least as many")
     rows = done * now.batch_size
-    first_end = min(stage_ends(config.stages, config.steps * config.batch_size)[0] for config in (before, now))
-    if len(now.stages) > 1 and rows > first_end:
+    if rows > min(before.rows_of_first_stage, now.rows_of_first_stage):
         raise FileError(
             f"{path}: steps was {before.steps}, now {now.steps}: stages are shares of all steps, and this run is past "
             "the first, so rows would be read twice or not at all. Keep steps, or start another run from its model "

@@ -1,17 +1,18 @@
-"""Feeds Batches to the mesh: each process reads and places only the rows of its own devices."""
+"""Feeds batches to the mesh: each process reads and places only the rows of its own devices."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from chameleon_jax.batch import Batch
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.sharding import batch_sharding
+from chameleon_jax.training.task import Batch
 
 Batches = Iterable[Batch] | Callable[[int, np.ndarray], Iterator[Batch]]
 """The batches of a run. Either an iterable of whole batches, which must yield the same ones again when the run is
@@ -39,10 +40,10 @@ def held_out_batches(batches: HeldOut, rows: np.ndarray, batch_size: int) -> Ite
 
 def _selected(batches: Iterable[Batch], start: int, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
     for number, batch in enumerate(itertools.islice(batches, start, None), start):
-        found = len(batch.inputs)
+        found = len(batch[0])
         if found != batch_size:
             raise ConfigError(f"batch_size = {batch_size}: batch {number}, counted from 0, has {found} rows")
-        yield Batch(*(np.asarray(field)[rows] for field in batch))
+        yield type(batch)(*(np.asarray(field)[rows] for field in batch))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
@@ -56,21 +57,23 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(*each) for each in bounds]))
 
 
-def place(batch: Batch, mesh: Mesh, batch_size: int, rows: np.ndarray) -> Batch:
-    """Makes a Batch of global arrays `[batch_size, length]` from the rows of this process.
+def place(batch: Batch, shardings: Any, batch_size: int, rows: np.ndarray) -> Batch:
+    """Makes a batch of global arrays, of `batch_size` rows, from the rows of this process.
 
     Args:
-      batch: NumPy arrays `[n, length]`.
+      batch: NumPy arrays `[n, …]`.
+      shardings: of the arrays, or one for all; see `Task.batch_shardings`.
       rows: the indices of these rows, from `local_rows`.
     """
-    sharding = batch_sharding(mesh)
 
-    def place_one(local: np.ndarray) -> jax.Array:
+    def place_one(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
         def piece(region: tuple[slice, ...]) -> np.ndarray:
             first, stop, _ = region[0].indices(batch_size)
             start = np.searchsorted(rows, first)
-            return local[start : start + stop - first, region[1]]
+            return local[(slice(start, start + stop - first), *region[1:])]
 
-        return jax.make_array_from_callback((batch_size, local.shape[1]), sharding, piece)
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, piece)
 
-    return Batch(*map(place_one, batch))
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = [shardings] * len(batch)
+    return type(batch)(*map(place_one, batch, shardings))

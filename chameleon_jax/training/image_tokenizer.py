@@ -2,16 +2,18 @@
 
 The codebook is initialised from data and follows moving averages of the latents assigned to each code (van den Oord et
 al. 2017, appendix A.1); dead codes are restarted at latents of the current batch. PSNR alone does not reveal a
-collapsed codebook, so the fraction of codes in use and their perplexity are always reported.
+collapsed codebook, so the perplexity of the codes and the number of restarts are always reported.
 
-Legend: B batch, N codes, e code dimension, M = B * codes per picture.
+Legend: B batch, N codes, g side of the grid of codes, e code dimension.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,79 +21,21 @@ import numpy as np
 import optax
 
 from chameleon_jax.array_types import Array, Float, Int
-from chameleon_jax.config import ImageTokenizerTrainConfig
-from chameleon_jax.errors import TrainingError
+from chameleon_jax.batch import Pictures
+from chameleon_jax.config import ImageTokenizerTrainConfig, require
+from chameleon_jax.models.flops import image_tokenizer_flops
 from chameleon_jax.models.vq import VQModel, nearest_code
-from chameleon_jax.tokens.image import ImageTokenizer, scale
+from chameleon_jax.runtime.compiler_options import compiler_options
+from chameleon_jax.sharding import check_rows, make_mesh, picture_sharding, replicated, shardings_by_shape
+from chameleon_jax.tokens.image import ImageTokenizer
+from chameleon_jax.training.feeding import Batches, local_rows, place
+from chameleon_jax.training.loop import train
+from chameleon_jax.training.optimizer import make_optimizer
+from chameleon_jax.training.state import model_params
+from chameleon_jax.training.task import Measures, Params, Part, Work
 
-
-class ImageTokenizerState(NamedTuple):
-    """The state of training. `counts` and `sums` are the moving averages that define the codebook."""
-
-    step: Array  # []
-    params: Any
-    opt_state: Any
-    counts: Array  # [N]
-    sums: Array  # [N, e]
-
-
-def make_optimizer(config: ImageTokenizerTrainConfig) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.steps, config.learning_rate * config.final_fraction
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, config.b1, config.b2))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_state(config: ImageTokenizerTrainConfig, pixels: Float[Array, "B h w 3"]) -> ImageTokenizerState:
-    """Initial parameters. The codebook consists of latents of `pixels` with a little noise."""
-    model = VQModel(config.model)
-    init_key, pick_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
-    params = model.init(init_key, pixels[:1])["params"]
-    latents = model.apply({"params": params}, pixels, method="latents").reshape(-1, config.model.code_dim)
-    picks = jax.random.randint(pick_key, (config.model.num_codes,), 0, latents.shape[0])
-    spread = jnp.std(latents, axis=0) * 0.05
-    codebook = latents[picks] + spread * jax.random.normal(noise_key, (config.model.num_codes, latents.shape[1]))
-    params = {**params, "codebook": codebook}
-    counts = jnp.ones((config.model.num_codes,))
-    # The step donates its state, so no two of its arrays may share a buffer.
-    sums = jnp.copy(codebook)
-    return ImageTokenizerState(jnp.zeros((), jnp.int32), params, make_optimizer(config).init(params), counts, sums)
-
-
-def update_codebook(
-    config: ImageTokenizerTrainConfig,
-    key: Array,
-    counts: Float[Array, "N"],
-    sums: Float[Array, "N e"],
-    latents: Float[Array, "M e"],
-    codes: Int[Array, "M"],
-) -> tuple[Float[Array, "N e"], Float[Array, "N"], Float[Array, "N e"], Array]:
-    """One step of the moving averages; dead codes are restarted.
-
-    A code is dead if its average use per batch is below `restart_below` times the mean use.
-
-    Returns:
-      codebook, counts, sums, and the number of restarted codes.
-    """
-    N = counts.shape[0]
-    used = jnp.zeros((N,)).at[codes].add(1.0)
-    used_sums = jnp.zeros_like(sums).at[codes].add(latents)
-    counts = config.codebook_decay * counts + (1 - config.codebook_decay) * used
-    sums = config.codebook_decay * sums + (1 - config.codebook_decay) * used_sums
-
-    dead = counts < config.restart_below * latents.shape[0] / N
-    picks = jax.random.randint(key, (N,), 0, latents.shape[0])
-    fresh = latents.shape[0] / N  # the mean use, so that a restarted code is not declared dead again at once
-    counts = jnp.where(dead, fresh, counts)
-    sums = jnp.where(dead[:, None], latents[picks] * fresh, sums)
-    return sums / counts[:, None], counts, sums, jnp.sum(dead)
-
-
-def codebook_perplexity(codes: Int[Array, "..."], num_codes: int) -> Float[Array, ""]:
-    """exp of the entropy of the code frequencies: `num_codes` if all are used equally, 1 if only one is."""
-    share = jnp.zeros((num_codes,)).at[codes.reshape(-1)].add(1.0) / codes.size
-    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(share), 0.0)))
+PICTURES_OF_FIRST_CODES = 512
+"""Pictures of whose latents the codebook is made at first, in whole batches, if that many give enough of them."""
 
 
 def psnr(a: Float[Array, "B h w c"], b: Float[Array, "B h w c"]) -> Float[Array, "B"]:
@@ -100,82 +44,291 @@ def psnr(a: Float[Array, "B h w c"], b: Float[Array, "B h w c"]) -> Float[Array,
     return 10 * jnp.log10(4.0 / jnp.maximum(error, 1e-10))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(
-    config: ImageTokenizerTrainConfig, state: ImageTokenizerState, pixels: Float[Array, "B h w 3"]
-) -> tuple[ImageTokenizerState, dict[str, Array]]:
-    """One step on a batch of pictures in [-1, 1]. Its randomness depends only on the seed and the step."""
-    model = VQModel(config.model)
+def perplexity(counts: Float[Array, "N"]) -> Float[Array, ""]:
+    """exp of the entropy of how often codes occur: N if all are used equally, 1 if only one is."""
+    share = counts / jnp.sum(counts)
+    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)))
 
-    def loss_fn(params):
-        z = model.apply({"params": params}, pixels, method="latents")
-        codes = nearest_code(z, params["codebook"])
-        q = jax.lax.stop_gradient(jnp.take(params["codebook"], codes, axis=0))
-        commitment = jnp.mean(jnp.square(z - q))
+
+def update_codebook(
+    config: ImageTokenizerTrainConfig,
+    counts: Float[Array, "N"],
+    sums: Float[Array, "N e"],
+    used: Float[Array, "N"],
+    used_sums: Float[Array, "N e"],
+    restarts: Float[Array, "N e"],
+) -> tuple[Float[Array, "N e"], Float[Array, "N"], Float[Array, "N e"], Array]:
+    """One step of the moving averages; dead codes are restarted.
+
+    A code is dead if its average use per batch is below `restart_below` times the mean use.
+
+    Args:
+      counts, sums: moving averages of the number of latents of each code, and of their sum.
+      used, used_sums: the same of this batch.
+      restarts: a latent for each code to restart at.
+
+    Returns:
+      codebook, counts, sums, and the number of restarted codes.
+    """
+    counts = config.codebook_decay * counts + (1 - config.codebook_decay) * used
+    sums = config.codebook_decay * sums + (1 - config.codebook_decay) * used_sums
+    fresh = jnp.sum(used) / counts.shape[0]  # the mean use, so that a restarted code is not declared dead again at once
+    dead = counts < config.restart_below * fresh
+    counts = jnp.where(dead, fresh, counts)
+    sums = jnp.where(dead[:, None], restarts * fresh, sums)
+    return sums / counts[:, None], counts, sums, jnp.sum(dead)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageTokenizerTask:
+    """A `Task` on Pictures. Its parameters are those of the model, and the moving averages that the codebook follows:
+    {"model": …, "codebook_average": {"counts": [N], "sums": [N, e]}}."""
+
+    config: ImageTokenizerTrainConfig
+
+    @property
+    def _model(self) -> VQModel:
+        return VQModel(self.config.model)
+
+    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+        check_rows(self.config, mesh)
+        require(mesh.shape["tensor"] == 1, "mesh.tensor", mesh.shape["tensor"],
+                "must be 1: an image tokenizer is sharded over data, fsdp and sequence")  # fmt: skip
+        side, parts = self.config.model.resolution, mesh.shape["sequence"]
+        require(self.config.model.grid % parts == 0, "mesh.sequence", parts,
+                f"must divide the {self.config.model.grid} rows of codes of pictures of {side} pixels")  # fmt: skip
+
+    def checked(self, mesh: jax.sharding.Mesh) -> ImageTokenizerTask:
+        return self
+
+    def on(self, mesh: jax.sharding.Mesh, batch: Pictures) -> ImageTokenizerTask:
+        return self
+
+    def check_batch(self, mesh: jax.sharding.Mesh, batch: Pictures) -> None:
+        side = self.config.model.resolution
+        require(batch.pixels.shape[1:] == (side, side, 3), "model.resolution", side,
+                f"the pictures are {' x '.join(map(str, batch.pixels.shape[1:]))}")  # fmt: skip
+
+    # Parameters
+
+    def init_params(self, key: Array) -> Params:
+        """With a codebook of random numbers, which `first_params` replaces."""
+        side = self.config.model.resolution
+        params = self._model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+        return self._with_codebook(params, params["codebook"])
+
+    def _with_codebook(self, params: Params, codebook: Array) -> Params:
+        # The step donates its state, so no two of its arrays may share a buffer.
+        average = {"counts": jnp.ones(codebook.shape[:1]), "sums": jnp.copy(codebook)}
+        return {"model": {**params, "codebook": codebook}, "codebook_average": average}
+
+    def abstract_params(self) -> Params:
+        return jax.eval_shape(self.init_params, jax.random.key(0))
+
+    def params_shardings(self, mesh: jax.sharding.Mesh) -> Params:
+        return shardings_by_shape(self.abstract_params(), mesh)
+
+    def batch_shardings(self, mesh: jax.sharding.Mesh) -> Pictures:
+        return Pictures(*picture_sharding(mesh))
+
+    def first_params(
+        self, mesh: jax.sharding.Mesh, target: Params, given: Callable[[Params], Params] | None
+    ) -> Params | None:
+        return given(target) if given else None
+
+    def latents_for_codes(self, params: Params, batch: Pictures, key: Array, count: int) -> Float[Array, "n e"]:
+        """`count` latents of a batch, chosen at random."""
+        z = self._model.apply({"params": params["model"]}, _pixels(batch), method="latents")
+        return jax.random.choice(key, z.reshape(-1, z.shape[-1]), (count,))
+
+    # What is trained
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return make_optimizer(self.config.optimizer, self.config.steps)
+
+    def is_trained(self, path: tuple[str, ...]) -> bool:
+        return path[0] == "model" and path[1] != "codebook"
+
+    def mask(self, tree: Params) -> Params:
+        return tree
+
+    def update_frozen(
+        self, frozen: Params, statistics: Mapping[str, Array], key: Array | None
+    ) -> tuple[Params, dict[str, Array]]:
+        average = frozen["codebook_average"]
+        codebook, counts, sums, restarted = update_codebook(
+            self.config,
+            average["counts"],
+            average["sums"],
+            *(statistics[name] for name in ("used", "sums", "restarts")),
+        )
+        figures = {"perplexity": perplexity(statistics["used"]), "restarted_codes": restarted}
+        return {"model": {"codebook": codebook}, "codebook_average": {"counts": counts, "sums": sums}}, figures
+
+    # The loss
+
+    def key(self, step: Array) -> Array:
+        """Of the latents at which codes are restarted."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), step)
+
+    def weight(self, batch: Pictures) -> Array:
+        return jnp.sum(batch.loss_weights)
+
+    def loss(self, params: Params, batch: Pictures, key: Array | None, part: Part) -> tuple[Array, Measures]:
+        config, variables, pixels = self.config, {"params": params["model"]}, _pixels(batch)
+        codebook = params["model"]["codebook"]
+        z = self._model.apply(variables, pixels, method="latents")
+        codes = nearest_code(z, codebook)
+        q = jax.lax.stop_gradient(jnp.take(codebook, codes, axis=0))
         # Straight-through estimator: the value is q, the gradient goes to z.
-        output = model.apply({"params": params}, z + jax.lax.stop_gradient(q - z), method="decode_latents")
+        output = self._model.apply(variables, z + jax.lax.stop_gradient(q - z), method="decode_latents")
         error = pixels - output
-        reconstruction = jnp.mean(jnp.abs(error) if config.reconstruction == "l1" else jnp.square(error))
-        loss = reconstruction + config.commitment * commitment
-        return loss, (reconstruction, commitment, z, codes, output)
+        error = jnp.abs(error) if config.reconstruction == "l1" else jnp.square(error)
+        of_pictures = {
+            "reconstruction": jnp.mean(error, axis=(1, 2, 3)),
+            "commitment": jnp.mean(jnp.square(z - q), axis=(1, 2, 3)),
+            "psnr_db": psnr(output, pixels),
+        }
+        weights = batch.loss_weights
+        sums = {f"{name}_sum": jnp.sum(values * weights) for name, values in of_pictures.items()}
+        total = jnp.sum(weights) if part.total_weight is None else part.total_weight
+        loss = (sums["reconstruction_sum"] + config.commitment * sums["commitment_sum"]) / jnp.maximum(total, 1)
+        rows = {"row_loss_sum": of_pictures["reconstruction"] * weights, "row_weight_sum": weights}
+        statistics = self._statistics(jax.lax.stop_gradient(z), codes, key, part)
+        sums = jax.lax.stop_gradient({**sums, "weight_sum": jnp.sum(weights)})
+        return loss, Measures(sums, {}, jax.lax.stop_gradient(rows), statistics)
 
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    reconstruction, commitment, z, codes, output = aux
-    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    def _statistics(
+        self, z: Float[Array, "B g g e"], codes: Int[Array, "B g g"], key: Array | None, part: Part
+    ) -> dict[str, Array]:
+        """What `update_codebook` needs, as sums over the parts of a batch."""
+        if key is None:  # of an evaluation
+            return {}
+        N, B, g = self.config.model.num_codes, len(z), self.config.model.grid
+        latents, flat = z.reshape(-1, z.shape[-1]), codes.reshape(-1)
+        row_key, place_key = jax.random.split(key)
+        row = jax.random.randint(row_key, (N,), 0, B * part.count)  # of the whole batch, whatever its parts are
+        place = jax.random.randint(place_key, (N,), 0, g * g)
+        restarts = latents[row // part.count * g * g + place]
+        return {
+            "used": jnp.zeros((N,)).at[flat].add(1.0),
+            "sums": jnp.zeros((N, latents.shape[1])).at[flat].add(latents),
+            "restarts": jnp.where((row % part.count == part.number)[:, None], restarts, 0.0),
+        }
 
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    codebook, counts, sums, restarted = update_codebook(
-        config, key, state.counts, state.sums, z.reshape(-1, z.shape[-1]), codes.reshape(-1)
-    )
-    params = {**params, "codebook": codebook}
-    metrics = {
-        "loss": loss,
-        "reconstruction": reconstruction,
-        "commitment": commitment,
-        "psnr_db": jnp.mean(psnr(output, pixels)),
-        "perplexity": codebook_perplexity(codes, config.model.num_codes),
-        "restarted_codes": restarted,
-    }
-    return ImageTokenizerState(state.step + 1, params, opt_state, counts, sums), metrics
+    def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
+        return compiler_options(mesh, self.config.compiler_options, remat_outside_loop=False)
+
+    # Reports
+
+    def signals(self, params: Params) -> dict[str, Array]:
+        return {}
+
+    def summary(self, steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        totals = {name: sum(step[name] for step in steps) for name in steps[0]}
+        return {
+            **self.means(totals),
+            "perplexity": totals["perplexity"] / len(steps),
+            "restarted_codes": int(totals["restarted_codes"]),
+        }
+
+    def means(self, sums: Mapping[str, float]) -> dict[str, float]:
+        weight = max(float(sums["weight_sum"]), 1.0)
+        means = {name: float(sums[f"{name}_sum"]) / weight for name in ("reconstruction", "commitment", "psnr_db")}
+        return {"loss": means["reconstruction"] + self.config.commitment * means["commitment"], **means}
+
+    def progress(self, line: Mapping[str, Any]) -> dict[str, str]:
+        return {"PSNR": f"{line['psnr_db']:.1f} dB", "perplexity": f"{line['perplexity']:,.0f}"}
+
+    def work(self, batch: Pictures) -> Work:
+        amount = self.config.batch_size
+        return Work("pictures", amount, 3.0 * amount * sum(image_tokenizer_flops(self.config.model)))
+
+
+def _pixels(batch: Pictures) -> Float[Array, "B h w 3"]:
+    """Pictures in [-1, 1]."""
+    return batch.pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def pictures_in_order(pictures: np.ndarray, batch_size: int, seed: int) -> Batches:
+    """Batches of pictures in a random order that is another one in each epoch: which ones a batch has depends on its
+    number and the seed alone."""
+
+    def batches(start: int, rows: np.ndarray) -> Iterator[Pictures]:
+        epoch, order = -1, np.zeros(0, np.int64)
+        for number in range(start, 2**62):
+            chosen = []
+            for at in (number * batch_size + rows).tolist():
+                if at // len(pictures) != epoch:
+                    epoch = at // len(pictures)
+                    order = np.random.default_rng([seed, epoch]).permutation(len(pictures))
+                chosen.append(order[at % len(pictures)])
+            yield Pictures(pictures[chosen], np.ones(len(chosen), np.float32))
+
+    return batches
+
+
+def whole_batches(pictures: np.ndarray, batch_size: int) -> list[Pictures]:
+    """All pictures once, in their order; what fills up the last batch has a weight of 0."""
+    found = []
+    for start in range(0, len(pictures), batch_size):
+        part = pictures[start : start + batch_size]
+        filling = [(0, batch_size - len(part))]
+        weights = np.pad(np.ones(len(part), np.float32), filling)
+        found.append(Pictures(np.pad(part, [*filling, (0, 0), (0, 0), (0, 0)]), weights))
+    return found
+
+
+def first_params(task: ImageTokenizerTask, batches: Batches, target: Params) -> Params:
+    """Initial parameters. The codebook consists of latents of the first batches with a little noise."""
+    config, shardings = task.config, jax.tree.map(lambda leaf: leaf.sharding, target)
+    mesh = jax.tree.leaves(target)[0].sharding.mesh
+    init_key, pick_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
+    rows, size = local_rows(mesh, config.batch_size), config.batch_size
+    N = config.model.num_codes
+    count = max(1, math.ceil(PICTURES_OF_FIRST_CODES / size))
+    with jax.set_mesh(mesh):
+        params = jax.jit(task.init_params, out_shardings=shardings)(init_key)
+        choose = jax.jit(task.latents_for_codes, static_argnums=3, out_shardings=replicated(mesh))
+        picked = [
+            choose(params, place(batch, task.batch_shardings(mesh), size, rows), jax.random.fold_in(pick_key, number),
+                   -(-N // count))
+            for number, batch in zip(range(count), batches(0, rows), strict=False)
+        ]  # fmt: skip
+
+        def with_codebook(params: Params, picked: list[Array]) -> Params:
+            latents = jnp.concatenate(picked)
+            chosen = jax.random.permutation(pick_key, latents)[:N]
+            spread = jnp.std(latents, axis=0) * 0.05
+            codebook = chosen + spread * jax.random.normal(noise_key, chosen.shape)
+            return task._with_codebook(params["model"], codebook)
+
+        return jax.jit(with_codebook, out_shardings=shardings, donate_argnums=0)(params, picked)
 
 
 def train_image_tokenizer(
-    config: ImageTokenizerTrainConfig,
-    pictures: np.ndarray,
-    log: Callable[[int, dict[str, float]], None],
-    log_every: int,
+    config: ImageTokenizerTrainConfig, pictures: np.ndarray, held_out: np.ndarray | None = None
 ) -> ImageTokenizer:
-    """Trains a VQGAN, with the pictures in a new random order in each epoch.
+    """Trains a VQGAN in the folder `config.output`, resuming from its newest checkpoint if there is one.
 
     Args:
-      pictures: uint8 `[n, resolution, resolution, 3]`.
-      log: called with the step and its metrics every `log_every` steps and after the last.
+      pictures: uint8 `[n, resolution, resolution, 3]`, read in a new random order in each epoch.
+      held_out: pictures to evaluate on.
 
     Raises:
-      TrainingError: if the loss is not finite.
+      ConfigError, TrainingError, FileError, Stopped: as `loop.train`.
     """
-    rng = np.random.default_rng(config.seed)
-
-    def batches() -> Iterator[np.ndarray]:
-        while True:
-            order = rng.permutation(max(len(pictures), config.batch_size)) % len(pictures)
-            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-                yield scale(pictures[order[start : start + config.batch_size]])
-
-    sample = pictures[rng.integers(0, len(pictures), min(len(pictures), 512))]
-    state = init_state(config, jnp.asarray(scale(sample)))
-    for step, batch in zip(range(1, config.steps + 1), batches()):  # noqa: B905
-        state, metrics = train_step(config, state, jnp.asarray(batch))
-        if step % log_every == 0 or step == config.steps:
-            figures = {name: round(float(value), 6) for name, value in metrics.items()}
-            if not np.isfinite(figures["loss"]):
-                raise TrainingError(
-                    f"the image tokenizer's loss is no longer a number at step {step}; lower tokenizer.learning_rate "
-                    f"= {config.learning_rate}"
-                )
-            log(step, figures)
-    return ImageTokenizer(config.model, jax.device_get(state.params))
+    task = ImageTokenizerTask(config)
+    batches = pictures_in_order(pictures, config.batch_size, config.seed)
+    state = train(
+        task,
+        batches,
+        data_fingerprint=hashlib.sha256(pictures).hexdigest(),
+        held_out={} if held_out is None else {"pictures": whole_batches(held_out, config.batch_size)},
+        initial_params=lambda target: first_params(task, batches, target),
+    )
+    gather = jax.jit(lambda params: params["model"], out_shardings=replicated(make_mesh(config.mesh)))
+    return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))))
 
 
 def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
@@ -186,8 +339,9 @@ def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> di
     """
     codes = tokenizer.encode_pixels(pixels)
     error = psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))
+    counts = np.bincount(codes.reshape(-1), minlength=tokenizer.config.num_codes)
     return {
         "reconstruction_psnr_db": float(jnp.mean(error)),
-        "codebook_used": len(np.unique(codes)) / tokenizer.config.num_codes,
-        "codebook_perplexity": float(codebook_perplexity(jnp.asarray(codes), tokenizer.config.num_codes)),
+        "codebook_used": float(np.mean(counts > 0)),
+        "codebook_perplexity": float(perplexity(jnp.asarray(counts, jnp.float32))),
     }

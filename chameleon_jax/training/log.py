@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.config import TrainConfig
 from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
-from chameleon_jax.training.metrics import MetricsFile, append_line, per_modality, read_metrics
+from chameleon_jax.training.metrics import MetricsFile, append_line, read_metrics
 from chameleon_jax.training.samples import write_samples
+from chameleon_jax.training.task import Task, Work
 from chameleon_jax.training.trackers import flat, open_trackers
 
 RowsOfBatch = Callable[[int], Sequence[tuple[str, int]]]
@@ -33,8 +33,9 @@ class Log:
       clock: measures how the time is spent.
     """
 
-    def __init__(self, config: TrainConfig, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
-        self.config, self.rows_of = config, rows_of
+    def __init__(self, task: Task, start: int, unlogged: list[dict[str, float]], rows_of: RowsOfBatch | None):
+        config = task.config
+        self.task, self.config, self.rows_of = task, config, rows_of
         self.folder = as_path(config.output)
         self.unlogged: list[dict[str, Any]] = list(unlogged)
         self._step = start
@@ -77,7 +78,7 @@ class Log:
                     plain[key] = plain.get(key, 0.0) + float(value)
         return plain
 
-    def summary(self, step: int, length: int) -> dict[str, Any]:
+    def summary(self, step: int, work: Work) -> dict[str, Any]:
         """The line of metrics for the steps since the last line. All processes compute it, so that they stop together.
 
         Raises:
@@ -89,29 +90,23 @@ class Log:
         self.unlogged = []
         line: dict[str, Any] = {}
         if good:
-            totals: Counter[str] = Counter()
-            for each in good:
-                totals.update(each)
-            line |= per_modality(totals)
-            line |= _per_source(totals)
-            line |= {name: totals[name] / len(good) for name in ("z_loss", "gradient_norm")}
-            line["max_gradient_norm"] = max(each["gradient_norm"] for each in good)
-            line["output_rms"] = math.sqrt(totals["output_square_sum"] / max(totals["token_sum"], 1))
-            line["mean_log_z"] = totals["log_z_sum"] / max(totals["weight_sum"], 1e-8)
-            line["max_logit"] = max(each["max_logit"] for each in good)
+            line |= self.task.summary(good)
+            line |= _per_source(good)
+            norms = [each["gradient_norm"] for each in good]
+            line |= {"gradient_norm": sum(norms) / len(norms), "max_gradient_norm": max(norms)}
         if len(good) < len(pending):
             line["bad_steps"] = len(pending) - len(good)
         seconds = self.clock.lap()
-        tokens = self._timed_steps * self.config.batch_size * length
+        steps, self._timed_steps = self._timed_steps, 0
         self._computed += seconds["compute"]
-        self._timed_steps = 0
         goodput = self._computed / max(time.time() - self._began, 1e-9)
-        line["speed"] = {**speed(self.config, length, tokens, seconds), "goodput": round(min(goodput, 1.0), 4)}
+        line["speed"] = {**speed(work, steps, seconds), "goodput": round(min(goodput, 1.0), 4)}
         return line
 
     def write(self, step: int, line: dict[str, Any], bar: Bar) -> None:
-        figures = {"loss": f"{line['loss']:.3f}"} if "loss" in line else {}
-        figures["tokens/s"] = f"{line['speed']['tokens_per_second']:,.0f}"
+        figures = self.task.progress(line) if "loss" in line else {}
+        unit, rate = next((name, rate) for name, rate in line["speed"].items() if name.endswith("_per_second"))
+        figures[f"{unit.removesuffix('_per_second')}/s"] = f"{rate:,.0f}"
         if "mfu" in line["speed"]:
             figures["MFU"] = f"{line['speed']['mfu']:.1%}"
         bar.update(step, **figures)
@@ -163,8 +158,11 @@ class Log:
             console.print(f"{what}: skipped, listed in {path}", style="bold red")
 
 
-def _per_source(totals: Mapping[str, float]) -> dict[str, Any]:
-    """Losses in nats per token of the sources in these steps: {"sources": {"digits": {"loss": 2.5}}}."""
+def _per_source(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Losses of the sources in these steps: {"sources": {"digits": {"loss": 2.5}}}."""
+    totals: Counter[str] = Counter()
+    for step in steps:
+        totals.update({name: value for name, value in step.items() if name.startswith("row_")})
     weights = {
         name.partition(" of ")[2]: value for name, value in totals.items() if name.startswith("row_weight_sum of ")
     }

@@ -1,9 +1,8 @@
-"""The training loop: Batches in, checkpoints and metrics out. A run that is killed at any moment resumes exactly."""
+"""The training loop: batches in, checkpoints and metrics out. A run that is killed at any moment resumes exactly."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import shutil
 import time
@@ -16,48 +15,44 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.batch import Batch
-from chameleon_jax.config import TrainConfig, to_dict
+from chameleon_jax.config import RunConfig, to_dict
 from chameleon_jax.errors import FileError, TrainingError
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from chameleon_jax.runtime.distributed import check_same, check_shared, explain_lost_processes, is_first
 from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.runtime.versions import versions
-from chameleon_jax.sharding import check_length, check_mesh, make_mesh, replicated_arrays
-from chameleon_jax.training.attention_check import check_attention
+from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.best import Best
 from chameleon_jax.training.checkpoint import Checkpoints
 from chameleon_jax.training.feeding import Batches, HeldOut, batches_from, held_out_batches, local_rows, place
 from chameleon_jax.training.log import Log, RowsOfBatch
-from chameleon_jax.training.metrics import per_modality, read_metrics
+from chameleon_jax.training.metrics import read_metrics
 from chameleon_jax.training.optimizer import make_schedule
 from chameleon_jax.training.run_folder import only_trainer
 from chameleon_jax.training.samples import Sampler
-from chameleon_jax.training.state import TrainState, abstract_state, fresh_adapters, init_state, model_params
+from chameleon_jax.training.state import TrainState, abstract_state, init_state, model_params
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.stopping import StopRequest
+from chameleon_jax.training.task import Batch, Params, Task
 from chameleon_jax.training.tracing import StepTrace
-from chameleon_jax.training.trainable import join, split, with_fresh_image_head
 
 
 def train(
-    config: TrainConfig,
+    task: Task,
     batches: Batches,
-    is_image_id: np.ndarray | None = None,
     *,
     data_fingerprint: str = "",
     held_out: Mapping[str, HeldOut] = MappingProxyType({}),
-    initial_params: Callable[[Any], Any] | None = None,
+    initial_params: Callable[[Params], Params] | None = None,
     rows_of_batch: RowsOfBatch | None = None,
     sample: Sampler | None = None,
 ) -> TrainState:
     """Trains for `config.steps` steps, resuming from the newest checkpoint in `config.output` if there is one.
 
     Args:
-      config: the config of the run.
+      task: what to train; its config is that of the run.
       batches: one batch per step; see `Batches`.
-      is_image_id: bool `[vocab_size]`, which ids are image codes; their loss is reported separately. Default: none.
       data_fingerprint: stored with checkpoints; a run cannot be resumed with other data.
       held_out: evaluation data by name.
       initial_params: returns the initial parameters for a tree of `jax.ShapeDtypeStruct` with shardings, without
@@ -70,46 +65,46 @@ def train(
 
     Raises:
       ConfigError: if batch or model do not fit the mesh, or processes were started differently.
-      TrainingError: if the loss is not finite, or the attention kernel computes wrong values on these devices.
+      TrainingError: if the loss is not finite, or something computes wrong values on these devices.
       FileError: if the folder holds checkpoints of another run, or cannot be written.
       Stopped: after Ctrl-C or SIGTERM, once everything is saved.
     """
-    if is_image_id is None:
-        is_image_id = np.zeros(config.model.vocab_size, bool)
+    config = task.config
     with StopRequest() as stop:
         mesh = make_mesh(config.mesh)
-        target = _check(config, mesh, data_fingerprint)
-        execution = check_attention(config.model, config.execution, mesh, config.sequence_length)
+        target = _check(task, mesh, data_fingerprint)
+        checked = task.checked(mesh)
         with (
             only_trainer(as_path(config.output)),
             Checkpoints(as_path(config.output) / "checkpoints", config.checkpoint) as checkpoints,
             explain_lost_processes(),
         ):
             found = checkpoints.restore(target, config, data_fingerprint)
-            state, unlogged = found or (_first_state(config, mesh, target, is_image_id, initial_params), [])
+            if not found:
+                found = init_state(task, mesh, task.first_params(mesh, target.params, initial_params)), []
+            state, unlogged = found
             start = int(state.step)
             if start == config.steps:
                 console.print(f"All {start:,} steps of this run are already done.")
             elif start:
                 console.print(f"Resuming from the checkpoint at step {start:,} of {config.steps:,}.")
             stop.check(start, config.steps)
-            log = Log(config, start, unlogged, rows_of_batch)
+            log = Log(task, start, unlogged, rows_of_batch)
             best = _best_so_far(config, held_out, start)
-            resolved = dataclasses.replace(config, execution=execution)
-            run = _Run(resolved, mesh, is_image_id, held_out, sample, log, best, stop)
+            steps = _Run(checked, mesh, held_out, sample, log, best, stop)
 
             def save(state: TrainState) -> None:
                 checkpoints.keep_best(best.step)
                 checkpoints.save(state, config, data_fingerprint, log.pending())
 
             with contextlib.closing(log), progress_bar("train", config.steps, start) as bar:
-                state = run.steps(state, batches_from(batches, start, run.rows, config.batch_size), bar, save)
+                state = steps.run(state, batches_from(batches, start, steps.rows, config.batch_size), bar, save)
             if best.step is not None:
                 state = _best_state(best, state, checkpoints, target)
     return state
 
 
-def _best_so_far(config: TrainConfig, held_out: Collection[str], start: int) -> Best:
+def _best_so_far(config: RunConfig, held_out: Collection[str], start: int) -> Best:
     path = as_path(config.output) / "metrics.jsonl"
     lines = read_metrics(path) if path.exists() else []
     return Best(config.checkpoint, held_out, [line for line in lines if line["step"] <= start])
@@ -125,17 +120,17 @@ def _best_state(best: Best, last: TrainState, checkpoints: Checkpoints, target: 
     return state
 
 
-def _check(config: TrainConfig, mesh: jax.sharding.Mesh, data_fingerprint: str) -> TrainState:
+def _check(task: Task, mesh: jax.sharding.Mesh, data_fingerprint: str) -> TrainState:
     """Checks config, mesh and output folder before anything is compiled; returns the abstract state."""
-    check_mesh(config, mesh)
-    check_same({**_comparable(config), "data": data_fingerprint, "versions": versions()})
-    target = abstract_state(config, mesh)
+    task.check_mesh(mesh)
+    check_same({**_comparable(task.config), "data": data_fingerprint, "versions": versions()})
+    target = abstract_state(task, mesh)
     for array in replicated_arrays(target, mesh):
         axes, size = " and ".join(array.axes), array.nbytes / 2**20
         console.print(
             f"{array.name} ({size:,.0f} MiB) is not sharded over {axes}: every device holds all of it.", style="yellow"
         )
-    _check_folder(as_path(config.output), target)
+    _check_folder(as_path(task.config.output), target)
     return target
 
 
@@ -144,24 +139,23 @@ class _Run:
 
     def __init__(
         self,
-        config: TrainConfig,
+        task: Task,
         mesh: jax.sharding.Mesh,
-        is_image_id: np.ndarray,
         held_out: Mapping[str, HeldOut],
         sample: Sampler | None,
         log: Log,
         best: Best,
         stop: StopRequest,
     ):
-        self.config, self.mesh, self.held_out, self.sample = config, mesh, held_out, sample
+        self.task, self.config, self.mesh, self.held_out, self.sample = task, task.config, mesh, held_out, sample
         self.log, self.best, self.stop = log, best, stop
-        self.step_fn = make_train_step(config, is_image_id, mesh)
-        self.evaluate_fn = make_evaluation_step(config, is_image_id, mesh)
-        self.signals_fn = make_signals(config, mesh)
-        self.schedule = make_schedule(config.optimizer, config.steps)
-        self.rows = local_rows(mesh, config.batch_size)
+        self.step_fn = make_train_step(task, mesh)
+        self.evaluate_fn = make_evaluation_step(task, mesh)
+        self.signals_fn = make_signals(task, mesh)
+        self.schedule = make_schedule(self.config.optimizer, self.config.steps)
+        self.rows = local_rows(mesh, self.config.batch_size)
 
-    def steps(self, state: TrainState, batches: Iterator[Batch], bar, save: Callable[[TrainState], None]) -> TrainState:
+    def run(self, state: TrainState, batches: Iterator[Batch], bar, save: Callable[[TrainState], None]) -> TrainState:
         config = self.config
         start, metrics = int(state.step), None
         if self.best.should_stop:
@@ -172,7 +166,7 @@ class _Run:
                 batch = self._next(batches, step - 1, metrics)
                 if step == start + 1:
                     with self._waiting_for("startup", "the first step, which is being compiled"):
-                        check_length(config, self.mesh, batch.inputs.shape[1])
+                        self.task.check_batch(self.mesh, batch)
                         state, metrics = self.step_fn(state, self._place(batch))
                         jax.block_until_ready(metrics)
                 else:
@@ -185,12 +179,12 @@ class _Run:
                 last, improved = step == config.steps, False
                 evaluate = last or (config.evaluate_every and step % config.evaluate_every == 0)
                 if step % config.log_every == 0 or evaluate:
-                    line = self._write_line(state, step, batch.inputs.shape[1], evaluate, bar)
+                    line = self._write_line(state, step, batch, evaluate, bar)
                     improved = evaluate and self.best.update(step, line["held_out"])
                 last = last or self.best.should_stop
                 if self.sample and (last or step % config.samples.every == 0):
                     with self._waiting_for("evaluation", "the samples"):
-                        self.log.write_samples(step, self.sample(model_params(config, state)))
+                        self.log.write_samples(step, self.sample(model_params(self.task, state)))
                 stopping = self.stop.came(step)  # last, to see requests that came during this step
                 if step % config.checkpoint.every == 0 or improved or last or stopping:
                     jax.block_until_ready(metrics)  # so that computing does not count as waiting
@@ -227,17 +221,17 @@ class _Run:
         return batch
 
     def _place(self, batch: Batch) -> Batch:
-        return place(batch, self.mesh, self.config.batch_size, self.rows)
+        return place(batch, self.task.batch_shardings(self.mesh), self.config.batch_size, self.rows)
 
-    def _write_line(self, state: TrainState, step: int, length: int, evaluate: bool, bar) -> dict[str, Any]:
-        line = self.log.summary(step, length)
+    def _write_line(self, state: TrainState, step: int, batch: Batch, evaluate: bool, bar) -> dict[str, Any]:
+        line = self.log.summary(step, self.task.work(batch))
         signals = {name: np.asarray(value) for name, value in self.signals_fn(state.params).items()}
         line |= {name: [round(float(v), 6) for v in value] if value.ndim else float(value)
                  for name, value in signals.items()}  # fmt: skip
         line["learning_rate"] = float(self.schedule(step - 1))
         if evaluate:
             with self._waiting_for("evaluation", "the losses on held-out rows"):
-                line["held_out"] = self._evaluate(model_params(self.config, state))
+                line["held_out"] = self._evaluate(model_params(self.task, state))
         self.log.write(step, line, bar)
         return line
 
@@ -249,33 +243,11 @@ class _Run:
             for batch in held_out_batches(batches, self.rows, self.config.batch_size):
                 # Waiting for each result keeps only one batch at a time on the devices.
                 totals.update(jax.tree.map(float, self.evaluate_fn(params, self._place(batch))))
-            results[name] = per_modality(totals)
+            results[name] = self.task.means(totals)
         return results
 
 
-def _first_state(
-    config: TrainConfig,
-    mesh: jax.sharding.Mesh,
-    target: TrainState,
-    is_image_id: np.ndarray,
-    initial_params: Callable[[Any], Any] | None,
-) -> TrainState:
-    if initial_params is None and not config.fresh_image_head:
-        return init_state(config, mesh)
-    if initial_params is None:
-        params = init_state(config, mesh).params
-    elif config.lora.rank:
-        params = join(fresh_adapters(config, mesh), initial_params(split(target.params, config)[1]))
-    else:
-        params = initial_params(target.params)
-    if config.fresh_image_head:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, target.params)
-        fresh = lambda params, key: with_fresh_image_head(params, config, is_image_id, key)  # noqa: E731
-        params = jax.jit(fresh, out_shardings=shardings)(params, jax.random.key(config.seed))
-    return init_state(config, mesh, params)
-
-
-def _comparable(config: TrainConfig) -> dict[str, Any]:
+def _comparable(config: RunConfig) -> dict[str, Any]:
     """The config without what may differ between processes: their numbers, and the path of their copy of the data."""
     return {name: value for name, value in to_dict(config).items() if name not in ("distributed", "data")}
 

@@ -5,8 +5,8 @@ Cross-entropy and z-loss are over the whole vocabulary, without a mask. Legend: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +97,13 @@ def weighted_loss(
         "z_loss": z_term,
     }
     return sums["loss_sum"] / safe_total + z_term, sums
+
+
+def per_modality(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Mean losses in nats per token from the sums of `weighted_loss`. Absent modalities are omitted."""
+    metrics = {}
+    for name, key in (("loss", ""), ("text_loss", "text_"), ("image_loss", "image_")):
+        weight = float(sums[f"{key}weight_sum"])
+        if weight > 0:
+            metrics[name] = float(sums[f"{key}loss_sum"]) / weight
+    return metrics

@@ -13,16 +13,6 @@ from chameleon_jax.runtime.files import append_text, new_file
 from chameleon_jax.runtime.progress import console
 
 
-def per_modality(sums: dict[str, Any]) -> dict[str, float]:
-    """Mean losses in nats per token from the sums of `losses.weighted_loss`. Absent modalities are omitted."""
-    metrics = {}
-    for name, key in (("loss", ""), ("text_loss", "text_"), ("image_loss", "image_")):
-        weight = float(sums[f"{key}weight_sum"])
-        if weight > 0:
-            metrics[name] = float(sums[f"{key}loss_sum"]) / weight
-    return metrics
-
-
 class MetricsFile:
     """`metrics.jsonl` of a run that resumes from the checkpoint of step `at_step`.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from chameleon_jax.config import TrainConfig
+from chameleon_jax.config import RunConfig
 from chameleon_jax.runtime.cloud import as_path, is_cloud, upload
 from chameleon_jax.runtime.progress import console
 
@@ -17,7 +17,7 @@ from chameleon_jax.runtime.progress import console
 class StepTrace:
     """Context manager that traces the steps of `config.profile` into `<output>/profile`."""
 
-    def __init__(self, config: TrainConfig, start: int):
+    def __init__(self, config: RunConfig, start: int):
         self.folder = as_path(config.output) / "profile"
         self.first = start + config.profile.start + 1
         self.last = min(start + config.profile.start + config.profile.steps, config.steps)

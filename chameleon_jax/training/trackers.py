@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chameleon_jax.config import TrainConfig, to_dict
+from chameleon_jax.config import RunConfig, to_dict
 from chameleon_jax.document import Document
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.files import absolute, write_text
@@ -43,7 +43,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]
 class TensorBoard:
     """Event files in `<output>/tensorboard`, for `tensorboard --logdir`."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: RunConfig):
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(as_path(config.output) / "tensorboard"), max_queue=1000, flush_secs=30)
@@ -70,7 +70,7 @@ class WeightsAndBiases:
     of the folder.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: RunConfig):
         import os
 
         import wandb
@@ -121,7 +121,7 @@ def _named(answers: Sequence[Document]) -> Iterator[tuple[str, Any]]:
             yield f"samples/{number:02d}-{place}", segment
 
 
-def open_trackers(config: TrainConfig) -> list[Tracker]:
+def open_trackers(config: RunConfig) -> list[Tracker]:
     """The trackers that the config names.
 
     Raises:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from chameleon_jax.config import BenchTrainConfig, read_config, to_dict  # noqa: E402
 from chameleon_jax.models.flops import train_flops_per_token  # noqa: E402
+from chameleon_jax.training.transformer import TransformerTask  # noqa: E402
 
 SIDES = ("chameleon_jax", "transformers eager", "transformers compiled")
 
@@ -48,7 +49,10 @@ def our_step(config: BenchTrainConfig) -> Callable[[], float]:
 
     keep_freed_memory()  # as `chameleon train` does
     run, mesh = train_config(config), make_mesh(config.mesh)
-    state, step = init_state(run, mesh), make_train_step(run, image_ids(config.model.vocab_size), mesh)
+    state, step = (
+        init_state(TransformerTask(run), mesh),
+        make_train_step(TransformerTask(run, image_ids(config.model.vocab_size)), mesh),
+    )
     batch = random_batch(config)
 
     def once() -> float:

@@ -25,6 +25,7 @@ from chameleon_jax.runtime.accelerators import Accelerator
 from chameleon_jax.runtime.compiler_options import OPTIONS, Option, compiler_options, options_for
 from chameleon_jax.sharding import make_mesh, replicated_arrays
 from chameleon_jax.training.state import abstract_state
+from chameleon_jax.training.transformer import TransformerTask
 
 LENGTH = 12
 CONFIG = {
@@ -153,7 +154,7 @@ def test_what_xla_cannot_place_is_one_line_with_advice():
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.12G of 15.75G hbm. Exceeded by 14.37G.\nX"
     )
-    error = str(_too_large(RuntimeError(said), config, mesh, abstract_state(config, mesh)))
+    error = str(_too_large(RuntimeError(said), config, mesh, abstract_state(TransformerTask(config), mesh)))
     assert error.startswith("does not fit: it needs 30.12GiB of 15.75GiB a device")
     assert "--execution.remat full" in error
     assert "\n" not in error

@@ -125,13 +125,22 @@ def gradient_program(run: TrainConfig) -> str:
     return str(jax.make_jaxpr(jax.grad(loss))(nn.unbox(abstract_params(run.model))))
 
 
-def placement(config: TrainConfig) -> str:
+def task_of(config: configs.RunConfig) -> Any:
+    from chameleon_jax.training.image_tokenizer import ImageTokenizerTask
+    from chameleon_jax.training.transformer import TransformerTask
+
+    if isinstance(config, ImageTokenizerTrainConfig):
+        return ImageTokenizerTask(config)
+    return TransformerTask(config, np.arange(16) >= 8)
+
+
+def placement(config: configs.RunConfig) -> str:
     """Where the state and the rows lie."""
     from chameleon_jax.sharding import batch_sharding, make_mesh
     from chameleon_jax.training.state import abstract_state
 
     mesh = make_mesh(config.mesh)
-    return f"{mesh.shape} {batch_sharding(mesh).spec} {abstract_state(config, mesh)}"
+    return f"{mesh.shape} {batch_sharding(mesh).spec} {abstract_state(task_of(config), mesh)}"
 
 
 @_memo
@@ -142,7 +151,7 @@ def train_program(config: TrainConfig) -> str:
     from chameleon_jax.training.step import make_train_step
 
     mesh = make_mesh(config.mesh)
-    state = abstract_state(config, mesh)
+    state = abstract_state(task_of(config), mesh)
     types = {"inputs": jnp.int32, "targets": jnp.int32, "loss_weights": jnp.float32}
     batch = Batch(
         *(
@@ -151,10 +160,10 @@ def train_program(config: TrainConfig) -> str:
         )
     )
     with jax.set_mesh(mesh):
-        return str(make_train_step(config, np.arange(16) >= 8, mesh).trace(state, batch).jaxpr)
+        return str(make_train_step(task_of(config), mesh).trace(state, batch).jaxpr)
 
 
-def options_for_xla(config: TrainConfig) -> Any:
+def options_for_xla(config: configs.RunConfig) -> Any:
     """What `jax.jit` is handed for the step."""
     from chameleon_jax.sharding import make_mesh
     from chameleon_jax.training import step
@@ -167,7 +176,7 @@ def options_for_xla(config: TrainConfig) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", recording)
-        step.make_train_step(config, np.arange(16) >= 8, mesh)
+        step.make_train_step(task_of(config), mesh)
     return given[-1]
 
 
@@ -193,34 +202,26 @@ def image_model_program(config: ImageTokenizerConfig) -> str:
     return str(jax.make_jaxpr(VQModel(config).init)(jax.random.key(0), pixels))
 
 
-def image_optimizer_program(config: ImageTokenizerTrainConfig) -> str:
-    from chameleon_jax.training.image_tokenizer import make_optimizer
-
-    optimizer, params = make_optimizer(config), {"kernel": jnp.zeros((2, 2))}
-    return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params)))
-
-
-def codebook_program(config: ImageTokenizerTrainConfig) -> str:
-    from chameleon_jax.training.image_tokenizer import update_codebook
-
-    arrays = jnp.zeros(16), jnp.zeros((16, 4)), jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
-    return str(jax.make_jaxpr(functools.partial(update_codebook, config))(jax.random.key(0), *arrays))
-
-
-@_memo
-def image_state(config: ImageTokenizerTrainConfig) -> Any:
-    """Shapes of the state of training."""
-    from chameleon_jax.training.image_tokenizer import init_state
-
-    return jax.eval_shape(functools.partial(init_state, config), jnp.zeros((2, 16, 16, 3)))
-
-
 @_memo
 def image_train_program(config: ImageTokenizerTrainConfig) -> str:
-    from chameleon_jax.training.image_tokenizer import train_step
+    from chameleon_jax.batch import Pictures
+    from chameleon_jax.sharding import make_mesh
+    from chameleon_jax.training.state import abstract_state
+    from chameleon_jax.training.step import make_train_step
 
-    state = image_state(IMAGE_TRAIN)  # its shapes depend on the model alone
-    return str(jax.make_jaxpr(functools.partial(train_step, config))(state, jnp.zeros((2, 16, 16, 3))))
+    mesh, side = make_mesh(config.mesh), config.model.resolution
+    task, shapes = (
+        task_of(config),
+        (((config.batch_size, side, side, 3), jnp.uint8), ((config.batch_size,), jnp.float32)),
+    )
+    batch = Pictures(
+        *(
+            jax.ShapeDtypeStruct(*of, sharding=sharding)
+            for of, sharding in zip(shapes, task.batch_shardings(mesh), strict=True)
+        )
+    )
+    with jax.set_mesh(mesh):
+        return str(make_train_step(task, mesh).trace(abstract_state(task, mesh), batch).jaxpr)
 
 
 TRAIN = TrainConfig(
@@ -231,26 +232,7 @@ IMAGE_MODEL = ImageTokenizerConfig(
     resolution=16, channels=8, channel_multipliers=(1,), num_res_blocks=1, latent_channels=4, code_dim=4,
     num_codes=16, norm_groups=4,
 )  # fmt: skip
-IMAGE_TRAIN = ImageTokenizerTrainConfig(model=IMAGE_MODEL, steps=100, batch_size=2)
-
-
-def pictures_a_step(config: ImageTokenizerTrainConfig) -> int:
-    """Seen by the first step, which ends it."""
-    from chameleon_jax.training import image_tokenizer
-
-    class Seen(Exception):
-        pass
-
-    def step(config, state, pixels):
-        raise Seen(len(pixels))
-
-    pictures = np.zeros((8, 16, 16, 3), np.uint8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_tokenizer, "train_step", step)
-        patch.setattr(image_tokenizer, "init_state", lambda *args: None)
-        with pytest.raises(Seen) as seen:
-            image_tokenizer.train_image_tokenizer(config, pictures, print, 1)
-    return seen.value.args[0]
+IMAGE_TRAIN = ImageTokenizerTrainConfig(model=IMAGE_MODEL, steps=100, batch_size=8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -346,14 +328,15 @@ def _image_command(folder: Path) -> None:
         patch.setattr(commands, "save_image_tokenizer", lambda tokenizer, folder: calls.append(folder))
         patch.setattr(commands, "measure_image_tokenizer", lambda tokenizer, pixels: {"mean": float(pixels.mean())})
         command = ImageTokenizerCommand(
-            str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 0),), log_every=7
+            str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 0),)
         )
         assert commands.train_image_tokenizer(command) == {"mean": -1.0}
         assert commands.train_image_tokenizer(dataclasses.replace(command, held_out=(), output=f"{folder}/2")) == {
             "mean": 1.0
         }
-    (config, pictures, _, log_every), _, *_ = calls
-    assert (config, log_every) == (IMAGE_TRAIN, 7)
+    (config, pictures, held_out), _, *_ = calls
+    assert config == dataclasses.replace(IMAGE_TRAIN, output=str(folder / "out"))
+    assert np.all(held_out == 0)
     assert pictures.min() == 255
     assert (folder / "out").is_dir()
 
@@ -590,22 +573,25 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
     ImageTokenizerTrainConfig: {
         **{
-            key: differs(image_optimizer_program, IMAGE_TRAIN, **{key: value})
-            for key, value in {
-                "steps": 101, "learning_rate": 0.5, "final_fraction": 0.5, "warmup_steps": 7, "b1": 0.5, "b2": 0.5,
-                "clip_norm": 0.5,
-            }.items()
-        },
-        "codebook_decay": differs(codebook_program, IMAGE_TRAIN, codebook_decay=0.5),
-        "restart_below": differs(codebook_program, IMAGE_TRAIN, restart_below=0.5),
-        **{
             key: differs(image_train_program, IMAGE_TRAIN, **{key: value})
             for key, value in {
-                "reconstruction": "l1", "commitment": 0.5, "seed": 1,
+                "model": dataclasses.replace(IMAGE_MODEL, channels=16), "reconstruction": "l1", "commitment": 0.5,
+                "seed": 1, "batch_size": 16, "steps": 101, "accumulation": 2, "ema": 0.5, "codebook_decay": 0.5,
+                "restart_below": 0.5, "bad_steps": configs.BadStepsConfig(gradient_norm=2.0),
+                "optimizer": {"learning_rate": 0.5},
             }.items()
         },
-        "model": differs(image_state, IMAGE_TRAIN, model=dataclasses.replace(IMAGE_MODEL, channels=16)),
-        "batch_size": differs(pictures_a_step, IMAGE_TRAIN, batch_size=4),
+        "mesh": differs(placement, IMAGE_TRAIN, mesh=MeshConfig(fsdp=2)),
+        "output": "test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it",
+        # What the engine does for any task.
+        "compiler_options": "test_options_go_by_the_device",
+        "distributed": "test_options_win_over_variables",
+        "checkpoint": "test_only_the_newest_are_kept",
+        "profile": "test_steps_can_be_traced",
+        "trackers": "test_metrics_go_to_tensorboard_as_well",
+        "log_every": "test_a_line_holds_the_means_over_its_steps",
+        "evaluate_every": "test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it",
+        "evaluation_batches": "test_held_out_rows_come_once_and_padding_does_not_count",
     },
     TextTokenizerConfig: {
         "vocab_size": differs(text_pieces, TEXT, vocab_size=400),
@@ -618,7 +604,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "datasets": asks_in(lambda command: _command("train_text_tokenizer")(command), TEXT_COMMAND),
     },
     ImageTokenizerCommand: {
-        **dict.fromkeys(("output", "tokenizer", "sources", "held_out", "log_every"), _image_command),
+        **dict.fromkeys(("output", "tokenizer", "sources", "held_out"), _image_command),
         "datasets": asks_in(lambda command: _command("train_image_tokenizer")(command), IMAGE_COMMAND),
     },
     PrepareCommand: {

@@ -32,6 +32,7 @@ from chameleon_jax.config import CheckpointConfig, MeshConfig, to_dict
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.documents import load_text_tokenizer
+from chameleon_jax.training.transformer import TransformerTask
 
 KINDS = {"checkpoint": 300, "model": 120, "huggingface": 40, "meta": 40, "prepared": 120, "text.model": 80}
 """Flips of each kind in a run of all."""
@@ -79,7 +80,9 @@ def write_checkpoint(folder: Path) -> None:
 
     config = _tiny_run().config()
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        checkpoints.save(init_state(config, make_mesh(MeshConfig())), config, "the data", [{"loss_sum": 1.5}])
+        checkpoints.save(
+            init_state(TransformerTask(config), make_mesh(MeshConfig())), config, "the data", [{"loss_sum": 1.5}]
+        )
 
 
 def read_checkpoint(folder: Path) -> str:
@@ -88,7 +91,9 @@ def read_checkpoint(folder: Path) -> str:
 
     config = _tiny_run().config()
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        found = checkpoints.restore(abstract_state(config, make_mesh(MeshConfig())), config, "the data")
+        found = checkpoints.restore(
+            abstract_state(TransformerTask(config), make_mesh(MeshConfig())), config, "the data"
+        )
     if found is None:
         raise ChameleonError(f"{folder}: no checkpoint")
     return digest(found[0], json.dumps(found[1]))

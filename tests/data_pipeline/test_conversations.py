@@ -29,6 +29,7 @@ from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.image import resize_and_crop
 from chameleon_jax.tokens.vocabulary import IMAGE
 from chameleon_jax.training.state import TrainState, init_state
+from chameleon_jax.training.transformer import TransformerTask
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import fit, pack
 from data_pipeline.records import Turn
@@ -337,7 +338,7 @@ def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_p
     def no_steps(config: TrainConfig, *args, **options) -> TrainState:  # they would change none of this
         Path(config.output).mkdir()
         (Path(config.output) / "metrics.jsonl").touch()
-        return init_state(config, make_mesh(config.mesh))
+        return init_state(TransformerTask(config), make_mesh(config.mesh))
 
     monkeypatch.setattr(train_command, "run_training", no_steps)
     model = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 16}

@@ -24,6 +24,7 @@ from chameleon_jax.config import (
 )
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import loop, state, step
+from chameleon_jax.training.transformer import TransformerTask
 
 VOCABULARY, FIRST_IMAGE_ID, LENGTH, ROWS = 32, 20, 12, 8
 UNRELATED = ("output", "data", "checkpoint", "log_every", "evaluate_every", "trackers", "samples", "fresh_image_head")
@@ -35,22 +36,23 @@ def once(make: Callable) -> Callable:
     made: dict = {}
 
     @functools.wraps(make)
-    def look_up(config: TrainConfig, *rest):
+    def look_up(task: TransformerTask, *rest):
+        config = task.config
         values = {**to_dict(config), **dict.fromkeys(UNRELATED)}
         values["bad_steps"] = config.bad_steps.gradient_norm
         if config.optimizer.schedule == "constant":
             values["steps"] = None
-        key = str(values), *(each.tobytes() if isinstance(each, np.ndarray) else each for each in rest)
+        key = str(values), None if task.is_image_id is None else task.is_image_id.tobytes(), *rest
         if key not in made:
-            made[key] = make(config, *rest)
+            made[key] = make(task, *rest)
         return made[key]
 
     return look_up
 
 
 @once
-def first_arrays(config: TrainConfig) -> state.TrainState:
-    return jax.tree.map(np.array, state.init_state(config, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
+def first_arrays(task: TransformerTask) -> state.TrainState:
+    return jax.tree.map(np.array, state.init_state(task, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
 
 
 class TinyRun:
@@ -84,6 +86,10 @@ class TinyRun:
             place[name] = value
         return from_dict(TrainConfig, values)
 
+    @classmethod
+    def task(cls, config: TrainConfig) -> TransformerTask:
+        return TransformerTask(config, cls.is_image_id)
+
     @staticmethod
     def batch(number: int = 0) -> Batch:
         """Rows of two documents and some padding; the first token of each document does not count."""
@@ -110,11 +116,11 @@ class TinyRun:
     make_signals = staticmethod(once(step.make_signals))
 
     @staticmethod
-    def init_state(config: TrainConfig, mesh: jax.sharding.Mesh, params: Any = None) -> state.TrainState:
+    def init_state(task: TransformerTask, mesh: jax.sharding.Mesh, params: Any = None) -> state.TrainState:
         """A state before the first step, whose numbers are drawn once and put on each mesh."""
         if params is not None:
-            return state.init_state(config, mesh, params)
-        return jax.device_put(first_arrays(config), state.state_shardings(config, mesh))
+            return state.init_state(task, mesh, params)
+        return jax.device_put(first_arrays(task), state.state_shardings(task, mesh))
 
     @classmethod
     @contextlib.contextmanager

@@ -45,7 +45,7 @@ def run(options: dict[str, Any]) -> int:
         start(config.distributed)
         if "fails_to_read" in options and jax.process_index() == 1:
             fail_to_read(*options["fails_to_read"])
-        state = train(config, batches, TinyRun.is_image_id)
+        state = train(TinyRun.task(config), batches)
         if jax.process_count() == 1:
             print(digest(state))
     except (ChameleonError, MemoryError) as error:

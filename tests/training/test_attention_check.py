@@ -25,6 +25,7 @@ from chameleon_jax.training import attention_check
 from chameleon_jax.training.attention_check import check_attention, documents
 from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.transformer import TransformerTask
 
 ROOT = Path(__file__).parents[2]
 MESHES = {
@@ -46,9 +47,9 @@ def packed_batch(rows: int, length: int) -> Batch:
 
 
 def one_step(tiny, config, mesh):
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    step = make_train_step(tiny.task(config), mesh)
     with jax.set_mesh(mesh):
-        return step(init_state(config, mesh), packed_batch(4, 512))
+        return step(init_state(TransformerTask(config), mesh), packed_batch(4, 512))
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +73,20 @@ def test_splash_on_every_mesh_gives_the_step_of_plain_attention_on_one_device(ti
 
 def test_a_step_refuses_a_kernel_that_its_devices_lack(tiny):
     config, mesh = tiny.config(execution__attention="cudnn"), make_mesh(MeshConfig())
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    step = make_train_step(tiny.task(config), mesh)
     with pytest.raises(ConfigError, match=r"execution.attention = 'cudnn': .*Hopper"):
-        step.lower(abstract_state(config, mesh), tiny.batch(0))
+        step.lower(abstract_state(tiny.task(config), mesh), tiny.batch(0))
 
 
 def temporary_bytes(tiny, attention: str, length: int) -> int:
     """Memory of a step beside its arguments and results."""
     config = tiny.config(execution__attention=attention, model__num_layers=1, batch_size=1, loss_chunk=128)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    step = make_train_step(config, tiny.is_image_id, mesh)
+    step = make_train_step(tiny.task(config), mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packed_batch(1, length))
-    return step.lower(abstract_state(config, mesh), batch).compile().memory_analysis().temp_size_in_bytes
+    return (
+        step.lower(abstract_state(TransformerTask(config), mesh), batch).compile().memory_analysis().temp_size_in_bytes
+    )
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_a_run_keeps_its_best_checkpoint_stops_early_and_does_so_again_after_a_b
         return tiny.config(output, **values)
 
     def start(config, batches=batches):
-        return train(config, batches, tiny.is_image_id, held_out={"prose": held_out})
+        return train(tiny.task(config), batches, held_out={"prose": held_out})
 
     def steps(folder):
         return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())

@@ -33,7 +33,7 @@ def config(tiny):
 @pytest.fixture(scope="module")
 def at_step(config, mesh):
     """A state of a given step; its parameters tell which step it is."""
-    abstract = abstract_state(config, mesh)
+    abstract = abstract_state(tiny.task(config), mesh)
 
     def state(step: int) -> TrainState:
         rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def save(folder: Path, config, *states: TrainState, keep: int = 9) -> None:
 
 def restore(folder: Path, config, mesh, fingerprint: str = "the data") -> TrainState | None:
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        found = checkpoints.restore(abstract_state(config, mesh), config, fingerprint)
+        found = checkpoints.restore(abstract_state(tiny.task(config), mesh), config, fingerprint)
     return found and found[0]
 
 
@@ -99,7 +99,7 @@ def test_config_of_the_newest_checkpoint_is_known_without_its_arrays(folder, con
 def test_training_on_while_a_checkpoint_is_written_does_not_change_it(folder, tiny, mesh):
     # Some megabytes, so that writing is still going on when the arrays are given away and overwritten.
     config = tiny.config(model__vocab_size=4096, model__d_model=128)
-    state = init_state(config, mesh)
+    state = init_state(tiny.task(config), mesh)
     expected = jax.tree.map(np.array, state)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 + 7, state), donate_argnums=0)
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
@@ -127,7 +127,7 @@ def test_metrics_that_were_not_logged_yet_come_back_as_they_were(folder, config,
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         checkpoints.save(at_step(5), config, "the data", unlogged)
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        state, found = checkpoints.restore(abstract_state(config, mesh), config, "the data")
+        state, found = checkpoints.restore(abstract_state(tiny.task(config), mesh), config, "the data")
     assert int(state.step) == 5
     assert found == unlogged
 
@@ -317,7 +317,7 @@ def test_a_checkpoint_that_was_set_aside_can_be_written_again(folder, config, me
     shutil.copytree(two_checkpoints, folder)
     damage(folder / "2")
     with Checkpoints(folder, CheckpointConfig(every=1, keep=2)) as checkpoints:
-        checkpoints.restore(abstract_state(config, mesh), config, "the data")
+        checkpoints.restore(abstract_state(tiny.task(config), mesh), config, "the data")
         for step in (2, 3):
             checkpoints.save(at_step(step), config, "the data")
     assert names_in(folder) == {"2", "3", "damaged-2"}

@@ -22,7 +22,7 @@ def run(tiny, output: Path, stop_at: int | None = None):
                 raise ChameleonError("stopped")
             yield batch
 
-    return train(tiny.config(output), batches, tiny.is_image_id)
+    return train(tiny.task(tiny.config(output)), batches)
 
 
 def losses(output: Path) -> list[tuple[int, float]]:

@@ -50,9 +50,9 @@ ADAPTERS: dict = {}
 
 def begin(config, mesh):
     """The state before the first step."""
-    target = abstract_state(config, mesh).params
+    target = abstract_state(tiny.task(config), mesh).params
     if not config.lora.rank:
-        return init_state(config, mesh, load(config, target))
+        return init_state(tiny.task(config), mesh, load(config, target))
     if (config.model, config.lora) not in ADAPTERS:
         fresh = fresh_adapters(config, make_mesh(ONE, jax.devices()[:1]))
         ADAPTERS[config.model, config.lora] = jax.tree.map(np.array, fresh)
@@ -60,7 +60,7 @@ def begin(config, mesh):
     adapters = jax.tree.map(
         lambda values, leaf: jax.device_put(values, leaf.sharding), ADAPTERS[config.model, config.lora], trained
     )
-    return init_state(config, mesh, join(adapters, load(config, frozen)))
+    return init_state(tiny.task(config), mesh, join(adapters, load(config, frozen)))
 
 
 def run(tiny, config, mesh_config: MeshConfig = ONE, steps: int = 3):
@@ -68,7 +68,7 @@ def run(tiny, config, mesh_config: MeshConfig = ONE, steps: int = 3):
     mesh = make_mesh(mesh_config, jax.devices()[:1] if mesh_config is ONE else None)
     state = begin(config, mesh)
     before, losses = leaves(state.params), []
-    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
+    step = tiny.make_train_step(tiny.task(config), mesh)
     with jax.set_mesh(mesh):
         for number in range(steps):
             state, metrics = step(state, tiny.batch(number))
@@ -120,7 +120,7 @@ def test_a_run_draws_the_fresh_head_itself_and_resumes_without_drawing_again(tin
     mesh = {"mesh__data": 1, "mesh__fsdp": 4, "mesh__tensor": 2}
     config = tiny.config(tmp_path, **HEAD, **mesh, fresh_image_head=True, log_every=8, checkpoint__every=8)
     before = leaves(finished_model(config))["output"]
-    after = leaves(train(config, tiny.batches, tiny.is_image_id, initial_params=functools.partial(load, config)).params)
+    after = leaves(train(tiny.task(config), tiny.batches, initial_params=functools.partial(load, config)).params)
     np.testing.assert_array_equal(after["output"][:, ~tiny.is_image_id], before[:, ~tiny.is_image_id])
     fresh = after["output"][:, tiny.is_image_id]
     assert fresh.std() == pytest.approx(np.sqrt(2 / 16), rel=0.2)  # only 192 numbers
@@ -129,7 +129,7 @@ def test_a_run_draws_the_fresh_head_itself_and_resumes_without_drawing_again(tin
     def refuse(target):
         raise AssertionError("a checkpoint is there")
 
-    again = train(config, tiny.batches, tiny.is_image_id, initial_params=refuse)
+    again = train(tiny.task(config), tiny.batches, initial_params=refuse)
     np.testing.assert_array_equal(again.params["output"], after["output"])
 
 
@@ -221,9 +221,9 @@ def test_adapters_resume_bit_for_bit_and_without_the_model_they_began_with(tiny,
     def config(name: str):
         return tiny.config(tmp_path / name, **LORA, steps=4, dropout=0.1)
 
-    whole = train(config("whole"), tiny.batches, tiny.is_image_id, initial_params=functools.partial(load, config("")))
+    whole = train(tiny.task(config("whole")), tiny.batches, initial_params=functools.partial(load, config("")))
     shutil.copytree(tmp_path / "whole/checkpoints/2", tmp_path / "cut/checkpoints/2")
-    resumed = train(config("cut"), tiny.batches, tiny.is_image_id, initial_params=None)
+    resumed = train(tiny.task(config("cut")), tiny.batches, initial_params=None)
     first, second = leaves(whole), leaves(resumed)
     assert first.keys() == second.keys()
     for name in first:
@@ -317,7 +317,7 @@ def test_a_step_computes_the_gradients_that_it_needs_and_no_others(tiny, recipe)
     """The program has exactly the products that `flops_per_token` counts: none for gradients of frozen matrices."""
     config = tiny.config(**recipe)
     batch = tiny.batch(0)
-    params = abstract_state(config, make_mesh(ONE, jax.devices()[:1])).params
+    params = abstract_state(tiny.task(config), make_mesh(ONE, jax.devices()[:1])).params
     program = jax.make_jaxpr(functools.partial(accumulated_gradients, config, tiny.is_image_id))(params, batch, None)
     rows, length = batch.inputs.shape
     counted = matmul_flops(program.jaxpr) / (rows * length)

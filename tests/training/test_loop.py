@@ -74,7 +74,7 @@ def whole_run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     held_out = {"seen": held_out_source(tiny.batch(0)), "unseen": held_out_source(tiny.batch(100), half_padding(tiny))}
     with tiny.compiled_once():
-        return folder, train(tiny.config(folder), tiny.batches, tiny.is_image_id, held_out=held_out)
+        return folder, train(tiny.task(tiny.config(folder)), tiny.batches, held_out=held_out)
 
 
 def test_metrics_have_a_line_for_each_logged_step(tiny, whole_run):
@@ -111,7 +111,7 @@ def test_held_out_losses_are_means_over_tokens_whatever_fills_the_last_batch(tin
 
 @pytest.mark.usefixtures("compiled_once")
 def test_a_line_holds_the_means_over_its_steps(tiny, whole_run, tmp_path):
-    train(tiny.config(tmp_path, log_every=2), tiny.batches, tiny.is_image_id)
+    train(tiny.task(tiny.config(tmp_path, log_every=2)), tiny.batches)
     fine, coarse = lines_of(whole_run[0]), lines_of(tmp_path)
     assert [line["step"] for line in coarse] == [2, 4, 6, 8]
     for index, line in enumerate(coarse):
@@ -125,7 +125,7 @@ def test_a_line_holds_the_means_over_its_steps(tiny, whole_run, tmp_path):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, tmp_path):
     config = tiny.config(tmp_path)
     with pytest.raises(Interruption):
-        train(config, interrupted(tiny.batches, 5), tiny.is_image_id)
+        train(tiny.task(config), interrupted(tiny.batches, 5))
     assert checkpoint_steps(tmp_path)[-1] == 4
     assert lines_of(tmp_path)[-1]["step"] == 5  # step 5 was logged, and is done again
     asked_from = []
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
         asked_from.append(start)
         return tiny.batches(start, rows)
 
-    state = train(config, batches, tiny.is_image_id)
+    state = train(tiny.task(config), batches)
     assert asked_from == [4]
     expected = [{name: value for name, value in line.items() if name != "held_out"} for line in lines_of(whole_run[0])]
     assert [{k: v for k, v in line.items() if k != "held_out"} for line in lines_of(tmp_path)] == expected
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny, whole_run, 
     assert checkpoint_steps(tmp_path) == [4, 6, 8]
 
     # Started once more, a finished run has nothing left to do.
-    again = train(config, tiny.batches, tiny.is_image_id)
+    again = train(tiny.task(config), tiny.batches)
     assert int(again.step) == 8
     assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
 
@@ -159,15 +159,15 @@ def test_a_run_and_its_continuation_compile_each_step_once(tiny, tmp_path, monke
     config = tiny.config(tmp_path, evaluate_every=2)
     held_out = {"seen": held_out_source(tiny.batch(0)), "unseen": held_out_source(tiny.batch(100), half_padding(tiny))}
     with pytest.raises(Interruption):
-        train(config, interrupted(tiny.batches, 5), tiny.is_image_id, held_out=held_out)
-    train(config, tiny.batches, tiny.is_image_id, held_out=held_out)
+        train(tiny.task(config), interrupted(tiny.batches, 5), held_out=held_out)
+    train(tiny.task(config), tiny.batches, held_out=held_out)
     assert [step._cache_size() for step in made] == [1, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("compiled_once")
 def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
     with pytest.raises(TrainingError, match=r"ended after 3 batches; 8 steps"):
-        train(tiny.config(tmp_path), lambda start, rows: iter([tiny.batch(n) for n in range(3)]), tiny.is_image_id)
+        train(tiny.task(tiny.config(tmp_path)), lambda start, rows: iter([tiny.batch(n) for n in range(3)]))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_data_that_ends_too_early_is_an_error(tiny, tmp_path):
 )
 def test_what_does_not_fit_the_devices_is_named(tiny, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        train(tiny.config(tmp_path / "out", **change), tiny.batches, tiny.is_image_id)
+        train(tiny.task(tiny.config(tmp_path / "out", **change)), tiny.batches)
     assert not (tmp_path / "out").exists()
 
 
@@ -213,7 +213,7 @@ def read_bad_steps(folder: Path) -> list[dict]:
 def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     config = tiny.config(tmp_path, log_every=2)
     with pytest.raises(TrainingError, match=r"step 6: .*no longer a number.*optimizer\.learning_rate"):
-        train(config, poisoned(tiny, 5), tiny.is_image_id, rows_of_batch=rows_of)
+        train(tiny.task(config), poisoned(tiny, 5), rows_of_batch=rows_of)
     assert checkpoint_steps(tmp_path) == [2, 4]
     assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
     rows = [{"source": "all", "rows": list(range(40, 48))}]
@@ -221,14 +221,14 @@ def test_a_bad_step_stops_the_run_names_its_rows_and_keeps_the_last_good_checkpo
 
     # The same run goes on past it once it is told to leave such steps out.
     skipping = tiny.config(tmp_path, log_every=2, bad_steps__action="skip")
-    assert int(train(skipping, poisoned(tiny, 5), tiny.is_image_id).step) == 8
+    assert int(train(tiny.task(skipping), poisoned(tiny, 5)).step) == 8
     assert [line.get("bad_steps") for line in lines_of(tmp_path)] == [None, None, 1, None]
 
 
 @pytest.mark.usefixtures("compiled_once")
 def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
-    step = tiny.make_train_step(tiny.config(tmp_path), tiny.is_image_id, make_mesh(MeshConfig()))
-    state = tiny.init_state(tiny.config(tmp_path), make_mesh(MeshConfig()))
+    step = tiny.make_train_step(tiny.task(tiny.config(tmp_path)), make_mesh(MeshConfig()))
+    state = tiny.init_state(tiny.task(tiny.config(tmp_path)), make_mesh(MeshConfig()))
     before = jax.tree.map(np.array, state)
     state, metrics = step(state, next(poisoned(tiny, 0)(0, slice(None))))
     assert bool(metrics["bad"])
@@ -238,8 +238,8 @@ def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
     for moment, other in zip(floats(state.opt_state), floats(before.opt_state), strict=True):
         np.testing.assert_array_equal(moment, other)
 
-    train(tiny.config(tmp_path, log_every=8, checkpoint__every=8, bad_steps__action="skip"), poisoned(tiny, 2, 3),
-          tiny.is_image_id)  # fmt: skip
+    config = tiny.config(tmp_path, log_every=8, checkpoint__every=8, bad_steps__action="skip")
+    train(tiny.task(config), poisoned(tiny, 2, 3))
     (line,) = lines_of(tmp_path)
     assert line["bad_steps"] == 2
     assert all(np.isfinite(line[name]) for name in ("loss", "gradient_norm", "output_rms", "max_logit", "mean_log_z"))
@@ -249,7 +249,7 @@ def test_a_skipped_step_changes_no_parameter_and_no_figure(tiny, tmp_path):
 def test_gradients_above_a_limit_are_bad_steps_and_too_many_in_a_row_end_the_run(tiny, tmp_path):
     config = tiny.config(tmp_path, bad_steps__action="skip", bad_steps__gradient_norm=1e-6, bad_steps__limit=3)
     with pytest.raises(TrainingError, match=r"step 3: .*bad step number 3 in a row \(bad_steps\.limit\)"):
-        train(config, tiny.batches, tiny.is_image_id)
+        train(tiny.task(config), tiny.batches)
     assert [record["step"] for record in read_bad_steps(tmp_path)] == [1, 2, 3]
 
 
@@ -276,7 +276,7 @@ def test_lines_hold_the_signals_of_stability_and_the_split_of_time(tiny, whole_r
 def test_metrics_go_to_tensorboard_as_well(tiny, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    train(tiny.config(tmp_path, trackers=["tensorboard"], checkpoint__every=8), tiny.batches, tiny.is_image_id)
+    train(tiny.task(tiny.config(tmp_path, trackers=["tensorboard"], checkpoint__every=8)), tiny.batches)
     (path,) = (tmp_path / "tensorboard").iterdir()
     data, found = path.read_bytes(), {}
     while data:  # records: length, checksum of it, content, checksum of that
@@ -304,7 +304,7 @@ def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
 
     wandb = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run())
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    train(tiny.config(tmp_path, trackers=["wandb"], checkpoint__every=8), tiny.batches, tiny.is_image_id)
+    train(tiny.task(tiny.config(tmp_path, trackers=["wandb"], checkpoint__every=8)), tiny.batches)
     options, *logged, end = calls
     assert options["resume"] == "allow"
     assert options["config"]["steps"] == 8
@@ -316,7 +316,7 @@ def test_metrics_go_to_weights_and_biases_as_well(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_steps_can_be_traced(tiny, tmp_path):
     config = tiny.config(tmp_path, steps=4, profile__steps=2, profile__start=1)
-    train(config, tiny.batches, tiny.is_image_id)
+    train(tiny.task(config), tiny.batches)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -327,7 +327,7 @@ def test_waiting_for_data_counts_only_while_the_devices_have_nothing_to_do(tiny,
             time.sleep(0.1)
             yield batch
 
-    train(tiny.config(tmp_path), slow, tiny.is_image_id)
+    train(tiny.task(tiny.config(tmp_path)), slow)
     waits = [line["speed"]["seconds"]["data"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert min(waits[1:]) > 0.05
 
@@ -335,14 +335,14 @@ def test_waiting_for_data_counts_only_while_the_devices_have_nothing_to_do(tiny,
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(FileError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free"):
-        train(tiny.config(tmp_path), tiny.batches, tiny.is_image_id)
+        train(tiny.task(tiny.config(tmp_path)), tiny.batches)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.usefixtures("compiled_once")
 def test_rows_of_another_length_than_the_config_says_are_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"sequence_length = 64: the rows of the data have 12 tokens"):
-        train(tiny.config(tmp_path, sequence_length=64), tiny.batches, tiny.is_image_id)
+        train(tiny.task(tiny.config(tmp_path, sequence_length=64)), tiny.batches)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

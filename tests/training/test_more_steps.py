@@ -19,7 +19,7 @@ from chameleon_jax.training.loop import train
 def test_a_run_with_a_constant_rate_goes_on_as_if_it_had_always_had_more_steps(tiny, compiled_once, tmp_path):
     def run(folder, steps):
         config = tiny.config(folder, steps=steps, optimizer__schedule="constant", model__num_layers=1)
-        return train(config, tiny.batches, tiny.is_image_id)
+        return train(tiny.task(config), tiny.batches)
 
     expected = run(tmp_path / "whole", 4)
     run(tmp_path / "raised", 2)

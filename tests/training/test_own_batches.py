@@ -12,6 +12,7 @@ import pytest
 
 from chameleon_jax.config import ConfigError
 from chameleon_jax.training import read_metrics, train
+from chameleon_jax.training.transformer import TransformerTask
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training_from_python.md"
 
@@ -40,11 +41,11 @@ def test_guide_to_training_from_python(tmp_path, monkeypatch, compiled_once):
 
     config = dataclasses.replace(found["config"], output="out/resumed")
     with pytest.raises(OSError, match="the network is gone"):
-        train(config, broken())
-    resumed = train(config, iter(batches), held_out={"first": batches[:1]})
+        train(TransformerTask(config), broken())
+    resumed = train(TransformerTask(config), iter(batches), held_out={"first": batches[:1]})
     assert_same_trees(resumed.params, found["params"])
     losses = read_metrics(tmp_path / "out/resumed/metrics.jsonl")[-1]["held_out"]["first"]
     assert losses["loss"] == losses["text_loss"] > 0
 
     with pytest.raises(ConfigError, match=r"^batch_size = 8: batch 0, counted from 0, has 6 rows$"):
-        train(dataclasses.replace(config, output="out/wrong"), found["own_batches"](1, rows=6))
+        train(TransformerTask(dataclasses.replace(config, output="out/wrong")), found["own_batches"](1, rows=6))

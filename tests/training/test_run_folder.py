@@ -26,9 +26,9 @@ def test_second_trainer_is_refused_while_the_first_lives(tiny, tmp_path):
         raise Interruption
 
     with pytest.raises(Interruption):
-        train(config, batches, tiny.is_image_id)
+        train(tiny.task(config), batches)
     with only_trainer(tmp_path / "run"), refused:
-        train(config, tiny.batches, tiny.is_image_id)
+        train(tiny.task(config), tiny.batches)
     assert not (tmp_path / "run" / ".lock").exists()
 
 

@@ -26,9 +26,9 @@ def test_run_in_a_bucket_goes_on_where_it_was_and_ends_like_a_local_one(tiny, tm
 
     output, small = "gs://bucket/f/run", {"model__num_layers": 1, "steps": 4}
     with pytest.raises(Interruption):
-        train(tiny.config(output, **small), interrupted, tiny.is_image_id)
-    state = train(tiny.config(output, **small), tiny.batches, tiny.is_image_id)
-    alone = train(tiny.config(tmp_path / "run", **small), tiny.batches, tiny.is_image_id)
+        train(tiny.task(tiny.config(output, **small)), interrupted)
+    state = train(tiny.task(tiny.config(output, **small)), tiny.batches)
+    alone = train(tiny.task(tiny.config(tmp_path / "run", **small)), tiny.batches)
     for here, there in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(here, there)
     lines, expected = read_metrics(f"{output}/metrics.jsonl"), read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -50,7 +50,7 @@ def test_the_loop_samples_at_its_steps_and_after_the_last(tiny, compiled_once, t
         seen.append(params)
         return [[f"{len(seen)} times"]]
 
-    state = train(config, tiny.batches, tiny.is_image_id, sample=sample)
+    state = train(tiny.task(config), tiny.batches, sample=sample)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-3", "step-6", "step-8"]
     assert "    3 times" in (tmp_path / "samples" / "step-8" / "samples.md").read_text()
     # The parameters are those that would be written as the model: the average.

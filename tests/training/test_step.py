@@ -60,8 +60,8 @@ def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
 def run(tiny, config, mesh_config, init_state=init_state):
     """State after three steps on different batches, and the metrics of each."""
     mesh = mesh_of(mesh_config)
-    state = init_state(config, mesh)
-    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
+    state = init_state(tiny.task(config), mesh)
+    step = tiny.make_train_step(tiny.task(config), mesh)
     history = []
     with jax.set_mesh(mesh):
         for number in range(3):
@@ -131,7 +131,7 @@ def test_every_way_to_save_memory_gives_the_same_step(tiny, on_one_device, monke
 
 def test_the_losses_of_rows_are_those_of_each_row_alone(tiny, on_one_device):
     config, batch = tiny.config(**RECIPES["pre, adamw"]), jax.tree.map(jnp.asarray, tiny.batch(0))
-    params = tiny.init_state(config, mesh_of(ONE)).params
+    params = tiny.init_state(tiny.task(config), mesh_of(ONE)).params
     apply = jax.jit(Transformer(config.model).apply)
     logits = apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.loss_weights
@@ -170,7 +170,7 @@ def is_adam(part) -> bool:
 
 def test_muon_moments_are_cut_like_their_parameters(tiny):
     config = tiny.config(optimizer__name="muon")
-    state = abstract_state(config, mesh_of(MESHES["data 2, fsdp 2, tensor 2"]))
+    state = abstract_state(tiny.task(config), mesh_of(MESHES["data 2, fsdp 2, tensor 2"]))
     pieces = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.opt_state)}
     assert pieces[(2, 16, 4, 4)] == (2, 8, 2, 4)  # q: Muon's momentum
     assert pieces[(2, 24, 16)] == (2, 12, 8)  # down
@@ -180,7 +180,7 @@ def test_muon_moments_are_cut_like_their_parameters(tiny):
 @pytest.mark.parametrize("recipe", ["pre, adamw", pytest.param("swin, muon", marks=pytest.mark.slow)])
 def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
     config, mesh = tiny.config(**RECIPES[recipe]), mesh_of(ONE)
-    state, step = tiny.init_state(config, mesh), tiny.make_train_step(config, tiny.is_image_id, mesh)
+    state, step = tiny.init_state(tiny.task(config), mesh), tiny.make_train_step(tiny.task(config), mesh)
     losses = []
     for _ in range(40):
         state, metrics = step(state, tiny.batch(0))
@@ -191,11 +191,11 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
 
 def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_descended(tiny):
     config, mesh = tiny.config(**MEASURED), mesh_of(ONE)
-    state = tiny.init_state(config, mesh)
+    state = tiny.init_state(tiny.task(config), mesh)
     loss = functools.partial(batch_loss, config, tiny.is_image_id)
     (value, measures), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, tiny.batch(0))
     norm = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(grads)))
-    _, metrics = tiny.make_train_step(config, tiny.is_image_id, mesh)(state, tiny.batch(0))
+    _, metrics = tiny.make_train_step(tiny.task(config), mesh)(state, tiny.batch(0))
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     assert float(metrics["total_loss"]) == pytest.approx(float(value), rel=1e-6)
     mean = float(measures.sums["loss_sum"]) / float(measures.sums["weight_sum"])
@@ -204,13 +204,13 @@ def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_desce
 
 def test_signals_of_stability_are_what_they_are_called(tiny):
     config, mesh, batch = tiny.config(**MEASURED), mesh_of(ONE), jax.tree.map(jnp.asarray, tiny.batch(0))
-    state = tiny.init_state(config, mesh)
+    state = tiny.init_state(tiny.task(config), mesh)
     params = jax.tree.map(np.array, state.params)
     params["layers"]["attention"]["q_norm"]["scale"] *= np.asarray([[[2.0]], [[3.0]]], np.float32)
     placed = jax.tree.map(lambda values, leaf: jax.device_put(values, leaf.sharding), params, state.params)
     state = state._replace(params=placed)
 
-    signals = jax.tree.map(np.asarray, make_signals(config, mesh)(state.params))
+    signals = jax.tree.map(np.asarray, make_signals(tiny.task(config), mesh)(state.params))
     np.testing.assert_allclose(signals["q_norm_scale"], [2, 3], rtol=1e-6)
     np.testing.assert_allclose(signals["k_norm_scale"], [1, 1], rtol=1e-6)
     squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
@@ -224,7 +224,7 @@ def test_signals_of_stability_are_what_they_are_called(tiny):
     real = np.asarray(batch.segment_ids) > 0
     read = read({"params": state.params}, batch.inputs, batch.positions, batch.segment_ids)
     logits, last = (np.asarray(each, np.float64)[real] for each in read)
-    _, metrics = tiny.make_train_step(config, tiny.is_image_id, mesh)(state, batch)
+    _, metrics = tiny.make_train_step(tiny.task(config), mesh)(state, batch)
     assert float(metrics["max_logit"]) == pytest.approx(np.max(np.abs(logits)), rel=1e-5)
     rms = np.sqrt(float(metrics["output_square_sum"]) / float(metrics["token_sum"]))
     assert rms == pytest.approx(np.sqrt(np.mean(np.square(last))), rel=1e-5)
@@ -262,14 +262,14 @@ def test_each_device_makes_the_bits_of_its_own_rows(tiny):
 @pytest.mark.parametrize("bits", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, bits):
     config, mesh = tiny.config(dropout=0.3, dropout_bits=bits), mesh_of(ONE)
-    step = tiny.make_train_step(config, tiny.is_image_id, mesh)
+    step = tiny.make_train_step(tiny.task(config), mesh)
 
     def loss_of_first_step(state) -> float:
         return float(step(state, tiny.batch(0))[1]["loss_sum"])
 
-    first = loss_of_first_step(tiny.init_state(config, mesh))
-    assert loss_of_first_step(tiny.init_state(config, mesh)) == first
-    later = tiny.init_state(config, mesh)
+    first = loss_of_first_step(tiny.init_state(tiny.task(config), mesh))
+    assert loss_of_first_step(tiny.init_state(tiny.task(config), mesh)) == first
+    later = tiny.init_state(tiny.task(config), mesh)
     assert loss_of_first_step(later._replace(step=later.step + 1)) != first
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
 
@@ -282,7 +282,7 @@ def test_layers_of_one_turn_are_computed_again_like_those_of_a_loop(tiny):
         changes = {"unroll": unroll, "remat": remat, "attention": "xla"}
         config = tiny.config(model__num_layers=3, **{f"execution__{name}": value for name, value in changes.items()})
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x), 128), x.dtype), tiny.batch(0))
-        step = make_train_step(config, tiny.is_image_id, mesh).lower(abstract_state(config, mesh), batch)
+        step = make_train_step(tiny.task(config), mesh).lower(abstract_state(tiny.task(config), mesh), batch)
         return step.compile().memory_analysis().temp_size_in_bytes
 
     loop = temporaries("full", 1)
@@ -299,11 +299,11 @@ def test_evaluation_takes_the_memory_of_a_part_of_a_batch(tiny):
     def temporaries(accumulation: int) -> tuple[int, int]:
         """Bytes beside arguments and results, of the train step and of the evaluation step."""
         config = tiny.config(accumulation=accumulation)
-        state = abstract_state(config, mesh)
+        state = abstract_state(tiny.task(config), mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x), 128), x.dtype), tiny.batch(0))
         steps = (
-            make_train_step(config, tiny.is_image_id, mesh).lower(state, batch),
-            make_evaluation_step(config, tiny.is_image_id, mesh).lower(state.params, batch),
+            make_train_step(tiny.task(config), mesh).lower(state, batch),
+            make_evaluation_step(tiny.task(config), mesh).lower(state.params, batch),
         )
         return tuple(step.compile().memory_analysis().temp_size_in_bytes for step in steps)
 
@@ -316,9 +316,9 @@ def test_evaluation_takes_the_memory_of_a_part_of_a_batch(tiny):
 
 def test_evaluation_in_parts_gives_the_same_sums(tiny):
     mesh, batch = mesh_of(MESHES["data 2, fsdp 2, tensor 2"]), tiny.batch(0)
-    params = tiny.init_state(tiny.config(), mesh).params
+    params = tiny.init_state(tiny.task(tiny.config()), mesh).params
     whole, parts = (
-        make_evaluation_step(tiny.config(accumulation=count), tiny.is_image_id, mesh)(params, batch) for count in (1, 2)
+        make_evaluation_step(tiny.task(tiny.config(accumulation=count)), mesh)(params, batch) for count in (1, 2)
     )
     assert jax.tree.map(float, parts) == pytest.approx(jax.tree.map(float, whole), rel=1e-6)
 
@@ -327,7 +327,7 @@ def test_evaluation_in_parts_gives_the_same_sums(tiny):
 def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
     """Without constraints on activations, XLA is free to gather them."""
     config, mesh = tiny.config(), mesh_of(MESHES["data 2, fsdp 2, tensor 2"])
-    state = abstract_state(config, mesh)
+    state = abstract_state(tiny.task(config), mesh)
     arguments = (state if make is make_train_step else state.params, tiny.batch(0))
     bare = make(config, tiny.is_image_id, mesh).lower(*arguments).as_text()
     assert bare.count("sharding_constraint") >= 6
@@ -339,8 +339,8 @@ def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
 def test_evaluation_drops_nothing_and_counts_like_training(tiny, on_one_device):
     mesh = mesh_of(ONE)
     config = tiny.config(dropout=0.3)
-    params = tiny.init_state(config, mesh).params
-    sums = make_evaluation_step(config, tiny.is_image_id, mesh)(params, tiny.batch(0))
+    params = tiny.init_state(tiny.task(config), mesh).params
+    sums = make_evaluation_step(tiny.task(config), mesh)(params, tiny.batch(0))
     expected = on_one_device("pre, adamw")[1][0]
     for name, value in sums.items():
         assert float(value) == pytest.approx(expected[name], rel=1e-5, abs=1e-7)

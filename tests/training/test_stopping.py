@@ -49,15 +49,15 @@ def test_ctrl_c_during_an_evaluation_saves_that_step_and_the_run_goes_on_bit_for
     """Also where neither a checkpoint nor a line of metrics was due at that step."""
     rest = {"log_every": 2, "evaluate_every": 3, "checkpoint__every": 8}
     held_out = {"unseen": source(tiny.batch(100))}
-    expected = train(tiny.config(tmp_path / "whole", **rest), tiny.batches, tiny.is_image_id, held_out=held_out)
+    expected = train(tiny.task(tiny.config(tmp_path / "whole", **rest)), tiny.batches, held_out=held_out)
 
     config = tiny.config(tmp_path / "stopped", **rest)
     asking = {"unseen": source(tiny.batch(100), signal.SIGINT)}
     with pytest.raises(Stopped, match=r"after step 3 of 8.*everything is saved") as stopped:
-        train(config, tiny.batches, tiny.is_image_id, held_out=asking)
+        train(tiny.task(config), tiny.batches, held_out=asking)
     assert stopped.value.status == 130
     assert "stopping after the losses on held-out rows" in capfd.readouterr().err
-    state = train(config, tiny.batches, tiny.is_image_id, held_out=held_out)
+    state = train(tiny.task(config), tiny.batches, held_out=held_out)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), state, expected)
     assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "whole")
     assert [line["step"] for line in lines_of(tmp_path / "whole") if "held_out" in line] == [3, 6, 8]
@@ -70,7 +70,7 @@ def test_a_request_before_the_first_step_ends_the_run_there(tiny, tmp_path):
         return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), target)
 
     with pytest.raises(Stopped, match="after step 0 of 8"):
-        train(tiny.config(tmp_path), tiny.batches, tiny.is_image_id, initial_params=params)
+        train(tiny.task(tiny.config(tmp_path)), tiny.batches, initial_params=params)
 
 
 def test_ctrl_c_is_answered_while_the_main_thread_is_busy_and_a_second_one_ends_the_process():

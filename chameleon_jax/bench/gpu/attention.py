@@ -19,6 +19,7 @@ from chameleon_jax.sharding import batch_sharding, constraints_on, make_mesh
 from chameleon_jax.training.attention_check import AT_LEAST, TIMES_PLAIN, check_attention, deviations, too_far
 from chameleon_jax.training.state import init_state, state_shardings
 from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.transformer import TransformerTask
 
 
 class Case(NamedTuple):
@@ -142,7 +143,8 @@ def _params() -> Any:
     """Parameters to begin with, as NumPy arrays."""
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
-        return jax.tree.map(np.array, init_state(train_config(STEP), make_mesh(MeshConfig(), [cpu])).params)
+        state = init_state(TransformerTask(train_config(STEP)), make_mesh(MeshConfig(), [cpu]))
+        return jax.tree.map(np.array, state.params)
 
 
 @functools.cache
@@ -151,9 +153,10 @@ def _one_step(dtype: str, device: Any) -> Any:
     config = dataclasses.replace(STEP, execution=ExecutionConfig(compute_dtype=dtype))
     run, mesh = train_config(config), make_mesh(MeshConfig(), [device])
     with jax.default_device(device), jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
-        state = init_state(run, mesh, jax.device_put(_params(), state_shardings(run, mesh).params))
+        task = TransformerTask(run, image_ids(config.model.vocab_size))
+        state = init_state(task, mesh, jax.device_put(_params(), state_shardings(task, mesh).params))
         batch = jax.device_put(random_batch(config), batch_sharding(mesh))
-        step = make_train_step(run, image_ids(config.model.vocab_size), mesh)
+        step = make_train_step(task, mesh)
         state, metrics = step(state, batch)
         return jax.tree.map(np.array, {"optimizer": state.opt_state, "metrics": metrics})
 
