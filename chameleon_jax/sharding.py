@@ -108,11 +108,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
 
 
-def picture_sharding(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Of pictures, `[batch, height, width, 3]`, and of one number each: over data and fsdp, their height over
-    sequence."""
-    rows = ("data", "fsdp")
-    return NamedSharding(mesh, PartitionSpec(rows, "sequence")), NamedSharding(mesh, PartitionSpec(rows))
+def picture_sharding(mesh: Mesh) -> NamedSharding:
+    """Of pictures, `[batch, height, width, 3]`, and of one number each: over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections import Counter
 
 import jax
@@ -48,6 +49,9 @@ CONFIG = ImageTokenizerTrainConfig(
     model=MODEL, steps=60, batch_size=8, optimizer={"learning_rate": 5e-3, "warmup_steps": 5},
     checkpoint=CheckpointConfig(every=2), log_every=1, mesh=MeshConfig(data=1),
 )  # fmt: skip
+SMALLEST = dataclasses.replace(
+    MODEL, space_to_depth=2, channel_multipliers=(1,), attn_type="none", channels=4, norm_groups=1
+)
 ONE = MeshConfig(data=1)
 
 
@@ -312,11 +316,10 @@ def test_the_gradient_goes_straight_through_the_rounding_to_the_encoder():
 @pytest.mark.parametrize(
     ("mesh", "accumulation"),
     [
-        (MeshConfig(data=8), 1),
-        (MeshConfig(data=1, fsdp=8), 1),
         (MeshConfig(data=2, fsdp=4), 1),
-        (MeshConfig(data=2, fsdp=2, sequence=2), 1),
         (MeshConfig(data=2), 4),
+        pytest.param(MeshConfig(data=8), 1, marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, fsdp=8), 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_on_any_mesh_and_in_any_parts_is_that_of_one_device(mesh, accumulation):
@@ -349,7 +352,7 @@ def test_parameters_are_sharded_over_fsdp():
     [
         ({"batch_size": 6}, MeshConfig(data=4), "batch_size = 6: must be a multiple of 4"),
         ({}, MeshConfig(data=1, tensor=2), "mesh.tensor = 2: must be 1"),
-        ({}, MeshConfig(data=1, sequence=8), "mesh.sequence = 8: must divide the 4 rows of codes"),
+        ({}, MeshConfig(data=1, sequence=8), "mesh.sequence = 8: must be 1"),
     ],
 )
 def test_what_does_not_fit_the_mesh_is_refused(changes, mesh, said):
@@ -370,7 +373,7 @@ def test_what_fills_up_the_last_batch_of_an_evaluation_does_not_count():
         totals.update(jax.tree.map(float, evaluate(params, each)))
     assert totals["weight_sum"] == 11
     rebuilt = run_model(params["model"], run_model(params["model"], scale(squares(11)), "encode"), "decode")
-    expected = np.mean(psnr(rebuilt, jnp.asarray(scale(squares(11)))))
+    expected = float(np.mean(psnr(rebuilt, jnp.asarray(scale(squares(11))))))
     assert task.means(totals)["psnr_db"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -390,7 +393,10 @@ def test_every_epoch_reads_each_picture_once_in_another_order_wherever_it_begins
 
 def test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it(tmp_path):
     pictures = squares(24)
-    config = dataclasses.replace(CONFIG, output=str(tmp_path / "whole"), mesh=MeshConfig(), evaluate_every=20)
+    config = dataclasses.replace(
+        CONFIG, model=SMALLEST, output=str(tmp_path / "whole"), evaluate_every=20, mesh=MeshConfig(),
+        checkpoint=CheckpointConfig(every=10),
+    )  # fmt: skip
     whole = train_image_tokenizer(config, pictures, squares(30)[24:])
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert lines[-1]["reconstruction"] < 0.5 * lines[0]["reconstruction"]
@@ -411,7 +417,6 @@ def test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it(
 
     resumed = dataclasses.replace(config, output=str(tmp_path / "resumed"))
     task = ImageTokenizerTask(resumed)
-    import hashlib
 
     with pytest.raises(Killed):
         train(

@@ -18,7 +18,8 @@ from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import constraints_on, make_mesh
 from chameleon_jax.training.state import abstract_state, init_state
-from chameleon_jax.training.step import batch_loss, make_evaluation_step, make_signals, make_train_step
+from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
+from chameleon_jax.training.task import Part
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -192,7 +193,7 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again(tiny, recipe):
 def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_descended(tiny):
     config, mesh = tiny.config(**MEASURED), mesh_of(ONE)
     state = tiny.init_state(tiny.task(config), mesh)
-    loss = functools.partial(batch_loss, config, tiny.is_image_id)
+    loss = functools.partial(tiny.task(config).loss, key=None, part=Part(0, 1, None))
     (value, measures), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, tiny.batch(0))
     norm = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(grads)))
     _, metrics = tiny.make_train_step(tiny.task(config), mesh)(state, tiny.batch(0))
@@ -329,11 +330,11 @@ def test_a_step_is_the_same_program_whatever_mesh_is_set_around_it(tiny, make):
     config, mesh = tiny.config(), mesh_of(MESHES["data 2, fsdp 2, tensor 2"])
     state = abstract_state(tiny.task(config), mesh)
     arguments = (state if make is make_train_step else state.params, tiny.batch(0))
-    bare = make(config, tiny.is_image_id, mesh).lower(*arguments).as_text()
+    bare = make(tiny.task(config), mesh).lower(*arguments).as_text()
     assert bare.count("sharding_constraint") >= 6
     for around in (mesh, mesh_of(MESHES["data 8"])):
         with jax.set_mesh(around):
-            assert make(config, tiny.is_image_id, mesh).lower(*arguments).as_text() == bare
+            assert make(tiny.task(config), mesh).lower(*arguments).as_text() == bare
 
 
 def test_evaluation_drops_nothing_and_counts_like_training(tiny, on_one_device):
