@@ -18,6 +18,7 @@ from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training import checkpoint as checkpoint_module
 from chameleon_jax.training.checkpoint import Checkpoints, stored_config
 from chameleon_jax.training.state import TrainState, abstract_state, init_state
+from chameleon_jax.training.transformer import TransformerTask
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def config(tiny):
 @pytest.fixture(scope="module")
 def at_step(config, mesh):
     """A state of a given step; its parameters tell which step it is."""
-    abstract = abstract_state(tiny.task(config), mesh)
+    abstract = abstract_state(TransformerTask(config), mesh)
 
     def state(step: int) -> TrainState:
         rng = np.random.default_rng(0)
@@ -64,7 +65,7 @@ def save(folder: Path, config, *states: TrainState, keep: int = 9) -> None:
 
 def restore(folder: Path, config, mesh, fingerprint: str = "the data") -> TrainState | None:
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        found = checkpoints.restore(abstract_state(tiny.task(config), mesh), config, fingerprint)
+        found = checkpoints.restore(abstract_state(TransformerTask(config), mesh), config, fingerprint)
     return found and found[0]
 
 
@@ -127,7 +128,7 @@ def test_metrics_that_were_not_logged_yet_come_back_as_they_were(folder, config,
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         checkpoints.save(at_step(5), config, "the data", unlogged)
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        state, found = checkpoints.restore(abstract_state(tiny.task(config), mesh), config, "the data")
+        state, found = checkpoints.restore(abstract_state(TransformerTask(config), mesh), config, "the data")
     assert int(state.step) == 5
     assert found == unlogged
 
@@ -317,7 +318,7 @@ def test_a_checkpoint_that_was_set_aside_can_be_written_again(folder, config, me
     shutil.copytree(two_checkpoints, folder)
     damage(folder / "2")
     with Checkpoints(folder, CheckpointConfig(every=1, keep=2)) as checkpoints:
-        checkpoints.restore(abstract_state(tiny.task(config), mesh), config, "the data")
+        checkpoints.restore(abstract_state(TransformerTask(config), mesh), config, "the data")
         for step in (2, 3):
             checkpoints.save(at_step(step), config, "the data")
     assert names_in(folder) == {"2", "3", "damaged-2"}

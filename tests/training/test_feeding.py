@@ -18,7 +18,7 @@ def test_a_single_process_reads_and_places_all_rows(tiny, config):
     mesh, batch = make_mesh(config), tiny.batch(3)
     rows = local_rows(mesh, len(batch.inputs))
     assert rows.tolist() == list(range(8))
-    for placed, values in zip(place(batch, mesh, 8, rows), batch, strict=True):
+    for placed, values in zip(place(batch, batch_sharding(mesh), 8, rows), batch, strict=True):
         np.testing.assert_array_equal(np.asarray(placed), values)
         assert placed.sharding.is_equivalent_to(batch_sharding(mesh), 2)
 

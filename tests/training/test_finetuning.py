@@ -16,11 +16,11 @@ from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.lora import A, B, merge
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.sharding import make_mesh
-from chameleon_jax.training.clock import flops_per_token
 from chameleon_jax.training.loop import train
-from chameleon_jax.training.state import abstract_state, fresh_adapters, init_state
+from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import accumulated_gradients
-from chameleon_jax.training.trainable import join, split, with_fresh_image_head
+from chameleon_jax.training.trainable import join, split
+from chameleon_jax.training.transformer import TransformerTask, flops_per_token
 
 ONE = MeshConfig(data=1)
 HEAD = {"trainable": "image_head"}
@@ -50,17 +50,18 @@ ADAPTERS: dict = {}
 
 def begin(config, mesh):
     """The state before the first step."""
-    target = abstract_state(tiny.task(config), mesh).params
+    task = TransformerTask(config)
+    target = abstract_state(task, mesh).params
     if not config.lora.rank:
-        return init_state(tiny.task(config), mesh, load(config, target))
+        return init_state(task, mesh, load(config, target))
     if (config.model, config.lora) not in ADAPTERS:
-        fresh = fresh_adapters(config, make_mesh(ONE, jax.devices()[:1]))
+        fresh = task.fresh_adapters(make_mesh(ONE, jax.devices()[:1]))
         ADAPTERS[config.model, config.lora] = jax.tree.map(np.array, fresh)
-    trained, frozen = split(target, config)
+    trained, frozen = split(target, task)
     adapters = jax.tree.map(
         lambda values, leaf: jax.device_put(values, leaf.sharding), ADAPTERS[config.model, config.lora], trained
     )
-    return init_state(tiny.task(config), mesh, join(adapters, load(config, frozen)))
+    return init_state(task, mesh, join(adapters, load(config, frozen)))
 
 
 def run(tiny, config, mesh_config: MeshConfig = ONE, steps: int = 3):
@@ -106,7 +107,7 @@ def test_fresh_image_head_has_the_variance_of_the_recipe_and_keeps_the_rest(tiny
     config = tiny.config(**HEAD, model__d_model=256)
     is_image_id = np.arange(1024) >= 500
     params = {"output": jnp.full((256, 1024), 7, jnp.bfloat16), "embed": jnp.ones((4, 4))}
-    fresh = with_fresh_image_head(params, config, is_image_id, jax.random.key(3))
+    fresh = TransformerTask(config, is_image_id).with_fresh_image_head(params, jax.random.key(3))
     assert fresh["output"].dtype == jnp.bfloat16
     assert fresh["embed"] is params["embed"]
     columns = np.asarray(fresh["output"], np.float32)
@@ -173,7 +174,7 @@ def test_merged_parameters_are_a_plain_model_with_the_logits_of_the_adapted_one(
                          **{f"lora__{name}": value for name, value in lora.items()})  # fmt: skip
     params = with_random_adapters(transformer_params(config.model, lora=config.lora))
     merged = merge(params, config.lora)
-    plain, without = LoRAConfig(), split(params, config)[1]
+    plain, without = LoRAConfig(), split(params, TransformerTask(config))[1]
     assert jax.tree.structure(merged) == jax.tree.structure(without)
 
     # By hand: W + alpha / rank * A B, only where there is an adapter.
@@ -318,7 +319,7 @@ def test_a_step_computes_the_gradients_that_it_needs_and_no_others(tiny, recipe)
     config = tiny.config(**recipe)
     batch = tiny.batch(0)
     params = abstract_state(tiny.task(config), make_mesh(ONE, jax.devices()[:1])).params
-    program = jax.make_jaxpr(functools.partial(accumulated_gradients, config, tiny.is_image_id))(params, batch, None)
+    program = jax.make_jaxpr(functools.partial(accumulated_gradients, tiny.task(config)))(params, batch, None)
     rows, length = batch.inputs.shape
     counted = matmul_flops(program.jaxpr) / (rows * length)
     # 'xla' attention computes the scores of all pairs, of which the formula counts the half that a token may see.

@@ -16,6 +16,8 @@ LOSSES, WEIGHTS = rng.random((STEPS, ROWS)).astype(np.float32), rng.integers(1, 
 NAMES = rng.choice(SOURCES, (STEPS, ROWS)).tolist()
 BAD = 2
 
+WORK = Work("tokens", 96, 1.0)
+
 
 def rows_of(number: int) -> list[tuple[str, int]]:
     return [(name, 0) for name in NAMES[number]]
@@ -47,24 +49,24 @@ def expected(numbers) -> dict[str, float]:
 
 
 def test_training_losses_are_told_by_source_and_go_on_after_a_checkpoint(tiny, tmp_path):
-    config = tiny.config(tmp_path, bad_steps__action="skip")
-    log = Log(config, 0, [], rows_of)
+    task = tiny.task(tiny.config(tmp_path, bad_steps__action="skip"))
+    log = Log(task, 0, [], rows_of)
     for number in range(STEPS):
         log.add(metrics(number), timed=True)
-    whole = log.summary(STEPS, 12)
+    whole = log.summary(STEPS, WORK)
     assert {name: losses["loss"] for name, losses in whole["sources"].items()} == pytest.approx(expected(range(STEPS)))
 
     # Stopped between two lines: what is not yet told is in the checkpoint, as plain numbers.
-    log = Log(config, 0, [], rows_of)
+    log = Log(task, 0, [], rows_of)
     for number in range(2):
         log.add(metrics(number), timed=True)
-    resumed = Log(config, 2, json.loads(json.dumps(log.pending())), rows_of)
+    resumed = Log(task, 2, json.loads(json.dumps(log.pending())), rows_of)
     for number in range(2, STEPS):
         resumed.add(metrics(number), timed=True)
-    assert resumed.summary(STEPS, 12)["sources"] == whole["sources"]
+    assert resumed.summary(STEPS, WORK)["sources"] == whole["sources"]
 
 
 def test_batches_without_sources_have_no_losses_by_source(tiny, tmp_path):
-    log = Log(tiny.config(tmp_path), 0, [], None)
+    log = Log(tiny.task(tiny.config(tmp_path)), 0, [], None)
     log.add(metrics(0), timed=True)
-    assert "sources" not in log.summary(1, 12)
+    assert "sources" not in log.summary(1, WORK)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.training.losses import chunked_token_losses, token_losses, weighted_loss
-from chameleon_jax.training.metrics import per_modality
+from chameleon_jax.training.losses import chunked_token_losses, per_modality, token_losses, weighted_loss
 
 LOGITS = jnp.asarray([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]])
 TARGETS = jnp.asarray([[2, 0]])
