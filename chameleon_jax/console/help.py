@@ -71,7 +71,10 @@ def _keys(command: Command, file: str | None) -> Iterator[str]:
         typed = "" if value is dataclasses.MISSING else _typed(value)
         yield _row(f"--{name} {typed}".rstrip(), docs.get(each.name, ""))
     if groups:
-        yield textwrap.fill(f"and groups: {' '.join(groups)}", _width(), initial_indent="  ", subsequent_indent="    ")
+        yield textwrap.fill(
+            f"and groups: {' '.join(groups)}", _width(), initial_indent="  ", subsequent_indent="    ",
+            break_on_hyphens=False,
+        )  # fmt: skip
 
 
 def _docs(cls: type) -> dict[str, str]:

@@ -28,7 +28,8 @@ from chameleon_jax.project.sizes import (
 )
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.training.state import abstract_state
-from chameleon_jax.training.step import batch_loss
+from chameleon_jax.training.task import Part
+from chameleon_jax.training.transformer import TransformerTask
 
 GIB = 1 << 30
 
@@ -61,14 +62,14 @@ def test_memory_is_what_jax_keeps_for_the_backward_pass(model, vocab_size, lengt
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
         execution=dataclasses.replace(config.execution, attention=attention),
     )
-    params = abstract_state(config, make_mesh(MeshConfig(), jax.devices()[:1])).params
+    task = TransformerTask(config, np.arange(vocab_size) >= vocab_size // 2)
+    params = abstract_state(task, make_mesh(MeshConfig(), jax.devices()[:1])).params
     tokens = {name: jax.ShapeDtypeStruct((rows, length), "int32") for name in Batch._fields}
     batch = Batch(**{**tokens, "loss_weights": jax.ShapeDtypeStruct((rows, length), "float32")})
-    is_image = np.arange(vocab_size) >= vocab_size // 2
 
     def kept(params, batch):
         key = jax.random.key(0, impl=config.dropout_bits)
-        return jax.vjp(lambda params: batch_loss(config, is_image, params, batch, key)[0], params)[1]
+        return jax.vjp(lambda params: task.loss(params, batch, key, Part(0, 1, None))[0], params)[1]
 
     of_tokens_and_copies = size(jax.eval_shape(kept, params, batch))
     gradient_of_logits = 4 * rows * length * vocab_size

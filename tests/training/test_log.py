@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.training.log import Log
+from chameleon_jax.training.task import Work
 
 SOURCES = ("digits", "prose")
 ROWS, STEPS = 8, 4
@@ -15,7 +16,6 @@ rng = np.random.default_rng(0)
 LOSSES, WEIGHTS = rng.random((STEPS, ROWS)).astype(np.float32), rng.integers(1, 9, (STEPS, ROWS)).astype(np.float32)
 NAMES = rng.choice(SOURCES, (STEPS, ROWS)).tolist()
 BAD = 2
-
 WORK = Work("tokens", 96, 1.0)
 
 
