@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from chameleon_jax.config import ConfigError
 from chameleon_jax.errors import ChameleonError
@@ -30,9 +30,10 @@ def counts_by_source(planned: Iterable[Unit], folder: str) -> dict[str, Counts]:
     return counts
 
 
-def print_table(by_source: Mapping[str, Counts]) -> None:
+def print_table(by_source: Mapping[str, Counts], keep: Literal["tokens", "pictures"] = "tokens") -> None:
     """Prints what became of the records of each source, and why some were rejected."""
-    columns = ("read", "kept", "rejected", "documents", "pictures", "text_tokens", "image_tokens")
+    tokens = ("documents", "pictures", "text_tokens", "image_tokens")
+    columns = ("read", "kept", "rejected", *(tokens if keep == "tokens" else ("pictures",)))
     rows = [("source", *(column.replace("_", " ") for column in columns))]
     rows += [(name, *(f"{getattr(counts, column):,}" for column in columns)) for name, counts in by_source.items()]
     for line in aligned(rows):

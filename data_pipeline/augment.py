@@ -104,20 +104,21 @@ def _move(image: Image, settings: AugmentConfig, moves: np.ndarray) -> Image:
     from PIL import Image
 
     cut = settings.border == "cut"
+    moves = moves.tolist()
     angle, shear = math.radians(settings.rotation) * moves[0], settings.shear * moves[1]
     zoom = settings.scale * (abs(moves[2]) if cut else moves[2])
-    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    matrix = rotation @ np.array([[1, shear], [0, 1]]) / (1 + zoom)  # from places of the result to those of the picture
-    size = np.array(image.size)
-    shift = settings.shift * moves[3:] * size
+    # A matrix from places of the result to those of the picture. Arrays of so few numbers would take most of the time.
+    cos, sin = math.cos(angle) / (1 + zoom), math.sin(angle) / (1 + zoom)
+    a, b, c, d = cos, cos * shear - sin, sin, sin * shear + cos
+    x, y = (side / 2 for side in image.size)  # the centre
+    left, top = (2 * settings.shift * move * half for move, half in zip(moves[3:], (x, y), strict=True))
     if cut:
-        corners = size / 2 * [[-1, -1], [-1, 1], [1, -1], [1, 1]]
-        outside = np.abs((corners - shift) @ matrix.T) / (size / 2)
-        matrix = matrix / max(1, outside.max())
-    centre = size / 2
-    offset = centre - matrix @ (centre + shift)
+        corners = [(sign_x * x - left, sign_y * y - top) for sign_x in (-1, 1) for sign_y in (-1, 1)]
+        outside = max(max(abs(a * u + b * v) / x, abs(c * u + d * v) / y) for u, v in corners)
+        a, b, c, d = (each / max(1, outside) for each in (a, b, c, d))
+    offset_x, offset_y = x - a * (x + left) - b * (y + top), y - c * (x + left) - d * (y + top)
     white = (255,) * len(image.getbands())
     return image.transform(
-        image.size, Image.Transform.AFFINE, (*matrix[0], offset[0], *matrix[1], offset[1]), Image.Resampling.BICUBIC,
+        image.size, Image.Transform.AFFINE, (a, b, offset_x, c, d, offset_y), Image.Resampling.BICUBIC,
         fillcolor=white,
     )  # fmt: skip

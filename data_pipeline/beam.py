@@ -35,7 +35,7 @@ TOKENIZER = Kind("a tokenizer", lambda folder: (folder / "vocabulary.json").is_f
 
 
 def run_units(
-    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer, options: Sequence[str]
+    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer | None, options: Sequence[str]
 ) -> list[UnitFailed]:
     """Runs units as a pipeline, and waits for its end. Returns why some have failed.
 
@@ -75,13 +75,14 @@ def run_units(
 
 
 def make_pipeline(
-    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer, options: Sequence[str]
+    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer | None, options: Sequence[str]
 ) -> beam.Pipeline:
     """The pipeline that runs units. Writes the tokenizer and lists of the units into the output folder."""
     pipeline = _empty_pipeline(options)
     folder = as_path(command.output) / "units"
-    with new_folder(folder / "tokenizer", TOKENIZER) as tmp:
-        tokenizer.save(tmp)
+    if tokenizer is not None:
+        with new_folder(folder / "tokenizer", TOKENIZER) as tmp:
+            tokenizer.save(tmp)
     lists = []
     for begin in range(0, len(units), UNITS_AT_A_TIME):
         lists.append(str(folder / f"list-{len(lists):05d}.pickle"))
@@ -92,7 +93,7 @@ def make_pipeline(
         | "Lists" >> beam.Create(lists)
         | "Units" >> beam.FlatMap(_read_list)
         | "Spread" >> beam.Reshuffle()
-        | "Run" >> beam.ParDo(RunUnit(command, str(folder / "tokenizer")))
+        | "Run" >> beam.ParDo(RunUnit(command, str(folder / "tokenizer") if tokenizer is not None else ""))
     )
     return pipeline
 
@@ -120,7 +121,7 @@ class _Opened:
 
     def __init__(self, folder: str):
         try:
-            self.tokenizer = DocumentTokenizer.load(on_disk(folder))
+            self.tokenizer = DocumentTokenizer.load(on_disk(folder)) if folder else None
         except FileError as error:
             raise FileError(f"{error}; workers must see the output folder by this path, or in a bucket") from None
         self.encode = encoder(self.tokenizer)
@@ -131,7 +132,7 @@ class RunUnit(beam.DoFn):
 
     def __init__(self, command: PrepareCommand, tokenizer: str):
         """Args:
-        tokenizer: the folder of the tokenizer, where workers find it.
+        tokenizer: the folder of the tokenizer, where workers find it; "" to keep pictures.
         """
         self.command, self.folder, self._shared = command, tokenizer, Shared()
 

@@ -11,6 +11,8 @@ from data_pipeline.datasets import digit_documents, python_documents  # noqa: F4
 from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.sources import SourceConfig
 
+LARGEST_RESOLUTION = 1 << 13
+
 
 def _require_nothing_of_rows(*groups: tuple[SourceConfig, ...]) -> None:
     """Raises `ConfigError` for keys of sources that only matter in prepared rows."""
@@ -40,16 +42,20 @@ class TextTokenizerCommand:
 
 @config
 class ImageTokenizerCommand:
-    """`chameleon train-image-tokenizer`: train an image tokenizer on the pictures of some sources."""
+    """`chameleon train-image-tokenizer`: train an image tokenizer on pictures that are prepared, or on those of some
+    sources."""
 
     output: str
     """Folder for checkpoints, metrics.jsonl and, at the end, the tokenizer. A run that was interrupted there is
     resumed."""
     tokenizer: ImageTokenizerTrainConfig
-    sources: tuple[SourceConfig, ...]
-    """All pictures of their documents are used."""
+    sources: tuple[SourceConfig, ...] = ()
+    """All pictures of their documents are used. They are prepared first, in <output>/pictures."""
     held_out: tuple[SourceConfig, ...] = ()
     """Pictures on which PSNR and codebook use are measured."""
+    data: str = ""
+    """A folder that `chameleon prepare` wrote with keep 'pictures', instead of `sources` and `held_out`: several
+    machines can share that work, and it is done once for many runs."""
     datasets: str = "out/datasets"
     """Folder where embedded data sets are built."""
 
@@ -59,6 +65,7 @@ class ImageTokenizerCommand:
     }
 
     def __post_init__(self):
+        require(bool(self.data or self.sources), "sources", [], "must list at least one source, unless `data` is given")
         _require_nothing_of_rows(self.sources, self.held_out)
 
 
@@ -94,14 +101,21 @@ class PoolConfig:
 
 @config
 class PrepareCommand:
-    """`chameleon prepare`: tokenize documents and pack them into rows, ahead of training."""
+    """`chameleon prepare`: tokenize documents and pack them into rows, ahead of training; or keep their pictures, for
+    an image tokenizer to learn from."""
 
     output: str
     """Folder for the rows, the tokenizer and dataset.json, and for what an interrupted run has done. Older rows there
     are replaced once the new ones are complete; a folder with anything else in it is not."""
-    sequence_length: int
+    sequence_length: int | None = None
     """Tokens a row."""
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[SourceConfig, ...] = ()
+    keep: Literal["tokens", "pictures"] = "tokens"
+    """What is kept of the documents: 'tokens' in rows, for `chameleon train`; or 'pictures' as they are in their files,
+    for `chameleon train-image-tokenizer`, which crops and augments them anew in each epoch."""
+    resolution: int | None = None
+    """With keep 'pictures': the largest resolution, in pixels, that image tokenizers will be trained at. Pictures whose
+    shorter side is more than twice that are shrunk."""
     text_tokenizer: str = ""
     """File that `chameleon train-text-tokenizer` wrote, to join with `image_tokenizer`."""
     image_tokenizer: str = ""
@@ -134,6 +148,27 @@ class PrepareCommand:
         require_seed(self.seed)
         require(self.processes >= 0, "processes", self.processes, "must be 0 or more")
         require(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "must be from 0 to 1")
+        self._check_pictures() if self.keep == "pictures" else self._check_tokens()
+        for field in ("sources", "held_out"):
+            names = [source.name for source in getattr(self, field)]
+            require(
+                len(set(names)) == len(names), field, names, "names must differ; set `name` where a kind is repeated"
+            )
+        require(len(self.sources) > 0, "sources", [], "must list at least one source")
+        self._check_pools()
+
+    def _check_pictures(self) -> None:
+        require(self.resolution is not None and 0 < self.resolution <= LARGEST_RESOLUTION, "resolution",
+                self.resolution, f"must be given with keep 'pictures', from 1 to {LARGEST_RESOLUTION}")  # fmt: skip
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("sequence_length", "text_tokenizer", "image_tokenizer", "tokenizer", "pools", "too_long"):
+            require(getattr(self, name) == defaults[name], name, getattr(self, name), "goes with keep 'tokens' only")
+        require(self.near_duplicates.text is None, "near_duplicates.text", self.near_duplicates.text,
+                "goes with keep 'tokens' only")  # fmt: skip
+        _require_nothing_of_rows(self.sources, self.held_out)
+
+    def _check_tokens(self) -> None:
+        require(self.resolution is None, "resolution", self.resolution, "goes with keep 'pictures' only")
         two = (self.text_tokenizer, self.image_tokenizer)
         require(
             bool(self.text_tokenizer) if not self.tokenizer else not any(two),
@@ -142,14 +177,8 @@ class PrepareCommand:
             "give either `tokenizer` (a model's folder), or `text_tokenizer` and, where there are pictures, "
             f"`image_tokenizer`; here they are {self.text_tokenizer!r} and {self.image_tokenizer!r}",
         )
-        require(self.sequence_length > 1, "sequence_length", self.sequence_length, "must be at least 2")
-        for field in ("sources", "held_out"):
-            names = [source.name for source in getattr(self, field)]
-            require(
-                len(set(names)) == len(names), field, names, "names must differ; set `name` where a kind is repeated"
-            )
-        require(len(self.sources) > 0, "sources", [], "must list at least one source")
-        self._check_pools()
+        length = self.sequence_length
+        require(length is not None and length > 1, "sequence_length", length, "must be at least 2")
 
     def _check_pools(self) -> None:
         sources = [source.name for source in self.sources]

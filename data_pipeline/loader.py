@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import grain
 import numpy as np
@@ -22,13 +23,15 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.row_files import Rows, read_batch
 from data_pipeline.rows import FIXED_ROWS, FIXED_ROWS_PER_FILE, PREPARED_VERSION, fixed_to_batch, to_batch
 
+T = TypeVar("T")
+
 TOKENS_AT_A_TIME = 1 << 18
 """Small batches are read several at a time, up to this many tokens."""
 ROWS_LOOKED_UP = 1 << 12
 """The rows that the next batches hold are looked up about so many at a time, since few take as long."""
 
 
-def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+def places_of(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
     """`rows` of a batch, checked; None: all."""
     places = np.arange(batch_size) if rows is None else np.asarray(rows)
     if len(places) == 0 or places.min() < 0 or places.max() >= batch_size:
@@ -36,8 +39,8 @@ def _places(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
     return places
 
 
-def _in_one_line(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; errors lose the lines that Grain adds to their messages."""
+def in_one_line(batches: Iterable[T]) -> Iterator[T]:
+    """The batches, or parts of them; errors lose the lines that Grain adds to their messages."""
     try:
         yield from batches
     except FileError as error:
@@ -53,6 +56,23 @@ def _on_disk(folder: str | Path) -> str | Path:
     return on_disk(folder)
 
 
+def open_prepared(folder: str | Path, keep: Literal["tokens", "pictures"]) -> tuple[Path, dict[str, Any]]:
+    """The local copy of a folder that `chameleon prepare` wrote, and the contents of its dataset.json.
+
+    Raises:
+      FileError: if it is none, it is damaged, or something else was kept.
+    """
+    folder = Path(_on_disk(folder))
+    recover(folder)
+    if not (folder / "dataset.json").is_file():
+        raise FileError(f"{folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")
+    header = read_header(folder / "dataset.json", PREPARED_VERSION)
+    if header.get("keep", "tokens") != keep:
+        found, wanted = ("rows of tokens", "keep: pictures") if keep == "pictures" else ("pictures", "keep: tokens")
+        raise FileError(f"{folder}: holds {found}; run `chameleon prepare` with {wanted} into another folder")
+    return folder, header
+
+
 class PreparedData:
     """A folder that `chameleon prepare` wrote.
 
@@ -62,11 +82,7 @@ class PreparedData:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(_on_disk(folder))
-        recover(self.folder)
-        if not (self.folder / "dataset.json").is_file():
-            raise FileError(f"{self.folder}: holds no prepared data (no dataset.json); run `chameleon prepare` first")
-        self.header = read_header(self.folder / "dataset.json", PREPARED_VERSION)
+        self.folder, self.header = open_prepared(folder, keep="tokens")
 
     @property
     def sequence_length(self) -> int:
@@ -126,7 +142,7 @@ class PreparedData:
           ConfigError: if there is no stage, or one names a pool that was not prepared.
           FileError: if files are missing. A damaged row raises when it is read.
         """
-        places, mixture = _places(batch_size, rows), self.mixture(stages, steps, batch_size, seed)
+        places, mixture = places_of(batch_size, rows), self.mixture(stages, steps, batch_size, seed)
         pools = [self.rows("sources", name) for name in mixture.pools]
         at_a_time = max(TOKENS_AT_A_TIME // (len(places) * self.sequence_length), 1)
         looked_up = at_a_time * max(ROWS_LOOKED_UP // (at_a_time * len(places)), 1)
@@ -146,7 +162,7 @@ class PreparedData:
 
         read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
         reading = grain.MapDataset.range(start, steps, at_a_time).map(read).to_iter_dataset(read_ahead)
-        return _in_one_line(batch for batches in reading for batch in batches)
+        return in_one_line(batch for batches in reading for batch in batches)
 
     def rows_of_batch(
         self, stages: Sequence[StageConfig], steps: int, batch_size: int, seed: int = 0
@@ -176,7 +192,7 @@ class PreparedData:
         """
         if name not in self.header["held_out"]:
             raise ConfigError(f"held_out.{name}: was not prepared; there is {', '.join(self.header['held_out'])}")
-        pool, places = self.rows("held_out", name), _places(batch_size, rows)
+        pool, places = self.rows("held_out", name), places_of(batch_size, rows)
 
         def read(number: int) -> Batch:
             numbers = number * batch_size + places
@@ -189,4 +205,4 @@ class PreparedData:
 
         count = -(-len(pool) // batch_size)
         read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        return _in_one_line(grain.MapDataset.range(min(count, limit or count)).map(read).to_iter_dataset(read_ahead))
+        return in_one_line(grain.MapDataset.range(min(count, limit or count)).map(read).to_iter_dataset(read_ahead))

@@ -1,7 +1,8 @@
 """The offline job: from sources to packed rows in ArrayRecord files, with all that training needs beside them.
 
 Units are tokenized into the folder `units` of the output, by any number of processes and machines; then they are packed
-into rows, which takes little time and needs no tokenizer. A job that was stopped goes on where it was.
+into rows, which takes little time and needs no tokenizer. A job that was stopped goes on where it was. Where pictures
+are kept instead of tokens, the files of units are what training reads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,9 @@ from chameleon_jax.tokens.vocabulary import Vocabulary
 from data_pipeline import accounting, units
 from data_pipeline.config import PoolConfig, PrepareCommand
 from data_pipeline.duplicates import find_duplicates
+from data_pipeline.kept_pictures import KeptPicture
 from data_pipeline.near_duplicates import NOTHING, check_installed, near_duplicates, split_signature
+from data_pipeline.picture_shards import link_or_copy, write_pictures
 from data_pipeline.pools import PoolSource, check_figures, pools_of, write_pool
 from data_pipeline.processes import run_units
 from data_pipeline.rows import PREPARED_VERSION
@@ -41,7 +43,7 @@ from data_pipeline.tokenized import TokenizedDocument
 from data_pipeline.units import Counts, Unit, UnitFailed, UnitFiles
 
 _DATASET, _JOB = {"format_version", "fingerprint", "sources"}, {"format_version", "tokenizer", "command"}
-RunUnits = Callable[[Sequence[Unit], PrepareCommand, DocumentTokenizer], list[UnitFailed]]
+RunUnits = Callable[[Sequence[Unit], PrepareCommand, DocumentTokenizer | None], list[UnitFailed]]
 """Runs units wherever it likes, and returns why some have failed."""
 PREPARED = Kind(
     "prepared data",
@@ -63,16 +65,16 @@ PREPARED = Kind(
 
 def prepare(
     command: PrepareCommand,
-    tokenizer: DocumentTokenizer,
+    tokenizer: DocumentTokenizer | None,
     worker: tuple[int, int] = (1, 1),
     run: RunUnits | None = None,
 ) -> dict[str, Any] | None:
-    """Tokenizes and packs all sources into `command.output`.
+    """Tokenizes and packs all sources, or keeps their pictures, in `command.output`.
 
     What is complete there stays until the new rows are. After an interruption, the same call goes on.
 
     Args:
-      tokenizer: the tokenizer that the command names; it is saved beside the rows.
+      tokenizer: the tokenizer that the command names; it is saved beside the rows. None with keep 'pictures'.
       worker: number of this worker, from 1, and how many there are. Each tokenizes its share of the units; the one
         that finds all of them done packs.
       run: runs the units, as `beam.run_units` does. Default: processes of this machine run them.
@@ -84,15 +86,16 @@ def prepare(
       ConfigError: if one picture does not fit a row, a package is missing, or a source has nothing to train on.
       ChameleonError: if too many records of a source cannot be used, or units failed. The others stay done.
     """
-    _check_length(command, tokenizer)
+    if tokenizer is not None:
+        _check_length(command, tokenizer)
     check_installed(command.near_duplicates)
     recover(command.output)
     check_folder(command.output, PREPARED)
-    tokenizer_hash = units.hash_of_tokenizer(tokenizer)
-    planned = units.plan(command, tokenizer_hash)
+    recipe = units.recipe_of(command, tokenizer)
+    planned = units.plan(command, recipe)
     is_alone = worker[1] == 1
     with explain_disk_errors(command.output), contextlib.ExitStack() as stack:
-        _begin(command, tokenizer_hash)
+        _begin(command, recipe)
         if is_alone and not is_cloud(command.output):
             lock = Path(command.output, "units", ".lock")
             lock.parent.mkdir(exist_ok=True)
@@ -112,7 +115,7 @@ def prepare(
             console.print(f"{command.output}: {len(missing)} units of other workers are missing; the last one packs.")
             return None
         by_source = accounting.counts_by_source(planned, command.output)
-        accounting.print_table(by_source)
+        accounting.print_table(by_source, command.keep)
         accounting.check_rejected(by_source, planned, command)
         if not is_alone and not is_cloud(command.output):
             lock = Path(os.path.realpath(command.output) + ".packing.lock")
@@ -130,22 +133,25 @@ def _check_length(command: PrepareCommand, tokenizer: DocumentTokenizer) -> None
         )
 
 
-def _begin(command: PrepareCommand, tokenizer_hash: str) -> None:
+def _begin(command: PrepareCommand, recipe: str) -> None:
     """Marks the folder as one of ours, and says if the tokenizer is another one than before."""
     path = as_path(command.output) / "prepare.json"
     before = read_marker(path)
-    if before.get("tokenizer") not in (None, tokenizer_hash):
-        console.print(f"{command.output}: the tokenizer is not that of the last run; all units are made anew.")
-    header = {"format_version": FORMAT_VERSION, "tokenizer": tokenizer_hash, "command": to_dict(command)}
+    if before.get("tokenizer") not in (None, recipe):
+        what = "the tokenizer" if command.keep == "tokens" else "what is kept"
+        console.print(f"{command.output}: {what} is not that of the last run; all units are made anew.")
+    header = {"format_version": FORMAT_VERSION, "tokenizer": recipe, "command": to_dict(command)}
     with new_file(path, tidy=False) as tmp:  # other workers may be writing theirs
         tmp.write_text(json.dumps(header, indent=2) + "\n")
 
 
-def _run_here(waiting: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer) -> list[UnitFailed]:
+def _run_here(
+    waiting: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer | None
+) -> list[UnitFailed]:
     """Runs units in processes of this machine, with a progress bar."""
     failed: list[UnitFailed] = []
     total, running, began = Counts(), {}, time.monotonic()
-    with progress_bar("tokenize", len(waiting)) as bar:
+    with progress_bar("keep pictures" if tokenizer is None else "tokenize", len(waiting)) as bar:
         done = 0
 
         def show() -> None:
@@ -202,27 +208,51 @@ def print_status(command: PrepareCommand) -> dict[str, int]:
 
 def _pack(
     command: PrepareCommand,
-    tokenizer: DocumentTokenizer,
+    tokenizer: DocumentTokenizer | None,
     planned: Sequence[Unit],
     counts: Mapping[str, Counts],
     is_alone: bool,
 ) -> dict[str, Any]:
     """Writes the rows and all beside them, and replaces what was there before."""
-    output, vocabulary = command.output, tokenizer.vocabulary
-    made_from = units.mark_of(
-        {
-            "units": [unit.key for unit in planned],
-            "settings": {
-                key: value
-                for key, value in to_dict(command).items()
-                if key in ("sequence_length", "too_long", "duplicates", "near_duplicates", "pools")
-            },
-        }
-    )
+    output = command.output
+    made_from = units.mark_of({"units": [unit.key for unit in planned], "settings": _settings(command)})
     before = read_marker(as_path(output) / "dataset.json")
     if not is_alone and before.get("made_from") == made_from:
         return before  # another worker packed
-    skipped = _find_duplicates(planned, command, vocabulary.size)
+    skipped = _find_duplicates(planned, command, tokenizer)
+    with new_folder(output, PREPARED) as folder:
+        accounting.join_rejected(planned, output, folder / "rejected.jsonl")
+        if tokenizer is None:
+            header = write_pictures(command, planned, skipped, folder)
+        else:
+            header = _write_rows(command, tokenizer, planned, counts, skipped, folder)
+        header["fingerprint"] = _fingerprint(header)
+        header["made_from"] = made_from
+        _keep_units(planned, output, folder)
+        write_json(folder / "prepare.json", read_marker(as_path(output) / "prepare.json"))
+        write_json(folder / "dataset.json", with_checksum(json.loads(json.dumps(header))))
+    return header
+
+
+def _settings(command: PrepareCommand) -> dict[str, Any]:
+    """What else the result depends on, beside units."""
+    settings = to_dict(command)
+    names = ["sequence_length", "too_long", "duplicates", "near_duplicates", "pools"]
+    if command.keep == "pictures":
+        names += ["keep", "sources", "held_out"]
+    return {name: settings[name] for name in names}
+
+
+def _write_rows(
+    command: PrepareCommand,
+    tokenizer: DocumentTokenizer,
+    planned: Sequence[Unit],
+    counts: Mapping[str, Counts],
+    skipped: dict[tuple[str, str], np.ndarray],
+    folder: Path,
+) -> dict[str, Any]:
+    """Writes rows and tokenizer; returns the header."""
+    vocabulary = tokenizer.vocabulary
     header: dict[str, Any] = {
         "format_version": PREPARED_VERSION,
         "sequence_length": command.sequence_length,
@@ -231,18 +261,10 @@ def _pack(
         "sources": {},
         "held_out": {},
     }
-    with new_folder(output, PREPARED) as folder:
-        tokenizer.save(folder / "tokenizer")
-        accounting.join_rejected(planned, output, folder / "rejected.jsonl")
-        for part, pool in _pools(command):
-            header[part][pool.name] = _write_pool(part, pool, command, planned, counts, skipped, vocabulary, folder)
-        header["tokenizer"] = units.hash_of_parts(tokenizer)
-        header["fingerprint"] = _fingerprint(header)
-        header["made_from"] = made_from
-        _keep_units(planned, output, folder)
-        write_json(folder / "prepare.json", read_marker(as_path(output) / "prepare.json"))
-        write_json(folder / "dataset.json", with_checksum(json.loads(json.dumps(header))))
-    return header
+    tokenizer.save(folder / "tokenizer")
+    for part, pool in _pools(command):
+        header[part][pool.name] = _write_pool(part, pool, command, planned, counts, skipped, vocabulary, folder)
+    return {**header, "tokenizer": units.hash_of_parts(tokenizer)}
 
 
 def _pools(command: PrepareCommand) -> Iterator[tuple[str, PoolConfig]]:
@@ -294,28 +316,35 @@ def _documents(
 
 
 def _find_duplicates(
-    planned: Sequence[Unit], command: PrepareCommand, vocab_size: int
+    planned: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer | None
 ) -> dict[tuple[str, str], np.ndarray]:
     """Source and key of each unit → places of its documents that are not used."""
     ordered = sorted(planned, key=lambda unit: unit.part != "held_out")
     found = [np.zeros(0, np.int64) for _ in ordered]
+
+    def read(unit: Unit) -> Iterator[TokenizedDocument | KeptPicture]:
+        if tokenizer is None:
+            return units.pictures_of_unit(unit, command.output)
+        return units.documents_of_unit(unit, command.output, tokenizer.vocabulary.size)
+
+    kept = "documents" if tokenizer is not None else "pictures"
     if command.duplicates == "drop":
-        digests = (
-            (document.digest for document in units.documents_of_unit(unit, command.output, vocab_size))
-            for unit in ordered
-        )
-        found = find_duplicates(digests)
+        found = find_duplicates((document.digest for document in read(unit)) for unit in ordered)
         if total := sum(map(len, found)):
-            console.print(f"{command.output}: {total:,} documents are the same as others, and not used")
+            console.print(f"{command.output}: {total:,} {kept} are the same as others, and not used")
     if command.near_duplicates != NOTHING:
-        near = _find_near_duplicates(ordered, command, vocab_size)
+        near = _find_near_duplicates(ordered, command, read)
         if total := sum(len(np.setdiff1d(*each)) for each in zip(near, found, strict=True)):
-            console.print(f"{command.output}: {total:,} documents are nearly the same as others, and not used")
+            console.print(f"{command.output}: {total:,} {kept} are nearly the same as others, and not used")
         found = [np.union1d(*each) for each in zip(near, found, strict=True)]
     return {(unit.place, unit.key): places for unit, places in zip(ordered, found, strict=True)}
 
 
-def _find_near_duplicates(ordered: Sequence[Unit], command: PrepareCommand, vocab_size: int) -> list[np.ndarray]:
+def _find_near_duplicates(
+    ordered: Sequence[Unit],
+    command: PrepareCommand,
+    read: Callable[[Unit], Iterator[TokenizedDocument | KeptPicture]],
+) -> list[np.ndarray]:
     """Places of the documents, of each unit, that are made of records which are nearly the same as others."""
     records = []  # for each document, which record it is made of
     settings = command.near_duplicates
@@ -324,7 +353,7 @@ def _find_near_duplicates(ordered: Sequence[Unit], command: PrepareCommand, voca
         number = -1
         for unit in ordered:
             own = []
-            for document in units.documents_of_unit(unit, command.output, vocab_size):
+            for document in read(unit):
                 if document.number == 0:
                     number += 1
                     yield number, *split_signature(document.signature, settings)
@@ -343,10 +372,7 @@ def _keep_units(planned: Sequence[Unit], output: str, folder: Path) -> None:
     for key in {unit.key for unit in planned}:
         for file in UnitFiles(output, key).all():
             if file.exists():
-                try:
-                    os.link(file, folder / "units" / file.name)
-                except OSError:  # a file system without links
-                    shutil.copyfile(file, folder / "units" / file.name)
+                link_or_copy(file, folder / "units" / file.name)
 
 
 def _fingerprint(header: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Runs units in several processes of this machine.
 
 Each worker process opens the tokenizer once and computes on one core, so that as many of them run as there are cores.
-On an accelerator the workers read, decode and resize pictures, and this process computes their codes.
+On an accelerator the workers read, decode and resize pictures, and this process computes their codes. To keep pictures,
+threads do instead: nearly all of the work is Pillow's, which threads do at the same time, and they begin at once.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +49,21 @@ def cores() -> int:
 
 
 def run_units(
-    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer, report: Report
+    units: Sequence[Unit], command: PrepareCommand, tokenizer: DocumentTokenizer | None, report: Report
 ) -> Iterator[Outcome]:
     """Runs units, in any order, in `command.processes` processes; yields each when it is done or has failed.
 
     Args:
+      tokenizer: None to keep pictures; threads then run the units.
       report: called with the counts of a unit along the way.
 
     Raises:
       ChameleonError: for what would make all units fail, such as a full disk.
     """
     processes = min(command.processes or cores(), len(units))
+    if tokenizer is None:
+        yield from _run_in_threads(units, command, report, processes)
+        return
     # A kind of source that a script defines is known in that script's process alone.
     importable = all(type(unit.source).__module__ != "__main__" for unit in units)
     if processes > 1 and importable:
@@ -71,10 +77,37 @@ def run_units(
             yield unit, error
 
 
-def encoder(tokenizer: DocumentTokenizer) -> EncodeSquares | None:
+class _Stop(Exception):
+    """Ends the units that other threads run."""
+
+
+def _run_in_threads(units: Sequence[Unit], command: PrepareCommand, report: Report, threads: int) -> Iterator[Outcome]:
+    stopping = threading.Event()
+
+    def run_one(unit: Unit) -> Outcome:
+        def report_or_stop(counts: Counts) -> None:
+            if stopping.is_set():
+                raise _Stop
+            report(unit, counts)
+
+        try:
+            return unit, run(unit, command, None, report=report_or_stop)
+        except UnitFailed as error:
+            return unit, error
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for done in as_completed([pool.submit(run_one, unit) for unit in units]):
+                yield done.result()
+        finally:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def encoder(tokenizer: DocumentTokenizer | None) -> EncodeSquares | None:
     """A function that computes codes on whichever device is free. Several threads may call it. None: no picture can be
     encoded."""
-    if tokenizer.image is None:
+    if tokenizer is None or tokenizer.image is None:
         return None
     image, free = tokenizer.image, queue.SimpleQueue()
     if jax.default_backend() == "cpu":

@@ -1,4 +1,4 @@
-"""The texts and the pictures of some sources, for tokenizers to learn from."""
+"""The texts of some sources, for text tokenizers to learn from."""
 
 from __future__ import annotations
 
@@ -8,25 +8,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from chameleon_jax.config import ConfigError
-from chameleon_jax.document import DocumentError
-from chameleon_jax.runtime.progress import console, progress_bar
-from chameleon_jax.tokens.image import resize_and_crop
+from chameleon_jax.runtime.progress import console
 from data_pipeline.forms import documents_of
-from data_pipeline.pictures import open_picture
 from data_pipeline.records import Record, Rejected
 from data_pipeline.sources import SourceConfig
 
 MOST_TEXT = 256 << 20
 """Bytes of text that are kept. SentencePiece learns no better from more."""
-MOST_PIXELS = 4 << 30
-"""Bytes of pictures that are kept, 3 for each pixel."""
-
-
 SEED = 0
-"""Of forms and augmentation. What tokenizers learn from need not be what rows hold."""
+"""Of forms. What text tokenizers learn from need not be what rows hold."""
 
 
 class Sample:
@@ -116,37 +107,3 @@ def read_texts(sources: Sequence[SourceConfig], datasets: str) -> list[str]:
     if not texts:
         raise ConfigError("sources: their documents hold no text")
     return texts
-
-
-def read_pictures(sources: Sequence[SourceConfig], datasets: str, resolution: int) -> np.ndarray:
-    """The pictures of the documents of `sources`, augmented as they say, or of a sample of them that takes
-    `MOST_PIXELS` bytes, cropped to squares: uint8 `[n, resolution, resolution, 3]`. Says which records cannot be used.
-
-    Raises:
-      ConfigError: if there are none.
-    """
-    sample, unread = Sample(MOST_PIXELS), Unread()
-    with progress_bar("read pictures", None) as bar:
-        for source, document in _documents(sources, datasets, unread):
-            id = f"{source.name} {document.id}"
-            if not document.pictures or not sample.wants(id):
-                continue
-            try:
-                pixels = [
-                    np.asarray(
-                        resize_and_crop(
-                            open_picture(picture, source, SEED, document.id, number, resolution), resolution
-                        )
-                    )
-                    for number, picture in enumerate(document.pictures)
-                ]
-            except DocumentError as error:
-                unread.add(document.place, error)
-                continue
-            sample.add(id, pixels, sum(each.nbytes for each in pixels))
-            bar.update(sample.kept)
-    unread.report()
-    pixels = list(itertools.chain.from_iterable(sample.items("pictures")))
-    if not pixels:
-        raise ConfigError("sources: their documents hold no pictures")
-    return np.stack(pixels)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +32,9 @@ from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.augment import OFF
 from data_pipeline.forms import FormConfig
+from data_pipeline.kept_pictures import KeptPicture, keep_pictures
+from data_pipeline.kept_pictures import from_bytes as picture_from_bytes
+from data_pipeline.kept_pictures import to_bytes as picture_to_bytes
 from data_pipeline.records import Record, Rejected, Shard
 from data_pipeline.sources.files import GROUP_BYTES, GROUP_FILES
 from data_pipeline.sources.source import SourceConfig, settings_of
@@ -50,6 +54,8 @@ UNLOCKED_FOR = 60
 """Seconds after which a temporary file that nobody has locked is taken for that of a killed process."""
 ELSEWHERE = ("name", "path", "picture_folder", "data_dir", "count")
 """Keys of sources that do not change what becomes of a record: names, and where files lie. `count` ends up in units."""
+
+T = TypeVar("T")
 
 
 class UnitFailed(ChameleonError):
@@ -123,6 +129,11 @@ class Counts:
             self.text_tokens += int(by_modality[TEXT])
             self.image_tokens += int(by_modality[IMAGE])
 
+    def keep_pictures(self, pictures: Sequence[KeptPicture]) -> None:
+        self.kept += 1
+        self.documents += len(pictures)
+        self.pictures += len(pictures)
+
 
 def kind_of_reason(reason: str) -> str:
     """A reason without what differs from record to record: names of files, quotations, numbers."""
@@ -137,8 +148,11 @@ def kind_of_reason(reason: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def plan(command: PrepareCommand, tokenizer_hash: str) -> list[Unit]:
+def plan(command: PrepareCommand, recipe: str) -> list[Unit]:
     """The units of a job in order. Reads no more of the data than names, sizes and samples of its files.
+
+    Args:
+      recipe: what `recipe_of` returned.
 
     Raises:
       FileError: if a source has nothing to read.
@@ -151,7 +165,7 @@ def plan(command: PrepareCommand, tokenizer_hash: str) -> list[Unit]:
             if files not in listed:
                 listed[files] = source.shards(command.datasets)
             planned += [
-                Unit(part, source, shards, limit, _key(source, shards, limit, tokenizer_hash, command))
+                Unit(part, source, shards, limit, _key(source, shards, limit, recipe, command))
                 for shards, limit in _limited(source, listed[files])
             ]
     return planned
@@ -196,14 +210,18 @@ def _groups(shards: list[Shard]) -> Iterator[tuple[Shard, ...]]:
         yield tuple(group)
 
 
-def _key(
-    source: SourceConfig, shards: tuple[Shard, ...], limit: int, tokenizer_hash: str, command: PrepareCommand
-) -> str:
-    settings = {name: value for name, value in settings_of(source).items() if name not in ELSEWHERE}
+def _key(source: SourceConfig, shards: tuple[Shard, ...], limit: int, recipe: str, command: PrepareCommand) -> str:
+    elsewhere = ELSEWHERE if command.keep == "tokens" else (*ELSEWHERE, "augment")  # when training reads them
+    settings = {name: value for name, value in settings_of(source).items() if name not in elsewhere}
     inputs = [(shard.name, shard.identity, shard.begin, shard.end) for shard in shards]
     compared = [limit is not None for limit in (command.near_duplicates.text, command.near_duplicates.pictures)]
-    values = [FORMAT_VERSION, settings, inputs, limit, tokenizer_hash, command.seed, compared]
+    values = [FORMAT_VERSION, settings, inputs, limit, recipe, command.seed, compared]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def recipe_of(command: PrepareCommand, tokenizer: DocumentTokenizer | None) -> str:
+    """Differs for jobs that make something else of the same records: the hash of the tokenizer, if there is one."""
+    return f"pictures for {command.resolution} pixels" if tokenizer is None else hash_of_tokenizer(tokenizer)
 
 
 def hash_of_parts(tokenizer: DocumentTokenizer) -> dict[str, str | None]:
@@ -255,13 +273,14 @@ class UnitFiles:
 def run(
     unit: Unit,
     command: PrepareCommand,
-    tokenizer: DocumentTokenizer,
+    tokenizer: DocumentTokenizer | None,
     encode: EncodeSquares | None = None,
     report: Callable[[Counts], None] = lambda counts: None,
 ) -> Counts:
     """Reads, filters, forms and tokenizes the records of a unit, and writes its files into `command.output`.
 
     Args:
+      tokenizer: None to keep pictures.
       encode: computes the codes of pictures. Default: the image tokenizer of `tokenizer`.
       report: called with the counts of the unit along the way.
 
@@ -272,12 +291,21 @@ def run(
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    files, counts, vocabulary = UnitFiles(command.output, unit.key), Counts(), tokenizer.vocabulary
+    files, counts = UnitFiles(command.output, unit.key), Counts()
     writer = rejects = None
     digest, reported = hashlib.sha256(), 0.0
     items = _read(unit, command.datasets, counts)
+    if tokenizer is None:
+        made = keep_pictures(items, unit.source, command.resolution, command.seed, command.near_duplicates)
+        # Training reads these files, one picture here, another there.
+        options, as_bytes, keep = "group_size:1,uncompressed", picture_to_bytes, counts.keep_pictures
+    else:
+        vocabulary = tokenizer.vocabulary
+        made = tokenize(items, unit.source, tokenizer, command.seed, encode, command.near_duplicates)
+        options, as_bytes = "group_size:16", functools.partial(to_bytes, vocab_size=vocabulary.size)
+        keep = functools.partial(counts.keep, modality=vocabulary.modality)
     with contextlib.ExitStack() as stack:
-        for result in tokenize(items, unit.source, tokenizer, command.seed, encode, command.near_duplicates):
+        for result in made:
             if isinstance(result, Rejected):
                 if rejects is None:
                     tmp = stack.enter_context(new_file(files.rejected, tidy=False))
@@ -286,15 +314,15 @@ def run(
                 rejects.write(json.dumps({key: printable(value, 1000) for key, value in line.items()}) + "\n")
                 counts.reject(result.reason)
                 continue
-            if writer is None:
+            if writer is None and result:
                 tmp = stack.enter_context(new_file(files.documents, tidy=False))
-                writer = ArrayRecordWriter(str(tmp), "group_size:16")
+                writer = ArrayRecordWriter(str(tmp), options)
                 stack.callback(writer.close)
             for document in result:
-                content = to_bytes(document, vocabulary.size)
+                content = as_bytes(document)
                 digest.update(content)
                 writer.write(content)
-            counts.keep(result, vocabulary.modality)
+            keep(result)
             if (now := time.monotonic()) - reported > 0.2:
                 report(counts)
                 reported = now
@@ -392,6 +420,15 @@ def documents_of_unit(unit: Unit, folder: str | Path, vocab_size: int) -> Iterat
     Raises:
       FileError: if they are damaged. The unit is then done no more.
     """
+    return _stored(unit, folder, lambda content: from_bytes(content, vocab_size))
+
+
+def pictures_of_unit(unit: Unit, folder: str | Path) -> Iterator[KeptPicture]:
+    """The same for pictures."""
+    return _stored(unit, folder, picture_from_bytes)
+
+
+def _stored(unit: Unit, folder: str | Path, decode: Callable[[bytes], T]) -> Iterator[T]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     files = UnitFiles(folder, unit.key)
@@ -404,7 +441,7 @@ def documents_of_unit(unit: Unit, folder: str | Path, vocab_size: int) -> Iterat
         for _ in range(reader.num_records()):
             content = reader.read()
             digest.update(content)
-            yield from_bytes(content, vocab_size)
+            yield decode(content)
         if digest.hexdigest() != mark["documents_sha256"]:
             raise ValueError("it does not match its sha256")
     except (ValueError, RuntimeError, IndexError, FileError) as error:

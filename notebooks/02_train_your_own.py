@@ -162,7 +162,7 @@ import numpy as np
 from chameleon_jax.config import ImageTokenizerConfig, ImageTokenizerTrainConfig
 from chameleon_jax.tokens.image import resize_and_crop
 from chameleon_jax.training import read_metrics
-from chameleon_jax.training.image_tokenizer import train_image_tokenizer
+from chameleon_jax.training.image_tokenizer import pictures_in_order, train_image_tokenizer
 
 image_config = ImageTokenizerTrainConfig(
     model=ImageTokenizerConfig(
@@ -180,7 +180,8 @@ image_config = ImageTokenizerTrainConfig(
 pixels = np.stack(
     [np.asarray(resize_and_crop(chameleon_jax.open_image(path), 32)) for path, _ in pairs_to_learn]
 )  # uint8 [pictures, height, width, 3]
-image_tokenizer = train_image_tokenizer(image_config, pixels)
+batches = pictures_in_order(pixels, image_config.batch_size, image_config.seed)
+image_tokenizer = train_image_tokenizer(image_config, batches)
 
 # %%
 unseen = [chameleon_jax.open_image(path) for path, _ in held_out[:6]]

@@ -13,6 +13,7 @@ import difflib
 import io
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
@@ -91,8 +92,8 @@ class Command:
     """Print the results as JSON."""
     keeps_programs: bool = False
     """Use JAX's compilation cache by default. Commands that measure compilation do not."""
-    then: tuple[str, ...] = ()
-    """Commands that may be run next, with `{output}` for that of the config."""
+    then: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    """Commands that may be run next, with `{output}` for that of the config; or a function that returns them for it."""
     listed: bool = True
     """Whether `chameleon --help` names it. Older names of commands go on working without."""
 

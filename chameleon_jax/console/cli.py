@@ -156,10 +156,13 @@ COMMANDS = {
             then=("prepare CONFIG --image-tokenizer {output}",),
         ),
         Command(
-            "prepare", "tokenize and pack documents for training", data_configs.PrepareCommand,
+            "prepare", "tokenize and pack documents for training, or keep their pictures", data_configs.PrepareCommand,
             "console.commands:prepare", _Prepare, configs=(*recipes("prepare"), "prepare_*.yaml"),
             example="chameleon prepare demo --sequence-length 512", keeps_programs=True,
-            then=("data {output}", "train CONFIG --data {output}"),
+            then=lambda config: (
+                ("train-image-tokenizer CONFIG --data {output}",) if config.keep == "pictures"
+                else ("data {output}", "train CONFIG --data {output}")
+            ),
         ),
         Command(
             "data", "say how much of each source is learnt from, and show rows of it", data_configs.DataCommand,
@@ -254,9 +257,10 @@ def _print_figures(command: Command, config: Any, figures: dict[str, Any]) -> No
     for key, value in figures.items():
         text = f"{value:.4g}" if isinstance(value, float) else printable(value, LONGEST_MESSAGE)
         print(f"{key:<{width}} {text}")
-    if figures and command.then:  # only the first of several processes has figures
+    then = command.then(config) if callable(command.then) else command.then
+    if figures and then:  # only the first of several processes has figures
         print("\nnext:")
-        for line in command.then:
+        for line in then:
             print(f"  chameleon {line.format(output=shlex.quote(config.output))}")
 
 

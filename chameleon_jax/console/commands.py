@@ -15,7 +15,7 @@ import jax
 from chameleon_jax.config import ConfigError, ConvertCommand
 from chameleon_jax.console.terminal import print_warnings
 from chameleon_jax.runtime.cloud import as_path, on_disk
-from chameleon_jax.runtime.distributed import is_first, place_in_cluster
+from chameleon_jax.runtime.distributed import broadcast_from_first, is_first, place_in_cluster
 from chameleon_jax.runtime.distributed import start as start_processes
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.folders import check_file, check_folder, new_folder
@@ -29,7 +29,6 @@ from chameleon_jax.tokens.documents import (
     load_text_tokenizer,
     save_image_tokenizer,
 )
-from chameleon_jax.tokens.image import scale
 from chameleon_jax.tokens.text import LONGEST_TEXT
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
@@ -64,7 +63,7 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
 
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     """Trains the VQGAN and writes `<output>/model`. Returns figures on the held-out pictures, in the first process."""
-    from data_pipeline.segments import read_pictures
+    from data_pipeline.picture_loader import PreparedPictures
 
     config = dataclasses.replace(command.tokenizer, output=command.output)
     start_processes(config.distributed)
@@ -78,14 +77,40 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
             f"note: tokenizer.model: with {unreleased} models are saved in format 'chameleon' alone, not in the "
             "released formats"
         )
-    pictures = read_pictures(command.sources, command.datasets, config.model.resolution)
-    held_out = read_pictures(command.held_out, command.datasets, config.model.resolution) if command.held_out else None
-    tokenizer = learn_image_tokenizer(config, pictures, held_out)
+    data = PreparedPictures(command.data or _keep_pictures(command), config.model.resolution)
+    batch_size, limit = config.batch_size, config.evaluation_batches
+    if len(data) < batch_size:
+        console.print(
+            f"note: tokenizer.batch_size = {batch_size}: there are only {len(data)} pictures, so that a batch holds "
+            "some of them several times"
+        )
+    tokenizer = learn_image_tokenizer(
+        config,
+        lambda start, rows: data.batches(config.steps, batch_size, config.seed, start=start, rows=rows),
+        data_fingerprint=data.fingerprint,
+        held_out={
+            name: lambda rows, name=name: data.held_out_batches(name, batch_size, limit, rows) for name in data.held_out
+        },
+    )
     if not is_first():
         return {}
     with new_folder(folder, IMAGE_TOKENIZER) as tmp:
         save_image_tokenizer(tokenizer, tmp)
-    return measure_image_tokenizer(tokenizer, scale(pictures if held_out is None else held_out))
+    measured = (batch for name in data.held_out for batch in data.held_out_batches(name, tokenizer.batch))
+    return measure_image_tokenizer(tokenizer, measured) if data.held_out else {"pictures": len(data)}
+
+
+def _keep_pictures(command: ImageTokenizerCommand) -> str:
+    """Prepares the pictures of the command's sources in the first process; returns the folder."""
+    from data_pipeline.config import PrepareCommand
+    from data_pipeline.prepare import prepare as keep_pictures
+
+    folder = f"{command.output.rstrip('/')}/pictures"
+    keep = PrepareCommand(
+        folder, keep="pictures", resolution=command.tokenizer.model.resolution, sources=command.sources,
+        held_out=command.held_out, datasets=command.datasets, max_rejected=1.0,
+    )  # fmt: skip
+    return broadcast_from_first(lambda: keep_pictures(keep, None) and folder)
 
 
 def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
@@ -114,12 +139,12 @@ def prepare(
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Tokenizes and packs all sources. Returns totals over those to learn from.
+    """Tokenizes and packs all sources, or keeps their pictures. Returns totals over those to learn from.
 
     Args:
       worker: as "3/16", this worker's number and how many there are. Default: what the cluster says.
       status: only print what is done.
-      runner: the Apache Beam runner that tokenizes. Default: processes of this machine do.
+      runner: the Apache Beam runner that runs the units. Default: this machine does.
       beam_options: options of the runner.
     """
     from data_pipeline.prepare import PREPARED, print_status
@@ -134,9 +159,13 @@ def prepare(
     place = (1, 1) if runner else _worker(worker)
     run = _on_runner(runner, beam_options) if runner else None
     check_folder(command.output, PREPARED)
-    header = prepare_rows(command, open_tokenizer(command), place, run)
+    tokenizer = open_tokenizer(command) if command.keep == "tokens" else None
+    header = prepare_rows(command, tokenizer, place, run)
     if header is None:
         return {}
+    if command.keep == "pictures":
+        kept = {part: sum(entry["pictures"] for entry in header[part].values()) for part in ("sources", "held_out")}
+        return {"pictures": kept["sources"], "pictures_held_out": kept["held_out"]}
     sources = header["sources"].values()
     always = ("documents", "pictures", "tokens", "image_tokens", "rows")
     keys = (*always, "conversations_skipped", "turns_dropped", "documents_cut", "pictures_cut_off")

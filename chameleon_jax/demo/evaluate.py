@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.batch import Pictures
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, from_dict
 from chameleon_jax.demo.judge import Judge, nearest_distances
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.tokens.image import to_pixels
+from chameleon_jax.tokens.image import resize_and_crop, scale, to_pixels
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.losses import token_losses
 from data_pipeline.datasets import open_dataset
@@ -195,7 +196,7 @@ def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, dat
     sums = ask_sums(model, images, labels, config)
     drawings = draw(model, judge, config)
     resolution = model.tokenizer.image.config.resolution
-    pixels = np.stack([to_pixels(image, resolution) for image in images])
+    squares = np.stack([np.asarray(resize_and_crop(image, resolution)) for image in images])
     metrics: dict[str, Any] = {
         "caption_accuracy": captions.accuracy,
         "drawing_accuracy": drawings.accuracy,
@@ -203,7 +204,7 @@ def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, dat
         "sum_accuracy": sums.accuracy,
         "judge_accuracy_on_real_digits": float(np.mean(judge(images) == labels)),
         **share_of_copies(model, drawings.pictures, train_images, images),
-        **measure_image_tokenizer(model.tokenizer.image, pixels),
+        **measure_image_tokenizer(model.tokenizer.image, [Pictures(squares, np.ones(len(squares), np.float32))]),
         "text_bits_per_byte": bits_per_byte(model, data, "python_reference"),
         "xz_bits_per_byte": xz_bits_per_byte(data, "python_reference", datasets),
         "code_bits_per_byte": bits_per_byte(model, data, "python_stdlib"),
@@ -211,6 +212,6 @@ def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, dat
     }
     continuations = continue_documents(model, images, labels, data, datasets)
     return Evaluation(
-        metrics, captions, questions, sums, drawings, continuations, pixels, len(train_images),
+        metrics, captions, questions, sums, drawings, continuations, scale(squares), len(train_images),
         config.drawing.text_guidance,
     )  # fmt: skip

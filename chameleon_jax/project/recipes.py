@@ -126,12 +126,12 @@ def _image_tokenizer(found: Sequence[Found], held_out: Mapping[str, float], size
     pictured = [each for each in found if each.pictures]
     more = {}
     for each in pictured:
-        keys = {"form": {"copies": sizes.copies} if sizes.copies > 1 else {}, "augment": augmentation(each, sizes)}
-        more[each.source["name"]] = {name: value for name, value in keys.items() if value}
+        if augment := augmentation(each, sizes):
+            more[each.source["name"]] = {"augment": augment}
     # Half of the downsampling by folding pixels into channels, which a CPU likes, the rest by levels.
     levels = 1 if sizes.is_cpu else 3
     fold = sizes.resolution // sizes.grid // 2 ** (levels - 1)
-    comments = {**_PARTS, "augment": "Each of the copies is changed in its own way."}
+    comments = {**_PARTS, "augment": "Each picture is changed anew in each epoch."}
     return f"""# chameleon train-image-tokenizer: a VQGAN that turns a picture into {sizes.grid} x {sizes.grid} codes.
 output: {_value(str(folder / "image_tokenizer"))}
 tokenizer:

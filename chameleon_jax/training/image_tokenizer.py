@@ -10,9 +10,9 @@ Legend: B batch, N codes, g side of the grid of codes, e code dimension.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,8 +28,8 @@ from chameleon_jax.models.flops import image_tokenizer_flops
 from chameleon_jax.models.vq import VQModel, nearest_code
 from chameleon_jax.runtime.compiler_options import compiler_options
 from chameleon_jax.sharding import check_rows, make_mesh, picture_sharding, replicated, shardings_by_shape
-from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.training.feeding import Batches, local_rows, place
+from chameleon_jax.tokens.image import ImageTokenizer, scale
+from chameleon_jax.training.feeding import Batches, HeldOut, local_rows, place
 from chameleon_jax.training.loop import train
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.state import model_params
@@ -312,41 +312,48 @@ def first_params(task: ImageTokenizerTask, batches: Batches, target: Params) -> 
 
 
 def train_image_tokenizer(
-    config: ImageTokenizerTrainConfig, pictures: np.ndarray, held_out: np.ndarray | None = None
+    config: ImageTokenizerTrainConfig,
+    batches: Batches,
+    *,
+    data_fingerprint: str = "",
+    held_out: Mapping[str, HeldOut] = MappingProxyType({}),
 ) -> ImageTokenizer:
     """Trains a VQGAN in the folder `config.output`, resuming from its newest checkpoint if there is one.
 
     Args:
-      pictures: uint8 `[n, resolution, resolution, 3]`, read in a new random order in each epoch.
-      held_out: pictures to evaluate on.
+      batches: of `Pictures`, as a function; of pictures in memory, `pictures_in_order`.
+      data_fingerprint, held_out: as for `loop.train`.
 
     Raises:
       ConfigError, TrainingError, FileError, Stopped: as `loop.train`.
     """
     task = ImageTokenizerTask(config)
-    batches = pictures_in_order(pictures, config.batch_size, config.seed)
     state = train(
         task,
         batches,
-        data_fingerprint=hashlib.sha256(pictures).hexdigest(),
-        held_out={} if held_out is None else {"pictures": whole_batches(held_out, config.batch_size)},
+        data_fingerprint=data_fingerprint,
+        held_out=held_out,
         initial_params=lambda target: first_params(task, batches, target),
     )
     gather = jax.jit(lambda params: params["model"], out_shardings=replicated(make_mesh(config.mesh)))
     return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))))
 
 
-def measure_image_tokenizer(tokenizer: ImageTokenizer, pixels: np.ndarray) -> dict[str, float]:
-    """PSNR of reconstructions, the share of codes that occur, and their perplexity.
+def measure_image_tokenizer(tokenizer: ImageTokenizer, batches: Iterable[Pictures]) -> dict[str, float]:
+    """Mean PSNR of reconstructions, the share of codes that occur, and their perplexity.
 
     Args:
-      pixels: float32 `[n, h, w, 3]` in [-1, 1].
+      batches: pictures that have a loss weight of 0 are not measured.
     """
-    codes = tokenizer.encode_pixels(pixels)
-    error = psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))
-    counts = np.bincount(codes.reshape(-1), minlength=tokenizer.config.num_codes)
+    total, pictures, counts = 0.0, 0, np.zeros(tokenizer.config.num_codes, np.int64)
+    for batch in batches:
+        pixels = scale(batch.pixels[np.flatnonzero(batch.loss_weights)])
+        codes = tokenizer.encode_pixels(pixels)
+        total += float(jnp.sum(psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))))
+        pictures += len(pixels)
+        counts += np.bincount(codes.reshape(-1), minlength=len(counts))
     return {
-        "reconstruction_psnr_db": float(jnp.mean(error)),
+        "reconstruction_psnr_db": total / pictures,
         "codebook_used": float(np.mean(counts > 0)),
         "codebook_perplexity": float(perplexity(jnp.asarray(counts, jnp.float32))),
     }

@@ -16,10 +16,14 @@ from chameleon_jax.runtime.progress import console
 
 RUN = Kind(
     "a training run",
-    lambda folder: (folder / "checkpoints").is_dir() or (folder / "sessions.jsonl").is_file(),
+    lambda folder: (
+        (folder / "checkpoints").is_dir()
+        or (folder / "sessions.jsonl").is_file()
+        or (folder / "pictures" / "prepare.json").is_file()  # training has not begun yet
+    ),
     (
         "checkpoints/*", "metrics.jsonl", "metrics.jsonl.damaged", "sessions.jsonl", "bad_steps.jsonl", "model/*",
-        "adapters/*", "samples/*", "profile/*", "tensorboard/*", "wandb/*", "wandb_id", ".*",
+        "adapters/*", "samples/*", "pictures/*", "profile/*", "tensorboard/*", "wandb/*", "wandb_id", ".*",
     ),
 )  # fmt: skip
 

@@ -307,8 +307,9 @@ PREPARE = PrepareCommand("", 64, (DIGITS,), text_tokenizer="a", image_tokenizer=
 
 
 def _image_command(folder: Path) -> None:
-    """What the learning is handed, and what is measured afterwards."""
+    """What the learning is handed, and what is measured afterwards: of sources, and of pictures that are prepared."""
     from PIL import Image
+    from tiny_models import image_tokenizer
 
     from chameleon_jax.console import commands
 
@@ -317,22 +318,36 @@ def _image_command(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(json.dumps([{"image": f"{name}.png"}]) + "\n")
         return DocumentsSource(name=name, path=str(folder / f"{name}.jsonl"))
 
+    def learn(config: ImageTokenizerTrainConfig, batches: Any, *, data_fingerprint: str, held_out: Any) -> Any:
+        first = np.arange(1)
+        read = [batches(0, first), *(batches_of(first) for batches_of in held_out.values())]
+        greys = [set(next(iter(each)).pixels.ravel().tolist()) for each in read]
+        calls.append((config, data_fingerprint, list(held_out), greys))
+        return image_tokenizer()
+
+    def measure(tokenizer: Any, batches: Any) -> dict[str, float]:
+        return {"mean": float(np.mean([batch.pixels[batch.loss_weights > 0].mean() for batch in batches]))}
+
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "learn_image_tokenizer", lambda *args: calls.append(args))
-        patch.setattr(commands, "save_image_tokenizer", lambda tokenizer, folder: calls.append(folder))
-        patch.setattr(commands, "measure_image_tokenizer", lambda tokenizer, pixels: {"mean": float(pixels.mean())})
+        patch.setattr(commands, "learn_image_tokenizer", learn)
+        patch.setattr(commands, "save_image_tokenizer", lambda tokenizer, folder: None)
+        patch.setattr(commands, "measure_image_tokenizer", measure)
         command = ImageTokenizerCommand(
-            str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 0),)
+            str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 7),)
         )
-        assert commands.train_image_tokenizer(command) == {"mean": -1.0}
-        assert commands.train_image_tokenizer(dataclasses.replace(command, held_out=(), output=f"{folder}/2")) == {
-            "mean": 1.0
-        }
-    (config, pictures, held_out), _, *_ = calls
+        for _ in range(2):  # the second time the pictures are there
+            assert commands.train_image_tokenizer(command) == {"mean": 7.0}
+        without = dataclasses.replace(command, held_out=(), output=f"{folder}/2")
+        assert commands.train_image_tokenizer(without) == {"pictures": 1}
+        prepared = ImageTokenizerCommand(f"{folder}/3", IMAGE_TRAIN, data=f"{folder}/out/pictures")
+        assert commands.train_image_tokenizer(prepared) == {"mean": 7.0}
+    config, fingerprint, *found = calls[0]
     assert config == dataclasses.replace(IMAGE_TRAIN, output=str(folder / "out"))
-    assert np.all(held_out == 0)
-    assert pictures.min() == 255
+    assert found == [["unseen"], [{255}, {7}]]
+    assert calls[1] == calls[0]
+    assert calls[2][2:] == ([], [{255}])
+    assert calls[3][1:] == (fingerprint, *found)
     assert (folder / "out").is_dir()
 
 
@@ -599,13 +614,15 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "datasets": asks_in(lambda command: _command("train_text_tokenizer")(command), TEXT_COMMAND),
     },
     ImageTokenizerCommand: {
-        **dict.fromkeys(("output", "tokenizer", "sources", "held_out"), _image_command),
+        **dict.fromkeys(("output", "tokenizer", "sources", "held_out", "data"), _image_command),
         "datasets": asks_in(lambda command: _command("train_image_tokenizer")(command), IMAGE_COMMAND),
     },
     PrepareCommand: {
         "output": "test_header_counts_what_is_in_the_rows",
         "sequence_length": "test_row_that_cannot_hold_a_picture_is_refused_at_once",
         "sources": "test_fingerprint_differs_with_the_documents",
+        "keep": "test_damaged_pictures_are_reported_and_all_others_kept",
+        "resolution": "test_large_pictures_are_shrunk_to_twice_the_resolution",
         "text_tokenizer": "test_missing_things_are_one_line_and_status_1",
         "image_tokenizer": "test_fingerprint_differs_with_the_image_tokenizer",
         "tokenizer": "test_model_of_any_format_keeps_its_ids",

@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import io
 
+import numpy as np
 from PIL import Image
 from tiny_models import random_picture
 
+from chameleon_jax.document import decode_image
+from chameleon_jax.tokens.image import to_square
+from data_pipeline.kept_pictures import keep_pictures
+from data_pipeline.near_duplicates import NOTHING
 from data_pipeline.records import Picture, Record, Rejected
 from data_pipeline.sources import SourceConfig
 
@@ -42,3 +47,11 @@ def plain(record: Record | Rejected) -> list | str:
     if record.turns:
         return [[[show(part) for part in side] for side in turn] for turn in record.turns]
     return [show(part) for part in record.segments]
+
+
+def kept_squares(source: SourceConfig, side: int = 16, datasets: str = "") -> np.ndarray:
+    """What an image tokenizer learns from, as squares uint8 `[n, side, side, 3]`."""
+    results = keep_pictures(source.read_all(datasets), source, side, 0, NOTHING)
+    kept = [picture for result in results if not isinstance(result, Rejected) for picture in result]
+    exif = getattr(source, "exif", True)
+    return np.stack([np.asarray(to_square(decode_image(picture.data, exif=exif), side)) for picture in kept])

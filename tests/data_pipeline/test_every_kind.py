@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from picture_files import picture_file
+from picture_files import kept_squares, picture_file
 from tiny_models import random_picture
 
 from chameleon_jax.config import TextTokenizerConfig, from_dict
@@ -20,7 +20,7 @@ from chameleon_jax.console.commands import train_text_tokenizer
 from chameleon_jax.errors import FileError
 from chameleon_jax.tokens.text import SentencePieceTokenizer
 from data_pipeline.config import TextTokenizerCommand
-from data_pipeline.segments import read_pictures, read_texts
+from data_pipeline.segments import read_texts
 from data_pipeline.sources import SourceConfig
 
 CAPTIONS = [f"The quick brown fox number {number} jumps over {9 - number} lazy dogs." for number in range(8)]
@@ -62,7 +62,7 @@ def test_texts_and_pictures_are_the_same_in_every_layout(sources):
     expected = np.stack([np.asarray(random_picture(number)) for number in range(len(CAPTIONS))])
     for source in sources:
         assert read_texts([source], "") == CAPTIONS, source.name
-        np.testing.assert_array_equal(read_pictures([source], "", 16), expected, source.name)
+        np.testing.assert_array_equal(kept_squares(source), expected, source.name)
         assert len(list(from_dict(SourceConfig, {"kind": source.kind, "path": source.path, "count": 3}).records())) == 3
 
 
@@ -119,5 +119,5 @@ def test_text_tokenizer_learns_from_every_kind_of_source(sources, datasets, tmp_
 
 def test_image_tokenizer_reads_digits_through_tfds(datasets):
     digits = {"kind": "tfds", "dataset": "handwritten_digits", "split": "test[:20]", "segments": ["{png}", "{caption}"]}
-    pixels = read_pictures([from_dict(SourceConfig, digits)], datasets, 32)
+    pixels = kept_squares(from_dict(SourceConfig, digits), 32, datasets)
     assert pixels.shape == (20, 32, 32, 3)

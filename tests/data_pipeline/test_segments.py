@@ -10,9 +10,8 @@ import pytest
 from tiny_models import random_picture
 
 from chameleon_jax.config import ConfigError, from_dict
-from chameleon_jax.tokens.image import resize_and_crop
 from data_pipeline import segments
-from data_pipeline.segments import Sample, read_pictures, read_texts
+from data_pipeline.segments import Sample, read_texts
 from data_pipeline.sources import SourceConfig
 
 
@@ -68,17 +67,7 @@ def test_texts_are_read_or_sampled_and_what_is_left_out_is_said(source, monkeypa
     assert "learning from the text of 6 records" in capsys.readouterr().err
 
 
-def test_pictures_are_read_or_sampled_and_what_is_left_out_is_said(source, monkeypatch, capsys):
-    everything = read_pictures([source()], "", 16)
-    expected = [np.asarray(resize_and_crop(random_picture(number), 16)) for number in range(20) if number != 7]
-    np.testing.assert_array_equal(everything, expected)
-    assert "records that cannot be used: 2;" in capsys.readouterr().err
-    monkeypatch.setattr(segments, "MOST_PIXELS", 5 * 16 * 16 * 3)
-    assert len(read_pictures([source()], "", 16)) in (4, 5)
-
-
-def test_forms_and_filters_apply(source, capsys):
+def test_forms_apply_and_sources_without_text_are_refused(source):
     assert read_texts([source(form={"templates": ["{text} again"]})], "")[0] == "picture 00 again"
-    with pytest.raises(ConfigError, match="their documents hold no pictures"):
-        read_pictures([source(filter={"min_side": 1000})], "", 16)
-    assert "records that cannot be used: 21;" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="their documents hold no text"):
+        read_texts([source(filter={"min_characters": 1000})], "")

@@ -7,14 +7,13 @@ import os
 
 import numpy as np
 import pytest
-from picture_files import encoded, picture_file, plain, read
+from picture_files import encoded, kept_squares, picture_file, plain, read
 from PIL import Image
 from tiny_models import random_picture
 
 from chameleon_jax.config import from_dict
 from chameleon_jax.errors import ConfigError
 from data_pipeline.datasets import open_dataset
-from data_pipeline.segments import read_pictures
 from data_pipeline.sources import SourceConfig, TfdsSource
 from data_pipeline.sources import tfds as tfds_source
 
@@ -124,7 +123,7 @@ def test_features_of_every_kind(zoo):
 
 def test_picture_of_an_example_is_turned_unless_told_not_to(zoo):
     settings = {"dataset": "zoo", "data_dir": zoo, "segments": ["{turned}"], "count": 1}
-    turned, unturned = (read_pictures([TfdsSource(**settings, exif=exif)], "", 16)[0] for exif in (True, False))
+    turned, unturned = (kept_squares(TfdsSource(**settings, exif=exif))[0] for exif in (True, False))
     np.testing.assert_array_equal(turned, np.rot90(unturned, -1))
 
 

@@ -67,7 +67,7 @@ def test_the_walk_of_the_guide(tmp_path, capsys):
         mine,
         train_image_tokenizer={
             **{f"tokenizer.model.{key}": value for key, value in tiny.items()},
-            "tokenizer.steps": 12, "tokenizer.warmup_steps": 2, "sources.0.form.copies": 2,
+            "tokenizer.steps": 12, "tokenizer.warmup_steps": 2,
         },
         prepare={"sequence_length": 96, "sources.0.form.copies": 2},
         **without_learning(mine),

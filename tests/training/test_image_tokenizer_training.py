@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections import Counter
 
 import jax
@@ -397,7 +396,8 @@ def test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it(
         CONFIG, model=SMALLEST, output=str(tmp_path / "whole"), evaluate_every=20, mesh=MeshConfig(),
         checkpoint=CheckpointConfig(every=10),
     )  # fmt: skip
-    whole = train_image_tokenizer(config, pictures, squares(30)[24:])
+    batches, held_out = pictures_in_order(pictures, 8, 0), {"pictures": whole_batches(squares(30)[24:], 8)}
+    whole = train_image_tokenizer(config, batches, held_out=held_out)
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert lines[-1]["reconstruction"] < 0.5 * lines[0]["reconstruction"]
     assert lines[-1]["psnr_db"] > lines[0]["psnr_db"] + 3
@@ -410,18 +410,14 @@ def test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it(
         pass
 
     def interrupted(start: int, rows: np.ndarray):
-        for number, each in enumerate(pictures_in_order(pictures, 8, 0)(start, rows), start):
+        for number, each in enumerate(batches(start, rows), start):
             if number == 33:
                 raise Killed
             yield each
 
     resumed = dataclasses.replace(config, output=str(tmp_path / "resumed"))
     task = ImageTokenizerTask(resumed)
-
     with pytest.raises(Killed):
-        train(
-            task, interrupted, data_fingerprint=hashlib.sha256(pictures).hexdigest(),
-            initial_params=lambda target: first_params(task, pictures_in_order(pictures, 8, 0), target),
-        )  # fmt: skip
-    again = train_image_tokenizer(resumed, pictures, squares(30)[24:])
+        train(task, interrupted, initial_params=lambda target: first_params(task, batches, target))
+    again = train_image_tokenizer(resumed, batches, held_out=held_out)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
