@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import kept_squares
 from PIL import Image
 from tiny_models import random_picture, scrambled_vocabulary
 
@@ -33,7 +34,7 @@ from chameleon_jax.training.transformer import TransformerTask
 from data_pipeline.loader import PreparedData
 from data_pipeline.packing import fit, pack
 from data_pipeline.records import Turn
-from data_pipeline.segments import read_pictures, read_texts
+from data_pipeline.segments import read_texts
 from data_pipeline.sources import ConversationsSource, json_array
 from data_pipeline.tokenize import join_turns
 from data_pipeline.tokenized import TokenizedDocument
@@ -170,7 +171,7 @@ def test_tokenizers_can_be_learnt_from_conversations(tmp_path, pictures):
     read(tmp_path, {"turns": [{"prompt": ["a", {"image": "a.png"}], "answer": "b"}, {"prompt": "c", "answer": "d"}]})
     sources = (ConversationsSource(path=str(tmp_path / "chat.jsonl")),)
     assert read_texts(sources, "") == ["a", "b", "c", "d"]
-    (picture,) = read_pictures(sources, "", 16)
+    (picture,) = kept_squares(sources[0])
     assert picture.tobytes() == resize_and_crop(random_picture(0), 16).tobytes()
 
 
@@ -335,10 +336,10 @@ def test_what_does_not_fit_is_left_out_and_counted(chat_command, figures):
 @pytest.mark.slow
 @pytest.mark.usefixtures("figures")
 def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_path, monkeypatch):
-    def no_steps(config: TrainConfig, *args, **options) -> TrainState:  # they would change none of this
-        Path(config.output).mkdir()
-        (Path(config.output) / "metrics.jsonl").touch()
-        return init_state(TransformerTask(config), make_mesh(config.mesh))
+    def no_steps(task: TransformerTask, *args, **options) -> TrainState:  # they would change none of this
+        Path(task.config.output).mkdir()
+        (Path(task.config.output) / "metrics.jsonl").touch()
+        return init_state(task, make_mesh(task.config.mesh))
 
     monkeypatch.setattr(train_command, "run_training", no_steps)
     model = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 16}
