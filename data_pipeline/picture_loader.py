@@ -99,13 +99,12 @@ class PreparedPictures:
         return tuple(self._held_out)
 
     def batches(
-        self, steps: int, batch_size: int, seed: int = 0, *, start: int = 0, rows: np.ndarray | None = None
+        self, batch_size: int, seed: int = 0, *, start: int = 0, rows: np.ndarray | None = None
     ) -> Iterator[Pictures]:
-        """The batches of a run from number `start` on: all pictures in a random order, which is another one in each
+        """Batches from number `start` on, without end: all pictures in a random order, which is another one in each
         epoch, as are the changes that `augment` of their sources makes.
 
         Args:
-          steps: number of batches of the whole run.
           batch_size: pictures per batch.
           seed: of the order and the changes.
           start: number of the first batch to read.
@@ -123,10 +122,11 @@ class PreparedPictures:
             batch, part = divmod(number, len(parts))
             return self._squares(batch * batch_size + parts[part], seed)
 
-        reading = grain.MapDataset.range(start * len(parts), steps * len(parts)).map(read_part)
+        reading = grain.MapDataset.range(start * len(parts), 2**62).map(read_part)
         squares = iter(in_one_line(reading.to_iter_dataset(_read_ahead(BATCHES_AHEAD * len(parts)))))
         weights = np.ones(len(places), np.float32)
-        while some := list(itertools.islice(squares, len(parts))):
+        while True:
+            some = list(itertools.islice(squares, len(parts)))
             yield Pictures(np.concatenate(some) if len(some) > 1 else some[0], weights)
 
     def held_out_batches(

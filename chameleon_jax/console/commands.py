@@ -86,7 +86,7 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
         )
     tokenizer = learn_image_tokenizer(
         config,
-        lambda start, rows: data.batches(config.steps, batch_size, config.seed, start=start, rows=rows),
+        lambda start, rows: data.batches(batch_size, config.seed, start=start, rows=rows),
         data_fingerprint=data.fingerprint,
         held_out={
             name: lambda rows, name=name: data.held_out_batches(name, batch_size, limit, rows) for name in data.held_out

@@ -63,7 +63,8 @@ def which(square: np.ndarray) -> tuple[int, bool]:
 @pytest.fixture(scope="module")
 def run_of_three_epochs(kept) -> list[tuple[int, bool]]:
     steps = -(-3 * 23 // SIZE)
-    return [which(square) for batch in PreparedPictures(kept, SIDE).batches(steps, SIZE, 7) for square in batch.pixels]
+    batches = itertools.islice(PreparedPictures(kept, SIDE).batches(SIZE, 7), steps)
+    return [which(square) for batch in batches for square in batch.pixels]
 
 
 def test_each_epoch_has_every_picture_once_in_an_order_of_its_own(run_of_three_epochs):
@@ -85,15 +86,15 @@ def test_pictures_are_changed_anew_in_each_epoch_if_their_source_says_so(run_of_
 def test_run_goes_on_where_it_stopped_on_any_number_of_hosts(kept, run_of_three_epochs, start, hosts, memory):
     data, steps = PreparedPictures(kept, SIDE, memory), -(-3 * 23 // SIZE)
     rows = np.array_split(np.arange(SIZE), hosts)
-    parts = [data.batches(steps, SIZE, 7, start=start, rows=own) for own in rows]
-    for number, batches in enumerate(zip(*parts, strict=True), start):
+    parts = [data.batches(SIZE, 7, start=start, rows=own) for own in rows]
+    for number, *batches in zip(range(start, steps), *parts, strict=False):
         squares = np.concatenate([batch.pixels for batch in batches])
         assert [which(square) for square in squares] == run_of_three_epochs[number * SIZE :][:SIZE]
         assert np.concatenate([batch.loss_weights for batch in batches]).tolist() == [1.0] * SIZE
 
 
 def test_another_seed_is_another_order(kept, run_of_three_epochs):
-    (batch,) = PreparedPictures(kept, SIDE).batches(1, SIZE, 8)
+    batch = next(PreparedPictures(kept, SIDE).batches(SIZE, 8))
     assert [which(square) for square in batch.pixels] != run_of_three_epochs[:SIZE]
 
 
@@ -110,14 +111,14 @@ def test_what_is_held_out_comes_once_and_what_fills_up_the_last_batch_does_not_c
 
 
 def test_lower_resolutions_are_cropped_from_the_same_pictures_and_higher_ones_are_refused(kept):
-    (batch,) = PreparedPictures(kept, 8).batches(1, SIZE, 7)
+    batch = next(PreparedPictures(kept, 8).batches(SIZE, 7))
     assert batch.pixels.shape == (SIZE, 8, 8, 3)
     with pytest.raises(ConfigError, match=r"resolution = 32: the pictures in .* for up to 16 pixels; prep"):
         PreparedPictures(kept, 32)
 
 
 def test_fewer_pictures_than_a_batch_repeat(kept):
-    (batch,) = PreparedPictures(kept, SIDE).batches(1, 50)
+    batch = next(PreparedPictures(kept, SIDE).batches(50))
     assert sorted(Counter(which(square)[0] for square in batch.pixels).values()) == [2] * 19 + [3] * 4
 
 
@@ -137,7 +138,7 @@ def test_damaged_picture_is_named(kept, tmp_path):
         with pytest.raises(
             FileError, match=rf"{file.name}: picture 5 of sources\.plain is damaged: {message}; prep"
         ) as e:
-            list(PreparedPictures(folder, SIDE).batches(4, SIZE))
+            list(itertools.islice(PreparedPictures(folder, SIDE).batches(SIZE), 4))
         assert "\n" not in str(e.value)
 
 
@@ -156,6 +157,7 @@ def test_missing_and_other_files_are_named(kept, prepared, tmp_path):
 
 
 SCRIPT = """
+import itertools
 import sys
 from pathlib import Path
 
@@ -167,7 +169,7 @@ def peak():
 for folder in sys.argv[1:]:
     data = PreparedPictures(folder, 32, memory=1 << 20)
     pictures = 0
-    for batch in data.batches(len(data) // 50, 50):
+    for batch in itertools.islice(data.batches(50), len(data) // 50):
         pictures += len(batch.pixels)
     assert pictures == len(data)
     print(peak())
