@@ -144,7 +144,7 @@ MOVED_KEYS = {f"model.{name}": key for name, key in ONCE_IN_MODEL.items()}
 
 
 LARGEST_ATTENDED_MAP = 128
-"""Side of a map whose scores of attention take 1 GiB."""
+"""Side of a map whose attention has 2^28 scores."""
 
 
 @config
@@ -243,9 +243,25 @@ class ImageTokenizerConfig:
             attended <= LARGEST_ATTENDED_MAP,
             "attn_resolutions" if attended in self.attn_resolutions else "resolution",
             list(self.attn_resolutions) if attended in self.attn_resolutions else self.resolution,
-            f"attention over a map of {attended} x {attended} would take {4 * attended**4 >> 30} GiB a picture; maps "
+            f"attention over a map of {attended} x {attended} has {attended**4 >> 20} million scores a picture; maps "
             f"with attention may have sides up to {LARGEST_ATTENDED_MAP}",
         )
+
+
+@config
+class ImageTokenizerExecutionConfig:
+    """How the image tokenizer's network runs in training. Pictures become codes in float32 at the highest precision
+    elsewhere, whatever it was trained in: a code is an argmin, and lower precision picks other codes."""
+
+    compute_dtype: DType = "float32"
+    """Type of the convolutions and of the maps between them; norms, softmax, latents and the search for the nearest
+    code are float32 throughout."""
+    precision: Literal["default", "high", "highest"] = "highest"
+    """Of float32 products on TPUs and GPUs, as in `jax.lax.Precision`: one, three or six passes in bfloat16 on a TPU,
+    TensorFloat-32 or float32 on a GPU. Says nothing about the search for the nearest code, which is at the highest."""
+    remat: Literal["none", "blocks"] = "none"
+    """What the backward pass recomputes to save memory. 'blocks': each residual and attention block, from its input;
+    about a third more work."""
 
 
 @config

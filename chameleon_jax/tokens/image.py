@@ -13,7 +13,7 @@ from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
 from chameleon_jax.document import DocumentError, is_picture, to_rgb
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.models.vq import VQModel
+from chameleon_jax.models.vq import QUERIES_AT_A_TIME, VQModel
 from chameleon_jax.tokens.resize import resize_part
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ class ImageTokenizer:
         largest = config.maps[0] ** 2 * config.channels * widest
         middle = (config.grid,) if config.attn_type == "vanilla" else ()
         attended = max((*config.attn_resolutions, *middle), default=0)
-        return max(1, min(64, 2**29 // (4 * max(largest, attended**4))))
+        scores = attended**2 * min(attended**2, QUERIES_AT_A_TIME)
+        return max(1, min(64, 2**29 // (4 * max(largest, scores))))
 
     def _in_batches(
         self,

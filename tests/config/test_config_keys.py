@@ -31,6 +31,7 @@ from chameleon_jax.config import (
     ExecutionConfig,
     GenerationConfig,
     ImageTokenizerConfig,
+    ImageTokenizerExecutionConfig,
     ImageTokenizerTrainConfig,
     LoRAConfig,
     MeshConfig,
@@ -200,6 +201,16 @@ def image_model_program(config: ImageTokenizerConfig) -> str:
 
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
     return str(jax.make_jaxpr(VQModel(config).init)(jax.random.key(0), pixels))
+
+
+@_memo
+def image_gradient_program(execution: ImageTokenizerExecutionConfig) -> str:
+    from chameleon_jax.models.vq import VQModel, abstract_params
+
+    def loss(params, pixels):
+        return jnp.sum(VQModel(IMAGE_MODEL, execution).apply({"params": params}, pixels, method="latents"))
+
+    return str(jax.make_jaxpr(jax.grad(loss))(abstract_params(IMAGE_MODEL), jnp.zeros((1, 16, 16, 3))))
 
 
 @_memo
@@ -573,6 +584,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "heartbeat_seconds": differs(meant_by, PROCESSES, heartbeat_seconds=99),
     },
     CompileOptions: {key: compile_options(key) for key in ("topology", "slices", "json", "save")},
+    ImageTokenizerExecutionConfig: {
+        key: differs(image_gradient_program, ImageTokenizerExecutionConfig(), **{key: value})
+        for key, value in {"compute_dtype": "bfloat16", "precision": "default", "remat": "blocks"}.items()
+    },
     ImageTokenizerConfig: {
         key: differs(image_model_program, IMAGE_MODEL, **{key: value})
         for key, value in {

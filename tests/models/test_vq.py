@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.config import ImageTokenizerConfig
-from chameleon_jax.models.vq import Encoder, VQModel, depth_to_space, group_norm, nearest_code, space_to_depth
+from chameleon_jax.config import ImageTokenizerConfig, ImageTokenizerExecutionConfig
+from chameleon_jax.models.vq import (
+    Encoder,
+    VQModel,
+    attend,
+    depth_to_space,
+    group_norm,
+    nearest_code,
+    space_to_depth,
+    upsample_conv,
+)
 
 
 def shapes_of(config: ImageTokenizerConfig):
@@ -184,6 +194,72 @@ def test_group_norm_equals_numpy_even_far_from_zero():
     y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
     got = group_norm(*map(jnp.asarray, (x, scale, bias)), groups=4)
     np.testing.assert_allclose(got, y.reshape(x.shape) * scale + bias, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("swish", [False, True])
+def test_gradients_of_group_norm_are_those_of_its_formula(swish):
+    def plain(x, scale, bias):
+        y = x.reshape(2, 15, 4, 2)
+        y = (y - y.mean((1, 3), keepdims=True)) / jnp.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
+        y = y.reshape(x.shape) * scale + bias
+        return y / (1 + jnp.exp(-y)) if swish else y
+
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(rng.normal(size=shape)) for shape in ((2, 3, 5, 8), 8, 8)]
+        weights = jnp.asarray(rng.normal(size=(2, 3, 5, 8)))
+        value, gradients = jax.value_and_grad(lambda *a: jnp.sum(weights * group_norm(*a, 4, swish)), (0, 1, 2))(
+            *arguments
+        )
+        wanted, wanted_gradients = jax.value_and_grad(lambda *a: jnp.sum(weights * plain(*a)), (0, 1, 2))(*arguments)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    for got, each in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(got, each, rtol=0, atol=1e-12)
+
+
+def test_upsampling_repeats_pixels_before_it_convolves():
+    rng = np.random.default_rng(3)
+    x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(3, 3, 5, 6))
+    larger = np.pad(x.repeat(2, axis=1).repeat(2, axis=2), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    wanted = sum(larger[:, i : i + 6, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
+    with jax.enable_x64(True):
+        got = upsample_conv(jnp.asarray(x), jnp.asarray(kernel), "highest")
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_attention_by_parts_of_the_map_is_attention_over_the_whole():
+    rng = np.random.default_rng(4)
+    q, k, v = rng.normal(size=(3, 1, 48, 48, 4))
+    scores = q.reshape(-1, 4) @ k.reshape(-1, 4).T / 2
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = (weights / weights.sum(-1, keepdims=True)) @ v.reshape(-1, 4)
+    with jax.enable_x64(True):
+        got = attend(*map(jnp.asarray, (q, k, v)), "highest")
+    np.testing.assert_allclose(got.reshape(-1, 4), wanted, rtol=0, atol=1e-12)
+
+
+def test_remat_and_bfloat16_change_rounding_only():
+    config = ImageTokenizerConfig(
+        resolution=8, channels=8, channel_multipliers=(1,), num_res_blocks=1, latent_channels=4, code_dim=4,
+        num_codes=8, norm_groups=4,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes_of(config))
+    pixels = jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+
+    def gradients(**execution):
+        model = VQModel(config, ImageTokenizerExecutionConfig(**execution))
+
+        def loss(params):
+            z = model.apply({"params": params}, pixels, method="latents")
+            output = model.apply({"params": params}, z, method="decode_latents")
+            assert z.dtype == output.dtype == jnp.float32
+            return jnp.mean(jnp.square(output - pixels))
+
+        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(loss))(params))[0]
+
+    plain, rounded = gradients(), gradients(compute_dtype="bfloat16", remat="blocks", precision="default")
+    assert 1e-4 < np.linalg.norm(rounded - plain) / np.linalg.norm(plain) < 0.05
 
 
 def test_nearest_code_equals_brute_force():

@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_jax.compilation.collectives import read_collectives
 from chameleon_jax.config import MeshConfig
-from chameleon_jax.models.vq import nearest_code
+from chameleon_jax.models.vq import attend, group_norm, nearest_code
 from chameleon_jax.sharding import batch_sharding, make_mesh, replicated
 
 
@@ -44,3 +44,27 @@ def test_each_device_finds_the_codes_of_its_own_pictures():
     assert not read_collectives(compiled.as_text(), mesh.size).collectives
     assert codes.sharding.is_equivalent_to(rows, codes.ndim)
     np.testing.assert_array_equal(codes, nearest_code(jnp.asarray(z), jnp.asarray(codebook)))
+
+
+def test_scores_of_attention_exist_for_1024_queries_at_a_time():
+    """A map of 64 x 64, whose scores take 64 MiB in all."""
+    maps = [jax.ShapeDtypeStruct((1, 64, 64, 8), jnp.float32)] * 3
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *maps: jnp.sum(attend(*maps, "highest")), argnums=(0, 1, 2))(q, k, v)
+
+    for function, copies in ((lambda *maps: attend(*maps, "highest"), 2.5), (gradients, 3.5)):
+        memory = jax.jit(function).lower(*maps).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < copies * 4 * 1024 * 64**2
+
+
+def test_group_norm_keeps_one_copy_of_the_map_at_most_and_for_its_gradient_alone():
+    x, scale = jax.ShapeDtypeStruct((1, 128, 128, 32), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.float32)
+
+    def gradients(x, scale, dy):
+        return jax.vjp(lambda x, scale: group_norm(x, scale, scale, 8, True), x, scale)[1](dy)
+
+    alone = jax.jit(lambda x, scale: group_norm(x, scale, scale, 8, True)).lower(x, scale).compile().memory_analysis()
+    both = jax.jit(gradients).lower(x, scale, x).compile().memory_analysis()
+    assert alone.temp_size_in_bytes < 0.1 * 4 * x.size
+    assert both.temp_size_in_bytes < 1.1 * 4 * x.size
