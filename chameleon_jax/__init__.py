@@ -36,11 +36,12 @@ HOMES = {
     "chameleon_jax.sharding": ("make_mesh",),
     "chameleon_jax.tokens.chat": ("Turn",),
     "chameleon_jax.tokens.documents": ("DocumentTokenizer",),
-    "chameleon_jax.tokens.image": ("NoImageDecoder",),
+    "chameleon_jax.tokens.image": ("ImageTokenizer", "NoImageDecoder"),
     "chameleon_jax.tokens.vocabulary": ("Vocabulary",),
     "chameleon_jax.training.loop": ("train",),
     "chameleon_jax.weights.checkpoint": ("ConversionError",),
     "chameleon_jax.weights.formats": ("open_checkpoint", "write_checkpoint"),
+    "chameleon_jax.weights.image_tokenizer": ("read_image_tokenizer", "write_image_tokenizer"),
 }  # fmt: skip
 """Where the public names are defined; `__init__.pyi` says the same to type checkers."""
 

@@ -33,11 +33,12 @@ from chameleon_jax.models.vq import VQModel
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.chat import Turn
 from chameleon_jax.tokens.documents import DocumentTokenizer
-from chameleon_jax.tokens.image import NoImageDecoder
+from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.training.loop import train
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer, write_image_tokenizer
 
 __version__: str
 
@@ -62,6 +63,7 @@ __all__ = [
     "FileError",
     "Finished",
     "GenerationConfig",
+    "ImageTokenizer",
     "ImageTokenizerConfig",
     "KVCache",
     "LoRAConfig",
@@ -92,6 +94,8 @@ __all__ = [
     "open_image",
     "parse_prompt",
     "read_config",
+    "read_image_tokenizer",
     "train",
     "write_checkpoint",
+    "write_image_tokenizer",
 ]

@@ -119,7 +119,8 @@ class PrepareCommand:
     text_tokenizer: str = ""
     """File that `chameleon train-text-tokenizer` wrote, to join with `image_tokenizer`."""
     image_tokenizer: str = ""
-    """Folder that `chameleon train-image-tokenizer` wrote, to join with `text_tokenizer`. Only pictures need it."""
+    """Folder that `chameleon train-image-tokenizer` wrote, or an image tokenizer of Meta's, taming-transformers' or
+    transformers' format, to join with `text_tokenizer`. Only pictures need it."""
     tokenizer: str = ""
     """Instead of these two: a model in any format (a folder, or hf://org/name), or the tokenizer's folder of one of
     ours. Ids stay as they are there, so that the model can be trained further on the rows."""

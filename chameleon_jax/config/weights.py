@@ -10,7 +10,7 @@ from chameleon_jax.config.reading import config, require
 
 @config
 class ConvertCommand:
-    """`chameleon convert`: write a model in another format."""
+    """`chameleon convert`: write a model, or an image tokenizer alone, in another format."""
 
     format: Literal["chameleon", "huggingface", "meta"]
     """'chameleon': ours. 'huggingface': what transformers reads. 'meta': what Meta's code reads."""

@@ -95,7 +95,8 @@ class _Chat:
 @dataclass(frozen=True)
 class _Convert:
     src: Positional[str]
-    """A model folder: ours, Hugging Face's or Meta's; which one is found out; or hf://org/name"""
+    """A model folder: ours, Hugging Face's or Meta's; or hf://org/name; or an image tokenizer alone, also of
+    taming-transformers. Its format is found out"""
     dst: Positional[str]
     """The folder to write; nothing may be there yet"""
 

@@ -25,7 +25,6 @@ from chameleon_jax.tokens.documents import (
     IMAGE_TOKENIZER,
     TEXT_TOKENIZER,
     DocumentTokenizer,
-    load_image_tokenizer,
     load_text_tokenizer,
     save_image_tokenizer,
 )
@@ -36,6 +35,7 @@ from chameleon_jax.training.image_tokenizer import train_image_tokenizer as lear
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.hub import is_remote
+from chameleon_jax.weights.image_tokenizer import is_image_tokenizer, read_image_tokenizer, write_image_tokenizer
 from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def open_tokenizer(command: PrepareCommand) -> DocumentTokenizer:
     """
     if not command.tokenizer:
         text = load_text_tokenizer(command.text_tokenizer)
-        image = load_image_tokenizer(command.image_tokenizer) if command.image_tokenizer else None
+        image = read_image_tokenizer(command.image_tokenizer) if command.image_tokenizer else None
         return DocumentTokenizer.join(text, image)
     folder = command.tokenizer if is_remote(command.tokenizer) else on_disk(command.tokenizer)
     if (Path(folder) / "vocabulary.json").is_file():
@@ -193,11 +193,27 @@ def _worker(given: str) -> tuple[int, int]:
 
 
 def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:
-    """Writes a model in another format. Returns what was written."""
+    """Writes a model, or an image tokenizer alone, in another format. Returns what was written."""
+    if is_image_tokenizer(src):
+        return _convert_image_tokenizer(config, src, dst)
     checkpoint = open_checkpoint(src, config.image_tokenizer)
     print_warnings(checkpoint.warnings)
     began = time.monotonic()
     size = bytes_to_write(checkpoint, config.dtype)
     with bytes_bar(f"convert {checkpoint.folder.name}", size) as progress:
         write_checkpoint(checkpoint, dst, config.format, config.dtype, config.shards, progress)
+    return {"written": dst, "gigabytes": size / 1e9, "seconds": time.monotonic() - began}
+
+
+def _convert_image_tokenizer(config: ConvertCommand, src: str, dst: str) -> dict[str, Any]:
+    for key in ("dtype", "shards", "image_tokenizer"):
+        if getattr(config, key) is not None:
+            raise ConfigError(
+                f"{key} = {getattr(config, key)!r}: {src} is an image tokenizer alone, without a Transformer"
+            )
+    began = time.monotonic()
+    tokenizer = read_image_tokenizer(src)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tokenizer.params))
+    with bytes_bar(f"convert {Path(src).name}", size) as progress:
+        write_image_tokenizer(tokenizer, dst, config.format, progress)
     return {"written": dst, "gigabytes": size / 1e9, "seconds": time.monotonic() - began}

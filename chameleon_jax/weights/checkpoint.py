@@ -108,13 +108,8 @@ class Checkpoint:
         """
         image = None
         if self.image_config is not None and self.image_weights is not None:
-            leaves = {
-                entry.leaf: jax.ShapeDtypeStruct(entry.piece, jnp.float32)
-                for entry in image_tokenizer_entries(self.image_config)
-                if entry.leaf in self.image_weights
-            }
             with without_image_tokenizer(self.missing) if tolerant else contextlib.nullcontext():
-                image = ImageTokenizer(self.image_config, tree_of(self.image_weights.place(leaves)), self.preprocessing)
+                image = load_image_tokenizer(self.image_config, self.image_weights, self.preprocessing)
         codes = self.image_config.codes_per_image if self.image_config is not None else None
         return DocumentTokenizer(self.text, image, self.vocabulary, codes_per_image=codes, missing=self.missing)
 
@@ -122,6 +117,18 @@ class Checkpoint:
         """One line if there is an image tokenizer that cannot be read."""
         reason = self.missing.get("image", "")
         return f"continues without its image tokenizer: {reason}" if reason.startswith(UNREADABLE) else None
+
+
+def load_image_tokenizer(
+    config: ImageTokenizerConfig, weights: Weights, preprocessing: PreprocessingConfig
+) -> ImageTokenizer:
+    """Loads an image tokenizer onto the first device; without a decoder if the weights have none."""
+    leaves = {
+        entry.leaf: jax.ShapeDtypeStruct(entry.piece, jnp.float32)
+        for entry in image_tokenizer_entries(config)
+        if entry.leaf in weights
+    }
+    return ImageTokenizer(config, tree_of(weights.place(leaves)), preprocessing)
 
 
 def abstract_params(config: TransformerConfig, dtype: DType = "float32", mesh: Mesh | None = None) -> Any:
@@ -217,13 +224,16 @@ def read_note(folder: Path) -> dict[str, Any]:
     return {"image_head_trained": trained, "preprocessing": preprocessing, "chat_template": template, **length}
 
 
+def preprocessing_note(preprocessing: PreprocessingConfig) -> dict[str, Any]:
+    """What `NOTE_FILE` says of the preprocessing; nothing if it is the default."""
+    return {} if preprocessing == PreprocessingConfig() else {"preprocessing": to_dict(preprocessing)}
+
+
 def write_note(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes what `read_note` reads, unless all of it is at its default."""
-    note: dict[str, Any] = {}
+    note = preprocessing_note(checkpoint.preprocessing)
     if checkpoint.image_head_trained is not None:
         note["image_head_trained"] = checkpoint.image_head_trained
-    if checkpoint.preprocessing != PreprocessingConfig():
-        note["preprocessing"] = to_dict(checkpoint.preprocessing)
     if checkpoint.chat_template is not None:
         note["chat_template"] = checkpoint.chat_template
     if checkpoint.config.context_length != TransformerConfig.context_length:

@@ -19,8 +19,9 @@ from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.layout import image_tokenizer_entries
-from chameleon_jax.weights.meta import IMAGE_FILE, find_meta, open_image_tokenizer, open_meta, write_meta
+from chameleon_jax.weights.meta import find_meta, open_meta, write_meta
 from chameleon_jax.weights.native import MODEL, find_native, open_native, write_native
+from chameleon_jax.weights.taming import IMAGE_CONFIG_FILE, IMAGE_FILE, open_taming
 
 _EXPECTED = (
     "expected config.json and params/ (our own), config.json and safetensors (Hugging Face), or params.json and "
@@ -80,7 +81,7 @@ def _with_image_tokenizer(checkpoint: Checkpoint, name: str | Path) -> Checkpoin
     fetched = fetch(str(name)) if is_remote(name) else None
     folder = fetched.folder if fetched else require_folder(name)
     if fetched.format == "image tokenizer" if fetched else (folder / IMAGE_FILE).exists():
-        config, weights, _ = open_image_tokenizer(folder)
+        config, weights, _ = open_taming(folder / IMAGE_FILE, folder / IMAGE_CONFIG_FILE)
     else:
         other = _open_fetched(fetched) if fetched else _open_folder(folder)
         config, weights = other.image_config, other.image_weights

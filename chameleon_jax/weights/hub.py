@@ -19,7 +19,8 @@ from chameleon_jax.runtime.files import read_json
 from chameleon_jax.runtime.folders import recover
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.weights.huggingface import DECODER_FILE
-from chameleon_jax.weights.meta import IMAGE_CONFIG_FILE, IMAGE_FILE, TEXT_FILE
+from chameleon_jax.weights.meta import TEXT_FILE
+from chameleon_jax.weights.taming import IMAGE_CONFIG_FILE, IMAGE_FILE
 
 _NAME = re.compile(
     r"hf:/{1,2}(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.%-]+))?(?P<inside>(/[\w-][\w.-]*)*)/?"

@@ -13,6 +13,7 @@ from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig
 from chameleon_jax.config.reading import shortened
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.files import read_json
+from chameleon_jax.runtime.folders import read_marker
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import (
@@ -32,6 +33,8 @@ from chameleon_jax.weights.vqgan import read_vqgan_config
 VQ = "model.vqmodel."
 DECODER_FILE = "image_decoder/model.safetensors"
 """The image decoder, for which transformers has no module, goes into a folder of its own that transformers ignores."""
+VQ_TYPE = "chameleon_vqgan"
+"""`model_type` of the config of transformers' ChameleonVQVAE, the image tokenizer alone."""
 
 LAYOUT_NAMES = {
     "H0": "H0 (the fork that Anole uses: Meta's channel order, one row of QK-norm)",
@@ -231,15 +234,43 @@ def _open_image_tokenizer(
     if not vq:
         missing["image"] = f"the weights in {folder} hold no image tokenizer ({VQ}…)"
         return config, None, []
-    decoder = folder / DECODER_FILE
-    if decoder.exists():
-        vq |= read_safetensors(decoder)
-    entries = image_tokenizer_entries(config, VQ)
-    has_decoder = any(is_decoder(entry) and entry.key in vq for entry in entries)
-    if not has_decoder:
+    weights, unneeded = _image_weights(folder, config, vq, VQ)
+    if not any(is_decoder(entry) and entry.leaf in weights for entry in image_tokenizer_entries(config)):
         missing["decoder"] = f"the weights in {folder} lack the image decoder, as Hugging Face's releases do"
-    found, unneeded = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not has_decoder)
-    return config, FileWeights(found), unneeded
+    return config, weights, unneeded
+
+
+def _image_weights(
+    folder: Path, config: ImageTokenizerConfig, tensors: Mapping[str, Tensor], prefix: str
+) -> tuple[FileWeights, list[str]]:
+    """The weights of an image tokenizer, with those of its decoder if there are any, and the names of others."""
+    decoder = folder / DECODER_FILE
+    vq = {**tensors, **(read_safetensors(decoder) if decoder.exists() else {})}
+    entries = image_tokenizer_entries(config, prefix)
+    has_decoder = any(is_decoder(entry) and entry.key in vq for entry in entries)
+    found, unused = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not has_decoder)
+    return FileWeights(found), unused
+
+
+def is_huggingface_vq(folder: Path) -> bool:
+    """Whether a folder holds transformers' ChameleonVQVAE, the image tokenizer alone."""
+    return is_huggingface(folder) and read_marker(folder / "config.json").get("model_type") == VQ_TYPE
+
+
+def open_huggingface_vq(folder: Path, weights_file: str = "") -> tuple[ImageTokenizerConfig, FileWeights, list[str]]:
+    """Opens an image tokenizer alone; also returns the names of tensors that it does not use.
+
+    Args:
+      weights_file: as for `open_huggingface`.
+
+    Raises:
+      FileError: if a file or a tensor is missing or does not fit.
+    """
+    where = folder / "config.json"
+    config = read_vqgan_config(read_json(where), str(where), dataclasses.asdict(ImageTokenizerConfig()))
+    tensors = _open_tensors(folder, weights_file)
+    prefix = VQ if any(key.startswith(VQ) for key in tensors) else ""  # cut out of a whole model, or saved alone
+    return config, *_image_weights(folder, config, tensors, prefix)
 
 
 def _open_vocabulary(

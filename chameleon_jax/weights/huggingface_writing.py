@@ -13,10 +13,10 @@ from chameleon_jax.runtime.files import write_json
 from chameleon_jax.tokens.export import processor_files, tokenizer_config, tokenizer_json
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint, ConversionError, write_note
-from chameleon_jax.weights.huggingface import DECODER_FILE, VQ
+from chameleon_jax.weights.huggingface import DECODER_FILE, VQ, VQ_TYPE
 from chameleon_jax.weights.layout import image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import parts_of, write_safetensors
-from chameleon_jax.weights.sources import Progress
+from chameleon_jax.weights.sources import Progress, Weights
 from chameleon_jax.weights.vqgan import huggingface_config, why_not_released
 
 LARGEST_FILE = 5 * 10**9
@@ -34,14 +34,10 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, pro
     sources = {entry.key: (checkpoint.weights, entry, dtype) for entry in entries}
     decoder = {}
     if image is not None and checkpoint.image_weights is not None:
-        for entry in image_tokenizer_entries(image, VQ):
-            if entry.leaf in checkpoint.image_weights:
-                part = decoder if is_decoder(entry) else sources
-                part[entry.key] = (checkpoint.image_weights, entry, np.dtype(np.float32))
+        encoder, decoder = _image_sources(image, checkpoint.image_weights, VQ)
+        sources |= encoder
     _write_tensors(folder, sources, progress)
-    if decoder:
-        (folder / DECODER_FILE).parent.mkdir()
-        _write_file(folder / DECODER_FILE, decoder, progress)
+    _write_decoder(folder, decoder, progress)
 
     names, vocabulary = checkpoint.names, checkpoint.vocabulary
     if vocabulary is not None and checkpoint.text is not None:
@@ -57,6 +53,41 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, pro
         ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
         write_json(folder / "generation_config.json", ids)
     write_note(checkpoint, folder)
+
+
+def write_huggingface_vq(folder: Path, config: ImageTokenizerConfig, weights: Weights, progress: Progress) -> None:
+    """Writes an image tokenizer alone, as transformers' ChameleonVQVAE, into an empty folder.
+
+    Raises:
+      ConversionError: if transformers cannot represent it.
+    """
+    if unreleased := why_not_released(config):
+        raise ConversionError(
+            f"{folder.name}: an image tokenizer with {unreleased} cannot be written for transformers, which only has "
+            "VQGANs of the released kind. Format 'chameleon' can hold every one"
+        )
+    encoder, decoder = _image_sources(config, weights, "")
+    _write_file(folder / "model.safetensors", encoder, progress)
+    _write_decoder(folder, decoder, progress)
+    names = {"architectures": ["ChameleonVQVAE"], "model_type": VQ_TYPE, "dtype": "float32", "torch_dtype": "float32"}
+    write_json(folder / "config.json", names | huggingface_config(config))
+
+
+def _image_sources(
+    config: ImageTokenizerConfig, weights: Weights, prefix: str
+) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Sources of the tensors that transformers has, and of the decoder."""
+    parts: tuple[dict[str, tuple], dict[str, tuple]] = {}, {}
+    for entry in image_tokenizer_entries(config, prefix):
+        if entry.leaf in weights:
+            parts[is_decoder(entry)][entry.key] = (weights, entry, np.dtype(np.float32))
+    return parts
+
+
+def _write_decoder(folder: Path, sources: dict[str, tuple], progress: Progress) -> None:
+    if sources:
+        (folder / DECODER_FILE).parent.mkdir()
+        _write_file(folder / DECODER_FILE, sources, progress)
 
 
 def _require_supported(checkpoint: Checkpoint) -> None:

@@ -1,18 +1,22 @@
-"""Initial parameters of a training run, taken from a finished model in any format."""
+"""Initial parameters of a training run, taken from a finished model or image tokenizer in any format."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from chameleon_jax.config import ConfigError, TrainConfig, to_dict
+from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TrainConfig, to_dict
+from chameleon_jax.models import vq
 from chameleon_jax.runtime.distributed import first_difference, is_first
 from chameleon_jax.runtime.progress import bytes_bar, console
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
 from chameleon_jax.weights.sources import leaves_of, tree_of
 
 
@@ -49,6 +53,50 @@ def initial_params(
             return tree_of(checkpoint.weights.place(leaves_of(target), progress))
 
     return load
+
+
+def initial_image_params(path: str | Path, config: ImageTokenizerConfig) -> Callable[[Any], dict[str, Any]]:
+    """Returns a function that places an image tokenizer's parameters as a tree of `jax.ShapeDtypeStruct` says.
+
+    Args:
+      path: an image tokenizer of any format; see `read_image_tokenizer`.
+      config: the architecture to train. It may have another resolution than the tokenizer, if attention follows the
+        same blocks.
+
+    Raises:
+      FileError: if the tokenizer cannot be read.
+      ConfigError: if its architecture is not `config`, or it has no decoder.
+    """
+    tokenizer = read_image_tokenizer(path)
+    of_maps = ("resolution", "attn_resolutions")
+    found, wanted = (
+        {key: value for key, value in to_dict(sizes).items() if key not in of_maps}
+        for sizes in (tokenizer.config, config)
+    )
+    if difference := first_difference(found, wanted):
+        name, theirs, ours = difference
+        raise ConfigError(f"model.{name} = {ours!r}: {path} has {theirs!r}; give the tokenizer's own sizes")
+    if _names(tokenizer.config) != _names(config):
+        raise ConfigError(
+            f"model.attn_resolutions = {list(config.attn_resolutions)}: attention would follow other blocks than in "
+            f"{path}, which has {list(tokenizer.config.attn_resolutions)} at resolution {tokenizer.config.resolution}"
+        )
+    if not tokenizer.can_decode:
+        raise ConfigError(
+            f"{path}: has no image decoder, which training needs; take the image tokenizer of Meta's release"
+        )
+    params = jax.tree.map(np.asarray, tokenizer.params)
+
+    def load(target: Any) -> dict[str, Any]:
+        return jax.tree.map(
+            lambda leaf, like: jax.device_put(leaf.astype(like.dtype, copy=False), like.sharding), params, target
+        )
+
+    return load
+
+
+def _names(config: ImageTokenizerConfig) -> set[str]:
+    return set(leaves_of(vq.abstract_params(config)))
 
 
 def _same(one: Vocabulary, other: Vocabulary) -> bool:

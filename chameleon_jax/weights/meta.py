@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from chameleon_jax.config import ImageTokenizerConfig, TransformerConfig, read_yaml
+from chameleon_jax.config import TransformerConfig
 from chameleon_jax.errors import FileError, printable
-from chameleon_jax.runtime.files import read_json, write_json, write_text
+from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.tokens.export import tokenizer_json
 from chameleon_jax.tokens.text_json import JSONTokenizer, vocabulary_from_json
 from chameleon_jax.weights.checkpoint import (
@@ -25,14 +23,14 @@ from chameleon_jax.weights.checkpoint import (
     without_image_tokenizer,
     write_note,
 )
-from chameleon_jax.weights.layout import Entry, image_tokenizer_entries, transformer_entries
+from chameleon_jax.weights.layout import Entry, transformer_entries
 from chameleon_jax.weights.sources import FileWeights, Progress, match, refuse_unknown
-from chameleon_jax.weights.stored import ComputedTensor, StoredTensor, Tensor
-from chameleon_jax.weights.torch_files import read_tensors, read_torch_file
+from chameleon_jax.weights.stored import ComputedTensor, Tensor
+from chameleon_jax.weights.taming import IMAGE_CONFIG_FILE, IMAGE_FILE, open_taming, require_writable, write_taming
+from chameleon_jax.weights.torch_files import read_tensors
 from chameleon_jax.weights.torch_writing import write_torch_file
-from chameleon_jax.weights.vqgan import meta_config, read_vqgan_config, why_not_released
 
-TEXT_FILE, IMAGE_CONFIG_FILE, IMAGE_FILE = "text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"
+TEXT_FILE = "text_tokenizer.json"
 ROPE_KEY = "rope.freqs"
 """Meta's loader expects this tensor in the file, though the model does not use it."""
 
@@ -79,7 +77,7 @@ def open_meta(folder: Path) -> Checkpoint:
         missing["image"] = f"there is no {IMAGE_FILE} in {tokenizer or folder / 'tokenizer'}"
     else:
         with without_image_tokenizer(missing):
-            image_config, image_weights, unneeded = open_image_tokenizer(tokenizer)
+            image_config, image_weights, unneeded = open_taming(tokenizer / IMAGE_FILE, tokenizer / IMAGE_CONFIG_FILE)
             ignored += unneeded
     if tokenizer is None or not (tokenizer / TEXT_FILE).exists():
         missing["text"] = missing["vocabulary"] = f"there is no {TEXT_FILE} in {tokenizer or folder / 'tokenizer'}"
@@ -236,29 +234,6 @@ def _find_tokenizer(folder: Path) -> Path | None:
     return next((place for place in places if (place / TEXT_FILE).exists() or (place / IMAGE_FILE).exists()), None)
 
 
-def open_image_tokenizer(folder: Path) -> tuple[ImageTokenizerConfig, FileWeights, list[str]]:
-    """Opens the image tokenizer in vqgan.yaml and vqgan.ckpt; also returns the names of tensors that it does not use.
-
-    Raises:
-      FileError: if a file or a tensor is missing or does not fit.
-    """
-    where = folder / IMAGE_CONFIG_FILE
-    content = read_yaml(where)
-    require_kinds(content, {"model": dict}, where)
-    require_kinds(content.get("model") or {}, {"params": dict}, f"{where}: model")
-    params = dict((content.get("model") or {}).get("params") or {})
-    sizes = params.pop("ddconfig", None) or {}
-    require_kinds(sizes, {}, f"{where}: model.params.ddconfig")
-    config = read_vqgan_config({**params, **sizes}, f"{where}: model.params", {})
-    content = read_torch_file(folder / IMAGE_FILE)
-    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(tensors, Mapping):
-        raise FileError(f"{folder / IMAGE_FILE}: expected a mapping with state_dict in it")
-    tensors = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
-    found, unneeded = match(image_tokenizer_entries(config), [tensors], folder / IMAGE_FILE)
-    return config, FileWeights(found), unneeded
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Writing
 # ----------------------------------------------------------------------------------------------------------------------
@@ -281,11 +256,8 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
             f"{checkpoint.folder}: its heads have {config.qk_norm_groups} different rows of QK-norm, and Meta's format "
             f"has one per shard; {shards} shards cannot hold them, choose {config.qk_norm_groups}"
         )
-    if image is not None and (unreleased := why_not_released(image)):
-        raise ConversionError(
-            f"{checkpoint.folder}: an image tokenizer with {unreleased} cannot be written in Meta's format, which only "
-            "has VQGANs of the released kind. Format 'chameleon' can hold every model"
-        )
+    if image is not None and checkpoint.image_weights is not None:
+        require_writable(image, checkpoint.image_weights, checkpoint.folder)
     entries = transformer_entries(config, "meta", shards)
     for shard in range(shards):
         name = "consolidated.pth" if shards == 1 else f"consolidated.{shard:02d}.pth"
@@ -300,7 +272,7 @@ def write_meta(checkpoint: Checkpoint, folder: Path, dtype: np.dtype, progress: 
     if checkpoint.text is not None and checkpoint.vocabulary is not None:
         write_json(tokenizer / TEXT_FILE, tokenizer_json(checkpoint.text, checkpoint.vocabulary, style="meta"))
     if image is not None and checkpoint.image_weights is not None:
-        _write_image_tokenizer(tokenizer, image, checkpoint, progress)
+        write_taming(tokenizer, image, checkpoint.image_weights, progress)
     write_note(checkpoint, folder)
 
 
@@ -339,20 +311,3 @@ def meta_params(config: TransformerConfig) -> dict[str, Any]:
         "qk_normalization": config.qk_norm,
         "swin_norm": config.norm_order == "swin",
     }
-
-
-def _write_image_tokenizer(
-    folder: Path, config: ImageTokenizerConfig, checkpoint: Checkpoint, progress: Progress
-) -> None:
-    entries = {entry.key: entry for entry in image_tokenizer_entries(config)}
-    weights = checkpoint.image_weights
-    if any(entry.leaf not in weights for entry in entries.values()):
-        raise ConversionError(
-            f"{checkpoint.folder}: {checkpoint.missing.get('decoder', 'there is no image decoder')}; Meta's format "
-            "needs it. Give a tokenizer folder of Meta's release: --image-tokenizer …/tokenizer"
-        )
-    params = meta_config(config)
-    write_text(folder / IMAGE_CONFIG_FILE, yaml.safe_dump({"model": {"params": params}}, sort_keys=False))
-    specs = {key: (entry.stored, np.dtype(np.float32)) for key, entry in entries.items()}
-    value = lambda key: weights.fetch(entries[key], np.dtype(np.float32))  # noqa: E731
-    write_torch_file(folder / IMAGE_FILE, specs, value, progress, top="state_dict")

@@ -284,9 +284,9 @@ def _require_finite(values: np.ndarray, tensor: Tensor) -> None:
 
 
 class MemoryWeights:
-    """Weights in memory, such as those of a loaded model; `leaves` maps paths to arrays."""
+    """Weights in memory, such as those of a loaded model; `leaves` maps paths to arrays, of JAX or of NumPy."""
 
-    def __init__(self, leaves: Mapping[str, jax.Array]):
+    def __init__(self, leaves: Mapping[str, jax.Array | np.ndarray]):
         self._leaves = leaves
         self.dtype = np.dtype(max((leaf.dtype for leaf in leaves.values()), key=lambda dtype: dtype.itemsize))
         self.dtypes = collections.Counter(str(leaf.dtype) for leaf in leaves.values())
@@ -304,9 +304,14 @@ class MemoryWeights:
 
     def fetch(self, entry: Entry, dtype: np.dtype) -> np.ndarray:
         start = entry.start if entry.layer is None else (entry.layer, *entry.start)
+        leaf = self._leaves[entry.leaf]
+        if isinstance(leaf, np.ndarray):  # which needs no compiled program
+            size = (1,) * (leaf.ndim - len(entry.piece)) + entry.piece
+            part = leaf[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
+            return entry.fold(part.reshape(entry.piece)).astype(dtype, copy=False)
         # Only what the compiled program depends on, so that layers and shards share one.
         spec = dataclasses.replace(entry, key="", shard=0, leaf="", layer=None, start=())
-        return np.asarray(_fold(self._leaves[entry.leaf], np.array(start, np.int32), spec, dtype))
+        return np.asarray(_fold(leaf, np.array(start, np.int32), spec, dtype))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

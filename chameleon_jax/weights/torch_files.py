@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import open_file
 from chameleon_jax.weights.stored import StoredTensor
-from chameleon_jax.weights.torch_pickle import PLAIN, MalformedFile, Storage, UnplacedTensor, unpickle
+from chameleon_jax.weights.torch_pickle import PLAIN, SKIPPED, MalformedFile, Storage, UnplacedTensor, unpickle
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 MAX_PICKLE_BYTES = 16 << 20  # a tensor takes some 150 bytes
@@ -33,12 +33,16 @@ _MAX_EXPANSION = 4
 _ALWAYS_ALLOWED = 1 << 20  # bytes of tensors in any file, however small
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | Path, skip_objects: bool = False) -> Any:
     """Reads what `torch.save` wrote to `path`, with a `StoredTensor` for every tensor; their data is not read.
 
     Dictionaries of every kind are returned as `dict`, parameters as their tensors. The key of a tensor is its key in
     the innermost dictionary that contains it, or '' if there is none. Checksums of tensors are not verified, as that
     would mean reading them.
+
+    Args:
+      skip_objects: leave out the objects that PyTorch Lightning keeps beside the weights, such as callbacks, instead of
+        rejecting the file.
 
     Raises:
       FileError: if the file cannot be read, is damaged, cut short, compressed, big-endian or not a torch checkpoint,
@@ -49,9 +53,9 @@ def read_torch_file(path: str | Path) -> Any:
         with open_file(path) as file:
             start = file.read(4)
             if start == b"PK\3\4":
-                value, places = _read_zip(file)
+                value, places = _read_zip(file, skip_objects)
             elif start[:1] == pickle.PROTO:
-                value, places = _read_legacy(file)
+                value, places = _read_legacy(file, skip_objects)
             else:
                 raise MalformedFile(f"{'not a' if start else 'empty, no'} torch checkpoint, as torch.save writes it")
             return _Builder(path, places, _size(file)).build(value)
@@ -78,7 +82,7 @@ def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_zip(file: BinaryIO, skip_objects: bool) -> tuple[Any, dict[str, tuple[int, int]]]:
     """The pickled object, and the place of each storage: its offset in the file and its size in bytes."""
     archive = zipfile.ZipFile(_Bounded(file))
     members = {info.filename: info for info in archive.infolist()}
@@ -109,7 +113,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     if size > MAX_PICKLE_BYTES:
         raise MalformedFile(f"its pickle has {size} bytes, more than the {MAX_PICKLE_BYTES} that weights can need")
     storages: dict[str, Storage] = {}
-    value = unpickle(io.BytesIO(archive.read(pickles[0])), storages)
+    value = unpickle(io.BytesIO(archive.read(pickles[0])), storages, skip_objects)
     names = {key: f"{root}data/{key}" for key in storages}
     places = {key: place(members[name]) for key, name in names.items() if name in members}
     end = 0
@@ -134,7 +138,7 @@ class _Bounded:
         return content
 
 
-def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_legacy(file: BinaryIO, skip_objects: bool) -> tuple[Any, dict[str, tuple[int, int]]]:
     """Like `_read_zip`, for files of torch before 1.6."""
     size = _size(file)
     file.seek(0)
@@ -150,7 +154,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise MalformedFile("not little-endian; save it again on a little-endian machine")
         storages: dict[str, Storage] = {}
-        value = unpickle(pickles, storages)
+        value = unpickle(pickles, storages, skip_objects)
         keys = unpickle(pickles)
         position = pickles.tell()
     if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
@@ -202,9 +206,10 @@ class _Builder:
                 )
             return stored
         if type(value) is dict:
-            return {name: self.build(item, str(name), depth + 1) for name, item in value.items()}
+            items = ((name, item) for name, item in value.items() if item is not SKIPPED)
+            return {name: self.build(item, str(name), depth + 1) for name, item in items}
         if type(value) in (list, tuple):
-            return type(value)([self.build(item, key, depth + 1) for item in value])
+            return type(value)([self.build(item, key, depth + 1) for item in value if item is not SKIPPED])
         raise MalformedFile(f"holds something at {key!r} that is neither a tensor nor a plain value")
 
 

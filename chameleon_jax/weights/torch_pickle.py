@@ -58,10 +58,28 @@ class UnplacedTensor:
 PLAIN = (type(None), bool, int, float, str, bytes)
 
 
+class _Skipped:
+    """Stands for an object of a training framework, and for all that the pickle does with it."""
+
+
+SKIPPED = _Skipped()
+_SKIPPED_MODULES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+_SKIPPED_GLOBALS = {
+    "argparse Namespace", "collections defaultdict", "typing Any", "_codecs encode", "numpy dtype",
+    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+    *(f"{module} {name}" for module in ("__builtin__", "builtins") for name in ("dict", "list", "set", "tuple")),
+}  # fmt: skip
+"""What PyTorch Lightning pickles beside the weights: its callbacks, the hyperparameters, scores of NumPy."""
+
+
 def _set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
+    if target is SKIPPED:
+        return
     if type(target) is not dict:
         raise ValueError("items for something that is not a dictionary")
     for key, value in zip(keys, values, strict=True):
+        if key is SKIPPED:
+            continue
         if not isinstance(key, PLAIN):  # a deeply nested tuple would crash Python when hashed
             raise MalformedFile(f"a dictionary in it has a {type(key).__name__} for a key; expected text or a number")
         if isinstance(key, int) and abs(key) >= _MAX_KEY:
@@ -116,7 +134,9 @@ _GLOBALS = {
 }
 
 
-def _global(name: str) -> Any:
+def _global(name: str, skip_objects: bool) -> Any:
+    if skip_objects and (name in _SKIPPED_GLOBALS or name.startswith(_SKIPPED_MODULES)):
+        return SKIPPED
     if name not in _GLOBALS:
         raise _refusal(ascii(name.replace(" ", "."))[:200])
     return _GLOBALS[name]
@@ -147,6 +167,8 @@ def _storage(reference: Any, storages: dict[str, Storage] | None) -> Storage:
 
 def _call(function: Any, arguments: Any, budget: list[int]) -> Any:
     """Calls a function. Only those in `_GLOBALS` can be on the stack, so nothing else can be called."""
+    if function is SKIPPED:
+        return SKIPPED
     if type(arguments) is not tuple or len(arguments) > 7:
         raise ValueError("a call without arguments, or with too many")
     if function is _ordered_dict and arguments and type(arguments[0]) in (list, tuple):
@@ -160,12 +182,15 @@ def _require_budget(budget: list[int]) -> None:
         raise MalformedFile(f"its pickle takes more than the {MAX_STEPS:,} steps that weights can need")
 
 
-def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
+def unpickle(file: Any, storages: dict[str, Storage] | None = None, skip_objects: bool = False) -> Any:
     """Reads one pickle from a binary file and leaves the file positioned after it.
 
     Python's own unpicklers can be told what may be imported, but not what may be done with it: a file can still set
     attributes of the objects that were let in, or ask for gigabytes of memo. This one does what tensors and plain
     values need. Fills `storages` with those that the tensors refer to; without it there may be none.
+
+    With `skip_objects`, the objects that PyTorch Lightning keeps beside the weights are known by name and become
+    `SKIPPED`; dictionaries drop the items that have one for a key.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -211,9 +236,10 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
                 stack[-size:] = [tuple(stack[-size:])]
             case "APPEND" | "APPENDS":
                 items = [stack.pop()] if opcode.name == "APPEND" else pop_to_mark()
-                if type(stack[-1]) is not list:
+                if type(stack[-1]) is list:
+                    stack[-1].extend(items)
+                elif stack[-1] is not SKIPPED:
                     raise ValueError("items for something that is not a list")
-                stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else pop_to_mark()
                 _set_items(stack[-1], items[::2], items[1::2])
@@ -224,21 +250,23 @@ def unpickle(file: Any, storages: dict[str, Storage] | None = None) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_global(argument))
+                stack.append(_global(argument, skip_objects))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 if type(name) is not str or type(module) is not str:
                     raise ValueError("a name that is not a string")
-                stack.append(_global(f"{module} {name}"))
+                stack.append(_global(f"{module} {name}", skip_objects))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_call(function, arguments, budget))
             case "BUILD":  # torch hangs `_metadata` on state dicts; nothing reads it
                 stack.pop()
-                if type(stack[-1]) is not dict:
+                if type(stack[-1]) is not dict and stack[-1] is not SKIPPED:
                     raise _refusal("attributes of something that is not a dictionary")
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), storages))
+            case "NEWOBJ" if stack[-2] is SKIPPED:
+                stack.pop()
             case "INST":
                 raise _refusal(ascii(argument.replace(" ", "."))[:200])
             case "OBJ" | "NEWOBJ" | "NEWOBJ_EX":

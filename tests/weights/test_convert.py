@@ -24,6 +24,7 @@ from chameleon_jax.console.cli import main
 from chameleon_jax.errors import FileError
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
 from chameleon_jax.weights.safetensors import read_safetensors
 from chameleon_jax.weights.sources import FileWeights
 from chameleon_jax.weights.stored import StoredTensor
@@ -103,6 +104,13 @@ def test_converted_folder_is_the_saved_one(model, saved, tmp_path, source, targe
     assert found.vocabulary.to_dict() == model.vocabulary.to_dict()
     assert found.tokenizer.text.piece_names == model.tokenizer.text.piece_names
     assert found.image_head_trained is True
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_image_tokenizer_of_a_model_can_be_read_alone(model, saved, format):
+    found = read_image_tokenizer(saved / format)
+    assert (found.config, found.preprocessing) == (model.tokenizer.image.config, model.tokenizer.image.preprocessing)
+    jax.tree.map(np.testing.assert_array_equal, found.params, model.tokenizer.image.params)
 
 
 def stored(path: Path) -> dict[str, np.ndarray]:
