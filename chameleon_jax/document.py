@@ -10,6 +10,7 @@ import functools
 import io
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -194,13 +195,36 @@ class _CountedReads(io.BufferedReader):
         return super().read(size)
 
 
+_filters = contextlib.ExitStack()
+_filters_lock = threading.Lock()
+_threads_inside = 0
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Suppresses warnings while any thread is inside. Python's filters are those of all threads, so that each of them
+    restoring what it has found would not bring back the first ones."""
+    global _threads_inside
+    with _filters_lock:
+        if _threads_inside == 0:
+            _filters.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _threads_inside += 1
+    try:
+        yield
+    finally:
+        with _filters_lock:
+            _threads_inside -= 1
+            if _threads_inside == 0:
+                _filters.close()
+
+
 @contextlib.contextmanager
 def _explained(name: str | Path) -> Iterator[None]:
     """Turns any exception of Pillow's decoders into a `DocumentError` that names the picture; suppresses warnings."""
     place = f"{name}: " if name else ""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _no_warnings():
             yield
     except DocumentError as error:
         raise DocumentError(f"{place}{error}") from None

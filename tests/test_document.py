@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,15 @@ from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 from tiny_models import random_picture
 
 from chameleon_jax import document as documents
-from chameleon_jax.document import DocumentError, as_document, as_documents, open_image, parse_prompt, to_rgb
+from chameleon_jax.document import (
+    DocumentError,
+    as_document,
+    as_documents,
+    decode_image,
+    open_image,
+    parse_prompt,
+    to_rgb,
+)
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -394,3 +403,10 @@ def test_texts_in_a_list_of_documents_are_documents():
             as_documents(lone)
     with pytest.raises(DocumentError, match="a list of documents is expected, not dict"):
         as_documents({"a": ["b"]})
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were():
+    data, filters = encoded(random_picture(0), "PNG"), warnings.filters[:]
+    with ThreadPoolExecutor(8) as threads:
+        assert len(list(threads.map(decode_image, [data] * 400))) == 400
+    assert warnings.filters == filters

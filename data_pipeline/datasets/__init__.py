@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ from data_pipeline.sources.files import identity
 
 NAMES = ("handwritten_digits", "python_reference", "python_stdlib")
 EXAMPLES_PER_SHARD = 1000
+
+
+_building = threading.Lock()
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """For the builders of tensorflow-datasets, which announce a "download" on standard output where there is none:
+    silent, and for one thread at a time, as standard output is that of all."""
+    with _building, contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str, Any]]:
@@ -40,10 +52,8 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
     from data_pipeline.datasets.python_text import PythonReference, PythonStdlib
 
     tfds.disable_progress_bar()
-    # It announces a "download" on standard output, where there is none.
-    quiet = contextlib.redirect_stdout(io.StringIO())
     builders = dict(zip(NAMES, (HandwrittenDigits, PythonReference, PythonStdlib), strict=True))
-    with explain_disk_errors(folder), quiet:
+    with explain_disk_errors(folder), building():
         builder = builders[name](data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
     try:

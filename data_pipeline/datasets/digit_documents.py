@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -36,7 +37,13 @@ class _Pictures:
         return self.picture(rng.choice(self._of_digit[digit]))
 
 
-_pictures = functools.lru_cache(maxsize=4)(_Pictures)  # for the next shard
+_known_pictures = functools.lru_cache(maxsize=4)(_Pictures)  # for the next shard
+_reading = threading.Lock()
+
+
+def _pictures(split: str, datasets: str) -> _Pictures:
+    with _reading:  # once, if several threads begin with it
+        return _known_pictures(split, datasets)
 
 
 @config

@@ -9,9 +9,7 @@ with a slash ({objects/label}), and a brace that is text is written twice.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import itertools
 import os
 import string
@@ -93,11 +91,11 @@ class TfdsSource(SourceConfig):
         import tensorflow_datasets as tfds
 
         import data_pipeline.datasets.handwritten_digits
-        import data_pipeline.datasets.python_text  # noqa: F401 - they register what `dataset` may name
+        import data_pipeline.datasets.python_text
 
         folder = self.data_dir or datasets or None
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a "download" on standard output
+        with data_pipeline.datasets.building():
             try:
                 builder = tfds.builder(self.dataset, data_dir=folder)
                 if not builder.is_prepared():

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,10 @@ def test_source_without_pictures_is_named(photos, tmp_path):
 def test_keys_that_do_not_go_together_are_named(photos, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         job(photos, tmp_path, **settings)
+
+
+def test_threads_leave_standard_output_to_all(datasets, tmp_path):
+    output, digits = sys.stdout, {"kind": "digit_captions", "count": 1200}
+    own = job(tmp_path, tmp_path / "kept", sources=[digits], held_out=[], processes=2, datasets=datasets)
+    header = prepare(own, None)
+    assert [len(header["sources"]["digit_captions"]["files"]), sys.stdout] == [2, output]
