@@ -1,6 +1,7 @@
 """From files of any kind to Batches: sources of Documents, tokenizing, packing, mixtures, loading.
 
 `data_pipeline.prepare.prepare` writes packed rows, as `chameleon prepare` does; `PreparedData` reads them as Batches.
+With `keep: pictures` it writes pictures, which `PreparedPictures` reads.
 """
 
 from chameleon_jax.runtime.lazy_names import lazy_names
@@ -12,6 +13,7 @@ HOMES = {
     ),
     "data_pipeline.datasets": ("open_dataset",),
     "data_pipeline.loader": ("PreparedData",),
+    "data_pipeline.picture_loader": ("PreparedPictures",),
     "data_pipeline.mixture": ("Mixture", "TokenShare", "token_shares"),
     "data_pipeline.pools": ("PoolSource", "write_pool"),
     "data_pipeline.records": ("Picture", "Record", "Rejected", "Shard", "Turn"),

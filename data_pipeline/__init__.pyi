@@ -9,6 +9,7 @@ from data_pipeline.config import (
 from data_pipeline.datasets import open_dataset
 from data_pipeline.loader import PreparedData
 from data_pipeline.mixture import Mixture, TokenShare, token_shares
+from data_pipeline.picture_loader import PreparedPictures
 from data_pipeline.pools import PoolSource, write_pool
 from data_pipeline.records import Picture, Record, Rejected, Shard, Turn
 from data_pipeline.sources import ConversationsSource, DocumentsSource, TextSource, register_source
@@ -26,6 +27,7 @@ __all__ = [
     "PoolSource",
     "PrepareCommand",
     "PreparedData",
+    "PreparedPictures",
     "Record",
     "Rejected",
     "Shard",

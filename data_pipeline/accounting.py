@@ -12,7 +12,8 @@ from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.files import new_file
 from chameleon_jax.runtime.progress import console
-from data_pipeline.units import Counts, Unit, UnitFiles, counts_of, reason_of_failure, states
+from data_pipeline.counts import Counts
+from data_pipeline.units import Unit, UnitFiles, counts_of, reason_of_failure, states
 
 if TYPE_CHECKING:
     from data_pipeline.config import PrepareCommand

@@ -31,6 +31,7 @@ from chameleon_jax.tokens.documents import TOKENIZER_FILES, DocumentTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from data_pipeline import accounting, units
 from data_pipeline.config import PoolConfig, PrepareCommand
+from data_pipeline.counts import Counts
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.kept_pictures import KeptPicture
 from data_pipeline.near_duplicates import NOTHING, check_installed, near_duplicates, split_signature
@@ -40,7 +41,7 @@ from data_pipeline.processes import run_units
 from data_pipeline.rows import PREPARED_VERSION
 from data_pipeline.sources.source import settings_of
 from data_pipeline.tokenized import TokenizedDocument
-from data_pipeline.units import Counts, Unit, UnitFailed, UnitFiles
+from data_pipeline.units import Unit, UnitFailed, UnitFiles
 
 _DATASET, _JOB = {"format_version", "fingerprint", "sources"}, {"format_version", "tokenizer", "command"}
 RunUnits = Callable[[Sequence[Unit], PrepareCommand, DocumentTokenizer | None], list[UnitFailed]]

@@ -30,8 +30,9 @@ from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
+from data_pipeline.counts import Counts
 from data_pipeline.tokenize import EncodeSquares
-from data_pipeline.units import Counts, Unit, UnitFailed, run
+from data_pipeline.units import Unit, UnitFailed, run
 
 if TYPE_CHECKING:
     from data_pipeline.config import PrepareCommand

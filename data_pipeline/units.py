@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +29,8 @@ from chameleon_jax.runtime.headers import with_checksum
 from chameleon_jax.runtime.locks import is_unused
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
-from chameleon_jax.tokens.vocabulary import IMAGE, TEXT
 from data_pipeline.augment import OFF
+from data_pipeline.counts import Counts
 from data_pipeline.forms import FormConfig
 from data_pipeline.kept_pictures import KeptPicture, keep_pictures
 from data_pipeline.kept_pictures import from_bytes as picture_from_bytes
@@ -48,8 +48,6 @@ FORMAT_VERSION = 1
 """Of what a unit writes. Raised when the same inputs give something else."""
 FEW = 100
 """Shards up to which even small ones are units of their own, so that all cores have something to do."""
-MOST_REASONS = 100
-"""Reasons of rejections that are counted apart."""
 UNLOCKED_FOR = 60
 """Seconds after which a temporary file that nobody has locked is taken for that of a killed process."""
 ELSEWHERE = ("name", "path", "picture_folder", "data_dir", "count")
@@ -84,63 +82,6 @@ class Unit:
     def name(self) -> str:
         """Its shard, for people."""
         return self.shards[0].name + (f" to {self.shards[-1].name}" if len(self.shards) > 1 else "")
-
-
-@dataclasses.dataclass
-class Counts:
-    """What became of the records of a unit, or of several."""
-
-    read: int = 0
-    kept: int = 0
-    rejected: int = 0
-    documents: int = 0
-    """Documents and conversations made of the records."""
-    pictures: int = 0
-    text_bytes: int = 0
-    text_tokens: int = 0
-    image_tokens: int = 0
-    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How often records were rejected, by the kind of reason."""
-
-    def __iadd__(self, other: Counts) -> Counts:
-        for field in dataclasses.fields(self):
-            if field.name != "reasons":
-                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-        for reason, times in other.reasons.items():
-            self._count(reason, times)
-        return self
-
-    def _count(self, reason: str, times: int = 1) -> None:
-        if reason not in self.reasons and len(self.reasons) >= MOST_REASONS:
-            reason = "other reasons"
-        self.reasons[reason] = self.reasons.get(reason, 0) + times
-
-    def reject(self, reason: str) -> None:
-        self.rejected += 1
-        self._count(kind_of_reason(reason))
-
-    def keep(self, documents: Iterable[TokenizedDocument], modality: np.ndarray) -> None:
-        self.kept += 1
-        for document in documents:
-            by_modality = np.bincount(modality[document.ids], minlength=3)
-            self.documents += 1
-            self.pictures += document.pictures
-            self.text_bytes += document.text_bytes
-            self.text_tokens += int(by_modality[TEXT])
-            self.image_tokens += int(by_modality[IMAGE])
-
-    def keep_pictures(self, pictures: Sequence[KeptPicture]) -> None:
-        self.kept += 1
-        self.documents += len(pictures)
-        self.pictures += len(pictures)
-
-
-def kind_of_reason(reason: str) -> str:
-    """A reason without what differs from record to record: names of files, quotations, numbers."""
-    # "photos/my kite.jpg: …", "kites.tar: 000017.jpg: …", "kites.parquet, row 3, image: …"
-    reason = re.sub(r"^((\w+://)?[^:]*\.\w{1,7}(, [^:]*)?: )+", "", reason)
-    reason = re.sub(r"(['\"]).*\1…?", "…", reason)
-    return printable(re.sub(r"(?<![A-Za-z\d])\d[\d,.]*", "N", reason), 120)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

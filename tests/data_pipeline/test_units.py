@@ -27,6 +27,7 @@ from chameleon_jax.runtime.locks import only_writer
 from data_pipeline import units
 from data_pipeline.accounting import TooManyRejected
 from data_pipeline.config import PrepareCommand
+from data_pipeline.counts import kind_of_reason
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.loader import PreparedData
 from data_pipeline.prepare import PREPARED
@@ -363,4 +364,4 @@ def test_full_disk_is_named_and_the_job_goes_on_when_there_is_room(job, in_one_g
     ],
 )
 def test_reasons_are_counted_without_what_differs_from_record_to_record(reason, kind):
-    assert units.kind_of_reason(reason) == kind
+    assert kind_of_reason(reason) == kind
