@@ -20,7 +20,7 @@ class ConvertCommand:
     """Files of Meta's format (its model-parallel size); null takes one for each row of QK-norm."""
     image_tokenizer: str | None = None
     """Folder to take the image tokenizer from, such as `tokenizer` of Meta's release: Hugging Face's releases have no
-    image decoder."""
+    image decoder. Or one that `chameleon train-image-tokenizer` wrote, with the codes of the model's own."""
 
     def __post_init__(self):
         require(self.shards is None or self.shards > 0, "shards", self.shards, "must be at least 1")

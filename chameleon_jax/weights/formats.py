@@ -18,10 +18,10 @@ from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionEr
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface
-from chameleon_jax.weights.layout import image_tokenizer_entries
+from chameleon_jax.weights.image_tokenizer_files import find_image_tokenizer
+from chameleon_jax.weights.layout import has_decoder, image_tokenizer_entries
 from chameleon_jax.weights.meta import find_meta, open_meta, write_meta
 from chameleon_jax.weights.native import MODEL, find_native, open_native, write_native
-from chameleon_jax.weights.taming import IMAGE_CONFIG_FILE, IMAGE_FILE, open_taming
 
 _EXPECTED = (
     "expected config.json and params/ (our own), config.json and safetensors (Hugging Face), or params.json and "
@@ -34,8 +34,8 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
 
     Args:
       path: a directory, or hf://org/name on the Hugging Face Hub; see `hub`.
-      image_tokenizer: another directory to take the image tokenizer from, such as `tokenizer` in Meta's release;
-        Hugging Face's releases lack the image decoder.
+      image_tokenizer: another directory to take the image tokenizer from, such as `tokenizer` in Meta's release, as
+        Hugging Face's lack the image decoder; or one of your own whose decoder was trained on.
 
     Raises:
       FileError: if there is no model, or it is damaged or incomplete.
@@ -80,16 +80,16 @@ def _open_fetched(fetched: Fetched) -> Checkpoint:
 def _with_image_tokenizer(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
     fetched = fetch(str(name)) if is_remote(name) else None
     folder = fetched.folder if fetched else require_folder(name)
-    if fetched.format == "image tokenizer" if fetched else (folder / IMAGE_FILE).exists():
-        config, weights, _ = open_taming(folder / IMAGE_FILE, folder / IMAGE_CONFIG_FILE)
+    if opened := find_image_tokenizer(folder, weights_file=fetched.weights if fetched else ""):
+        config, weights, reason = opened.config, opened.weights, "it has no decoder"
     else:
         other = _open_fetched(fetched) if fetched else _open_folder(folder)
         config, weights = other.image_config, other.image_weights
-        if weights is None or "decoder" in other.missing:
-            reason = other.missing.get("image") or other.missing.get("decoder")
-            raise FileError(
-                f"{folder}: holds no complete image tokenizer ({reason}); expected vqgan.yaml and vqgan.ckpt in it"
-            )
+        reason = other.missing.get("image") or other.missing.get("decoder")
+    if config is None or weights is None or not has_decoder(config, weights):
+        raise FileError(
+            f"{folder}: holds no complete image tokenizer ({reason}); expected vqgan.yaml and vqgan.ckpt in it"
+        )
     missing = {part: why for part, why in checkpoint.missing.items() if part not in ("image", "decoder")}
     return dataclasses.replace(checkpoint, image_config=config, image_weights=weights, missing=missing)
 

@@ -23,7 +23,7 @@ from chameleon_jax.weights.checkpoint import (
     require_kinds,
     without_image_tokenizer,
 )
-from chameleon_jax.weights.layout import Layout, image_tokenizer_entries, is_decoder, transformer_entries
+from chameleon_jax.weights.layout import Layout, has_decoder, image_tokenizer_entries, is_decoder, transformer_entries
 from chameleon_jax.weights.safetensors import read_index, read_safetensors
 from chameleon_jax.weights.sources import FileWeights, match, refuse_unknown
 from chameleon_jax.weights.stored import Tensor
@@ -235,7 +235,7 @@ def _open_image_tokenizer(
         missing["image"] = f"the weights in {folder} hold no image tokenizer ({VQ}…)"
         return config, None, []
     weights, unneeded = _image_weights(folder, config, vq, VQ)
-    if not any(is_decoder(entry) and entry.leaf in weights for entry in image_tokenizer_entries(config)):
+    if not has_decoder(config, weights):
         missing["decoder"] = f"the weights in {folder} lack the image decoder, as Hugging Face's releases do"
     return config, weights, unneeded
 
@@ -247,8 +247,8 @@ def _image_weights(
     decoder = folder / DECODER_FILE
     vq = {**tensors, **(read_safetensors(decoder) if decoder.exists() else {})}
     entries = image_tokenizer_entries(config, prefix)
-    has_decoder = any(is_decoder(entry) and entry.key in vq for entry in entries)
-    found, unused = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not has_decoder)
+    some = any(is_decoder(entry) and entry.key in vq for entry in entries)
+    found, unused = match(entries, [vq], folder, optional=lambda entry: is_decoder(entry) and not some)
     return FileWeights(found), unused
 
 

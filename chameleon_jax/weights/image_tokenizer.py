@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import as_path, is_cloud, on_disk
 from chameleon_jax.runtime.files import write_json
 from chameleon_jax.runtime.folders import new_folder, recover
 from chameleon_jax.runtime.headers import FORMAT_VERSION
-from chameleon_jax.tokens.documents import IMAGE_TOKENIZER, save_image_tokenizer
-from chameleon_jax.tokens.documents import load_image_tokenizer as load_own
+from chameleon_jax.tokens.documents import save_image_tokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.weights.checklist import write_checklist
 from chameleon_jax.weights.checkpoint import (
@@ -25,25 +21,16 @@ from chameleon_jax.weights.checkpoint import (
     Format,
     load_image_tokenizer,
     preprocessing_note,
-    read_note,
 )
 from chameleon_jax.weights.formats import open_checkpoint
 from chameleon_jax.weights.hub import Fetched, fetch, is_remote
-from chameleon_jax.weights.huggingface import is_huggingface, is_huggingface_vq, open_huggingface_vq
+from chameleon_jax.weights.huggingface import is_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface_vq
+from chameleon_jax.weights.image_tokenizer_files import find_image_tokenizer
 from chameleon_jax.weights.meta import find_meta
 from chameleon_jax.weights.native import find_native
-from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, refuse_unknown
-from chameleon_jax.weights.taming import (
-    IMAGE_CONFIG_FILE,
-    IMAGE_FILE,
-    TRAINING,
-    config_beside,
-    find_checkpoint,
-    open_taming,
-    require_writable,
-    write_taming,
-)
+from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of
+from chameleon_jax.weights.taming import IMAGE_FILE, require_writable, write_taming
 
 _EXPECTED = (
     "expected config.json and params/ (our own), vqgan.ckpt and vqgan.yaml (Meta's, Anole's), a .ckpt of "
@@ -72,11 +59,11 @@ def read_image_tokenizer(path: str | Path, config: str | Path | None = None) -> 
         raise FileError(
             f"{place}: is a folder; {config} can only be given with a checkpoint file of taming-transformers"
         )
-    read = _reader(place, config, fetched)
-    if read is None and (place / "tokenizer" / IMAGE_FILE).is_file():
-        read = _reader(place / "tokenizer")
-    if read is not None:
-        return read()
+    found = find_image_tokenizer(place, config, fetched.weights if fetched else "")
+    if found is None and (place / "tokenizer" / IMAGE_FILE).is_file():
+        found = find_image_tokenizer(place / "tokenizer")
+    if found is not None:
+        return load_image_tokenizer(*found)
     if not (find_native(place) or find_meta(place) or is_huggingface(place)):
         raise FileError(f"{place}: holds no image tokenizer ({_EXPECTED})")
     checkpoint = open_checkpoint(path if fetched else place)
@@ -86,9 +73,13 @@ def read_image_tokenizer(path: str | Path, config: str | Path | None = None) -> 
 
 
 def is_image_tokenizer(path: str | Path) -> bool:
-    """Whether there is an image tokenizer alone, in any format, and no whole model."""
+    """Whether there is an image tokenizer alone, in any format, and no whole model.
+
+    Raises:
+      FileError, ConfigError: if there is one that cannot be read.
+    """
     place, fetched = _local(path)
-    return _reader(place, fetched=fetched) is not None
+    return find_image_tokenizer(place, weights_file=fetched.weights if fetched else "") is not None
 
 
 def _local(path: str | Path) -> tuple[Path, Fetched | None]:
@@ -103,36 +94,6 @@ def _local(path: str | Path) -> tuple[Path, Fetched | None]:
     if not place.exists():
         raise FileError(f"{path}: holds no image tokenizer (there is no such file or folder)")
     return Path(on_disk(place)), None
-
-
-def _reader(
-    place: Path, config: str | Path | None = None, fetched: Fetched | None = None
-) -> Callable[[], ImageTokenizer] | None:
-    """The function that reads the image tokenizer alone in a file or folder; None if there is none."""
-    if place.is_file():
-        return lambda: _read_taming(place, config)
-    if IMAGE_TOKENIZER.is_one(place) or IMAGE_TOKENIZER.is_one(place / "model"):
-        return lambda: load_own(place)
-    if is_huggingface_vq(place):
-        return lambda: _checked(place, *open_huggingface_vq(place, fetched.weights if fetched else ""))
-    if find_meta(place) or find_native(place) or is_huggingface(place):
-        return None
-    if (place / IMAGE_FILE).is_file():
-        return lambda: _read_taming(place / IMAGE_FILE, place / IMAGE_CONFIG_FILE)
-    found = find_checkpoint(place)
-    return found and (lambda: _read_taming(found, None))
-
-
-def _read_taming(checkpoint: Path, config: str | Path | None) -> ImageTokenizer:
-    config = Path(on_disk(config)) if config else config_beside(checkpoint)
-    sizes, weights, unused = open_taming(checkpoint, config)
-    return _checked(checkpoint, sizes, weights, [key for key in unused if not key.startswith(TRAINING)])
-
-
-def _checked(place: Path, config: ImageTokenizerConfig, weights: Any, unused: list[str]) -> ImageTokenizer:
-    refuse_unknown(unused, place)
-    note = read_note(place if place.is_dir() else place.parent)
-    return load_image_tokenizer(config, weights, note.get("preprocessing", PreprocessingConfig()))
 
 
 def write_image_tokenizer(

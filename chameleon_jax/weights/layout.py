@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Container
 from typing import Literal, NamedTuple
 
 import jax
@@ -210,3 +211,8 @@ def _vq_key(leaf: str) -> str:
 def is_decoder(entry: Entry) -> bool:
     """Whether an entry belongs to the image decoder, which Hugging Face's releases lack."""
     return entry.leaf.startswith("decoder/")
+
+
+def has_decoder(config: ImageTokenizerConfig, weights: Container[str]) -> bool:
+    """Whether weights, a container of the names of leaves, hold any part of the image decoder."""
+    return any(is_decoder(entry) and entry.leaf in weights for entry in image_tokenizer_entries(config))

@@ -6,13 +6,20 @@ import collections
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.config import LoRAConfig, PreprocessingConfig, TransformerConfig, from_dict, to_dict
+from chameleon_jax.config import (
+    ImageTokenizerConfig,
+    LoRAConfig,
+    PreprocessingConfig,
+    TransformerConfig,
+    from_dict,
+    to_dict,
+)
 from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
 from chameleon_jax.runtime.arrays import check_arrays, load_arrays, save_arrays
@@ -31,8 +38,8 @@ from chameleon_jax.tokens.documents import (
     read_image_config,
 )
 from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, check_template, without_image_tokenizer
-from chameleon_jax.weights.layout import Entry
-from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of, tree_of
+from chameleon_jax.weights.layout import Entry, has_decoder
+from chameleon_jax.weights.sources import MemoryWeights, Progress, Weights, leaves_of, tree_of
 
 MODEL = Kind(
     "a model",
@@ -118,13 +125,11 @@ def open_native(folder: Path) -> Checkpoint:
     if (tokenizer / "image").exists():
         missing.pop("image", None)
         with without_image_tokenizer(missing):
-            image_config, preprocessing, has_decoder, checksums = read_image_config(tokenizer / "image")
-            abstract = abstract_image_params(image_config, has_decoder)
-            image_weights = OrbaxWeights(tokenizer / "image" / "params", abstract, checksums)
+            image_config, image_weights, preprocessing = open_native_image_tokenizer(tokenizer / "image")
             if header.get("prompt_fit") is not None:
                 fit = {"fit": header["prompt_fit"]}
                 preprocessing = from_dict(PreprocessingConfig, to_dict(preprocessing) | fit, f"{path}: prompt_fit")
-            if not has_decoder:
+            if not has_decoder(image_config, image_weights):
                 missing["decoder"] = f"{tokenizer / 'image'} was written without the image decoder"
     elif missing.get("image") == NOT_ASKED_FOR:
         missing["image"] = f"there is no {tokenizer / 'image'}"
@@ -143,6 +148,25 @@ def open_native(folder: Path) -> Checkpoint:
         preprocessing=preprocessing,
         chat_template=check_template(header.get("chat_template"), path),
     )
+
+
+class OpenedImageTokenizer(NamedTuple):
+    """An image tokenizer whose weights are read on demand."""
+
+    config: ImageTokenizerConfig
+    weights: Weights
+    preprocessing: PreprocessingConfig
+
+
+def open_native_image_tokenizer(folder: Path) -> OpenedImageTokenizer:
+    """Opens an image tokenizer that `tokens.documents.save_image_tokenizer` wrote.
+
+    Raises:
+      FileError, ConfigError: if anything is missing or damaged.
+    """
+    config, preprocessing, with_decoder, checksums = read_image_config(folder)
+    abstract = abstract_image_params(config, with_decoder)
+    return OpenedImageTokenizer(config, OrbaxWeights(folder / "params", abstract, checksums), preprocessing)
 
 
 def write_trained(

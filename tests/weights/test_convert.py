@@ -22,9 +22,10 @@ from chameleon_jax.chameleon import Chameleon, load
 from chameleon_jax.config import GenerationConfig, SamplingConfig
 from chameleon_jax.console.cli import main
 from chameleon_jax.errors import FileError
+from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.weights.checkpoint import ConversionError
 from chameleon_jax.weights.formats import open_checkpoint, write_checkpoint
-from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer, write_image_tokenizer
 from chameleon_jax.weights.safetensors import read_safetensors
 from chameleon_jax.weights.sources import FileWeights
 from chameleon_jax.weights.stored import StoredTensor
@@ -161,6 +162,15 @@ def test_decoder_comes_from_another_folder(saved, no_decoder, tmp_path, capsys):
         out = tmp_path / format
         assert convert(no_decoder, out, "--format", format, "--image-tokenizer", tokenizer) == 0
         assert contents(out) == contents(saved / format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_image_tokenizer_alone_of_any_format_replaces_that_of_a_model(model, saved, no_decoder, tmp_path, format):
+    own = model.tokenizer.image
+    tuned = ImageTokenizer(own.config, {**own.params, "decoder": jax.tree.map(lambda x: 2 * x, own.params["decoder"])})
+    write_image_tokenizer(tuned, tmp_path / "tuned", format)
+    checkpoint = open_checkpoint(no_decoder, image_tokenizer=tmp_path / "tuned")
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_tokenizer().image.params, tuned.params)
 
 
 def test_model_without_a_decoder_can_be_converted_otherwise(no_decoder, tmp_path):
