@@ -2,6 +2,7 @@
 
 from chameleon_jax.config.bench import BenchGenerateConfig, BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
+from chameleon_jax.config.evaluation import EvaluateImageTokenizerCommand
 from chameleon_jax.config.generation import EngineConfig, GenerateOptions, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
     DType,
@@ -53,6 +54,7 @@ __all__ = [
     "DemoCommand",
     "DistributedConfig",
     "EngineConfig",
+    "EvaluateImageTokenizerCommand",
     "EvaluationConfig",
     "ExecutionConfig",
     "GenerateOptions",

@@ -108,6 +108,16 @@ class _Inspect:
 
 
 @dataclass(frozen=True)
+class _EvaluateImageTokenizer:
+    model: Positional[str]
+    """A folder that `chameleon train-image-tokenizer` wrote, an image tokenizer in another format, also of
+    taming-transformers, or a whole model; or hf://org/name"""
+    data: Positional[str]
+    """A folder of pictures, JSON lines, a table, tars, Parquet, or what `chameleon prepare` wrote with keep: pictures;
+    or a YAML file with a list of sources, of which those held out are used if any are"""
+
+
+@dataclass(frozen=True)
 class _BenchTrain(ConfigFile):
     profile: str = ""
     """Folder for a trace of one more repeat, for TensorBoard or Perfetto."""
@@ -155,6 +165,11 @@ COMMANDS = {
             "console.commands:train_image_tokenizer", ConfigFile, configs=recipes("image_tokenizer"),
             example="chameleon train-image-tokenizer demo --tokenizer.steps 1000", keeps_programs=True,
             then=("prepare CONFIG --image-tokenizer {output}",),
+        ),
+        Command(
+            "evaluate-image-tokenizer", "measure what an image tokenizer makes of pictures, or compare two",
+            configs.EvaluateImageTokenizerCommand, "console.evaluate:evaluate_image_tokenizer", _EvaluateImageTokenizer,
+            example="chameleon evaluate-image-tokenizer out/demo/image_tokenizer photos", keeps_programs=True,
         ),
         Command(
             "prepare", "tokenize and pack documents for training, or keep their pictures", data_configs.PrepareCommand,
@@ -232,8 +247,8 @@ def _help() -> str:
         "Chameleon in JAX: one Transformer that reads and writes documents of text and pictures in any order.",
         "",
         "commands:",
-        *(f"  {name:<23}{command.summary}" for name, command in COMMANDS.items() if command.listed),
-        f"  {'completion SHELL':<23}print the completion script for {', '.join(SHELLS)}",
+        *(f"  {name:<26}{command.summary}" for name, command in COMMANDS.items() if command.listed),
+        f"  {'completion SHELL':<26}print the completion script for {', '.join(SHELLS)}",
         "",
         "Keys are those of the command's YAML file; `chameleon COMMAND --help` lists them.",
         "Start with `chameleon demo`, or with pictures of your own: `chameleon init PHOTOS -o out/mine`.",

@@ -213,7 +213,7 @@ def write_report(
     reconstructions, codes = _reconstructions(model, evaluation.pixels)
     run_lines = read_metrics(Path(train.output) / "metrics.jsonl")
     tokenizer_lines = read_metrics(path.parent / "image_tokenizer" / "metrics.jsonl")
-    code_use = charts.code_use(codes, model.tokenizer.image.config.num_codes)
+    counts = np.bincount(codes.ravel(), minlength=model.tokenizer.image.config.num_codes)
     sections = [
         Section("One stream of tokens", STREAM, _stream(model, evaluation.sums)),
         Section("It reads pictures", "Captions for handwriting that it never saw.", _answers(evaluation.captions, 40)),
@@ -224,7 +224,7 @@ def write_report(
                 _continuations(evaluation.continuations, prose=False)),
         Section("It writes", _bits(metrics), _continuations(evaluation.continuations, prose=True)),
         Section("How pictures become codes", "Test pictures, each above what is rebuilt from its codes.",
-                reconstructions + code_use + charts.tokenizer_curve(tokenizer_lines)),
+                reconstructions + charts.code_use(counts) + charts.tokenizer_curve(tokenizer_lines)),
         Section("How it learnt", "", charts.loss_curves(run_lines, HELD_OUT) + _stage_table(stages, metrics)
                 + _config_table(model, train)),
         Section("All figures", "", table(("key", "value"), ((key, f"{value:.4g}") for key, value in metrics.items()))),

@@ -60,7 +60,7 @@ class LPIPS(nn.Module):
         if min(target.shape[1:3]) < _SMALLEST:
             raise ConfigError(
                 f"LPIPS needs pictures of at least {_SMALLEST} pixels a side, not {target.shape[1]} x "
-                f"{target.shape[2]}; train without the perceptual loss"
+                f"{target.shape[2]}; do without it"
             )
         a, b = (((x - _MEAN) / _STD).astype(self.dtype) for x in (target, output))
         distance = jnp.zeros(target.shape[:1])

@@ -21,6 +21,9 @@ VARIABLES = {TEXT: "--leaf", IMAGE: "--amber", INK: "--ink", SOFT: "--soft", GRI
 WIDTHS = {"wide": 9.0, "narrow": 4.6}
 """In inches; the style sheet shows the one that fits the window. Scaling one chart makes its text too small to read."""
 
+MOST_POINTS = 1024
+"""Points of a curve: more cannot be told apart."""
+
 NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| id=\"[\w.]+_\d+\"", re.DOTALL)
 """What Matplotlib writes beside the drawing: addresses, rules for the whole page, ids that occur in every chart."""
 
@@ -104,17 +107,24 @@ def tokenizer_curve(lines: Sequence[dict[str, Any]]) -> str:
     return _chart(draw, "PSNR and codebook perplexity of the image tokenizer over steps", 3)
 
 
-def code_use(codes: np.ndarray, num_codes: int) -> str:
-    """How often each code occurs, most frequent first; codes never used are marked."""
-    counts = np.sort(np.bincount(codes.ravel(), minlength=num_codes))[::-1]
+def code_use(counts: np.ndarray, of: str = "") -> str:
+    """How often each code occurs, most frequent first; codes never used are marked.
+
+    Args:
+      counts: of each code.
+      of: the model, if there are several on the page.
+    """
+    counts, num_codes = np.sort(counts)[::-1], len(counts)
     used = int((counts > 0).sum())
+    shown = np.unique(np.linspace(0, num_codes - 1, MOST_POINTS, dtype=int))
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(np.arange(num_codes), counts, step="mid", color=IMAGE, alpha=0.75, linewidth=0)
+        axes.fill_between(shown, counts[shown], step="mid", color=IMAGE, alpha=0.75, linewidth=0)
         axes.axvline(used, color=INK, linewidth=1)
         side, gap = ("right", -6) if used > num_codes / 2 else ("left", 6)
-        axes.annotate(f"{used} of {num_codes} codes used", (used, counts.max() * 0.8), xytext=(gap, 0),
+        axes.annotate(f"{used:,} of {num_codes:,} codes used", (used, counts.max() * 0.8), xytext=(gap, 0),
                       textcoords="offset points", ha=side)  # fmt: skip
         axes.set(xlabel="codes, most frequent first", ylabel="occurrences", xlim=(0, num_codes), ylim=(0, None))
 
-    return _chart(draw, f"How often each code occurs: {used} of {num_codes} codes are used", 2.4)
+    label = f"How often each code {f'of {of} ' if of else ''}occurs: {used:,} of {num_codes:,} codes are used"
+    return _chart(draw, label, 2.4)

@@ -73,7 +73,7 @@ def look(folder: str | Path) -> list[Found]:
     folder = Path(folder)
     if not folder.exists():
         raise FileError(f"{folder}: there is no such folder")
-    found = [_measure(source, said) for source, said in _propose(folder.absolute())]
+    found = [_measure(source, said) for source, said in propose(folder.absolute())]
     found = [each for each in found if each.records and (each.pictures or each.text_bytes)]
     if not found:
         raise ConfigError(
@@ -97,7 +97,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(itertools.islice((path for path in paths if path.is_file()), FILES))
 
 
-def _propose(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def propose(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Sources that read what is there, each with words for people."""
     files = _files(folder)
     by_suffix: dict[str, list[Path]] = {}

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from chameleon_jax.errors import FileError
 from chameleon_jax.models.perceptual import BLOCKS
-from chameleon_jax.weights.stored import FLOATS, StoredTensor, all_finite
-from chameleon_jax.weights.torch_files import read_tensors
+from chameleon_jax.weights.torch_files import read_floats, read_tensors
 
 _VGG = "VGG16 as torchvision publishes it (vgg16-397923af.pth)"
 _HEADS = "the learned weights of LPIPS for VGG16 (lpips/weights/v0.1/vgg.pth, or vgg.pth of taming-transformers)"
@@ -36,28 +31,11 @@ def read_lpips(vgg: str | Path, heads: str | Path) -> dict[str, Any]:
     for number, widths in enumerate(BLOCKS, start=1):
         block = params[f"block_{number}"] = {}
         for conv, width in enumerate(widths, start=1):
-            kernel = _read(vgg, features, f"features.{layer}.weight", (width, channels, 3, 3), _VGG)
-            bias = _read(vgg, features, f"features.{layer}.bias", (width,), _VGG)
+            kernel = read_floats(vgg, features, f"features.{layer}.weight", (width, channels, 3, 3), _VGG)
+            bias = read_floats(vgg, features, f"features.{layer}.bias", (width,), _VGG)
             block[f"conv_{conv}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
             layer, channels = layer + 2, width
         layer += 1
         key = f"lin{number - 1}.model.1.weight"
-        params[f"weights_{number}"] = _read(heads, learned, key, (1, channels, 1, 1), _HEADS).reshape(channels)
+        params[f"weights_{number}"] = read_floats(heads, learned, key, (1, channels, 1, 1), _HEADS).reshape(channels)
     return params
-
-
-def _read(
-    path: str | Path, tensors: Mapping[str, StoredTensor], key: str, shape: tuple[int, ...], expected: str
-) -> np.ndarray:
-    if key not in tensors:
-        found = ", ".join(list(tensors)[:3]) or "nothing"
-        raise FileError(f"{path}: holds no {key}, but {found} …; expected {expected}")
-    stored = tensors[key]
-    if stored.shape != shape or stored.dtype not in FLOATS:
-        raise FileError(
-            f"{path}: {key} is {stored.dtype} {list(stored.shape)}, not of floats {list(shape)}; expected {expected}"
-        )
-    values = np.asarray(stored.view(), np.float32)
-    if not all_finite(values):
-        raise FileError(f"{path}: {key} has values that are not finite; fetch the file again")
-    return values

@@ -16,12 +16,15 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.reading import open_file
-from chameleon_jax.weights.stored import StoredTensor
+from chameleon_jax.weights.stored import FLOATS, StoredTensor, all_finite
 from chameleon_jax.weights.torch_pickle import PLAIN, SKIPPED, MalformedFile, Storage, UnplacedTensor, unpickle
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -80,6 +83,33 @@ def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
     if not isinstance(tensors, dict) or not all(isinstance(tensor, StoredTensor) for tensor in tensors.values()):
         raise FileError(f"{path}: expected a mapping from names to tensors and nothing else")
     return tensors
+
+
+def read_floats(
+    path: str | Path, tensors: Mapping[str, StoredTensor], key: str, shape: tuple[int, ...], expected: str
+) -> np.ndarray:
+    """One tensor of a published file as float32.
+
+    Args:
+      path: the file, for messages.
+      tensors: what `read_tensors` found in it.
+      expected: which file it should be, in words.
+
+    Raises:
+      FileError: if the tensor is missing, has another shape, or values that are not finite.
+    """
+    if key not in tensors:
+        found = ", ".join(list(tensors)[:3]) or "nothing"
+        raise FileError(f"{path}: holds no {key}, but {found} …; expected {expected}")
+    stored = tensors[key]
+    if stored.shape != shape or stored.dtype not in FLOATS:
+        raise FileError(
+            f"{path}: {key} is {stored.dtype} {list(stored.shape)}, not of floats {list(shape)}; expected {expected}"
+        )
+    values = np.asarray(stored.view(), np.float32)
+    if not all_finite(values):
+        raise FileError(f"{path}: {key} has values that are not finite; fetch the file again")
+    return values
 
 
 def _read_zip(file: BinaryIO, skip_objects: bool) -> tuple[Any, dict[str, tuple[int, int]]]:

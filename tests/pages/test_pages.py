@@ -61,7 +61,7 @@ def test_a_page_of_everything_is_complete_and_escaped():
         + table(("source", "tokens", "share"), [("a & b", "1,200", "10 %"), ("  part", "30", "")])
         + charts.loss_curves(LINES, [("a & b", "text_loss", "a & b, text"), ("c", "image_loss", "c, pictures")])
         + charts.tokenizer_curve(LINES)
-        + charts.code_use(np.array([0, 0, 3]), 4)
+        + charts.code_use(np.array([2, 0, 0, 1]))
     )
     shown = check_page(page("Title & more", "<p>lead</p>", [Section("One <two>", "", body)], "footer"))
     assert shown.text_of("h2") == ["One <two>"]
