@@ -104,7 +104,7 @@ class _Convert:
 @dataclass(frozen=True)
 class _Inspect:
     path: Positional[str]
-    """A model folder: ours, Hugging Face's or Meta's; or hf://org/name"""
+    """A model folder or an image tokenizer: ours, Hugging Face's or Meta's; or hf://org/name"""
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokeniz
 from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.run_folder import check_run
+from chameleon_jax.weights.checkpoint import load_image_tokenizer
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.hub import is_remote
-from chameleon_jax.weights.image_tokenizer import is_image_tokenizer, read_image_tokenizer, write_image_tokenizer
+from chameleon_jax.weights.image_tokenizer import open_image_tokenizer, read_image_tokenizer, write_image_tokenizer
+from chameleon_jax.weights.native import OpenedImageTokenizer
 from chameleon_jax.weights.vqgan import why_not_released
 
 if TYPE_CHECKING:
@@ -194,8 +196,8 @@ def _worker(given: str) -> tuple[int, int]:
 
 def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:
     """Writes a model, or an image tokenizer alone, in another format. Returns what was written."""
-    if is_image_tokenizer(src):
-        return _convert_image_tokenizer(config, src, dst)
+    if image_tokenizer := open_image_tokenizer(src):
+        return _convert_image_tokenizer(config, image_tokenizer, src, dst)
     checkpoint = open_checkpoint(src, config.image_tokenizer)
     print_warnings(checkpoint.warnings)
     began = time.monotonic()
@@ -205,14 +207,16 @@ def convert(config: ConvertCommand, *, src: str, dst: str) -> dict[str, Any]:
     return {"written": dst, "gigabytes": size / 1e9, "seconds": time.monotonic() - began}
 
 
-def _convert_image_tokenizer(config: ConvertCommand, src: str, dst: str) -> dict[str, Any]:
+def _convert_image_tokenizer(
+    config: ConvertCommand, opened: OpenedImageTokenizer, src: str, dst: str
+) -> dict[str, Any]:
     for key in ("dtype", "shards", "image_tokenizer"):
         if getattr(config, key) is not None:
             raise ConfigError(
                 f"{key} = {getattr(config, key)!r}: {src} is an image tokenizer alone, without a Transformer"
             )
     began = time.monotonic()
-    tokenizer = read_image_tokenizer(src)
+    tokenizer = load_image_tokenizer(*opened)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tokenizer.params))
     with bytes_bar(f"convert {Path(src).name}", size) as progress:
         write_image_tokenizer(tokenizer, dst, config.format, progress)

@@ -8,23 +8,25 @@ from typing import Any
 from chameleon_jax.config import InspectCommand
 from chameleon_jax.console.verify import verify
 from chameleon_jax.errors import LONGEST_MESSAGE, DamagedFile, printable
-from chameleon_jax.weights.describe import describe, lines
+from chameleon_jax.weights.describe import describe, describe_image_tokenizer, image_tokenizer_lines, lines
 from chameleon_jax.weights.formats import open_checkpoint
+from chameleon_jax.weights.image_tokenizer import open_image_tokenizer
 
 
 def inspect(config: InspectCommand, *, path: str) -> dict[str, Any]:
-    """Prints a description of a model folder, or with `verify` which parts of a folder of any kind are intact.
+    """Prints a description of a model or an image tokenizer, or with `verify` which parts of any folder are intact.
 
     Raises:
       DamagedFile: after the last line, if any part is damaged.
     """
     if config.verify:
         return _verify(path, config.json)
-    found = describe(open_checkpoint(path))
+    opened = open_image_tokenizer(path)
+    found = describe_image_tokenizer(path, opened) if opened else describe(open_checkpoint(path))
     if config.json:
         print(json.dumps(found, indent=2))
         return {}
-    for name, text in lines(found):
+    for name, text in image_tokenizer_lines(found) if opened else lines(found):
         print(f"{name:<17}{printable(text, LONGEST_MESSAGE)}")
     return {}
 

@@ -15,7 +15,10 @@ from chameleon_jax.tokens.documents import DocumentTokenizer, load_image_tokeniz
 from chameleon_jax.training.checkpoint import verify_checkpoint
 from chameleon_jax.weights.checklist import CHECKLIST, verify_checklist
 from chameleon_jax.weights.formats import open_checkpoint
+from chameleon_jax.weights.huggingface import is_huggingface_vq
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
 from chameleon_jax.weights.native import find_native
+from chameleon_jax.weights.taming import IMAGE_FILE
 
 _Part = tuple[Path, str, Callable[[], str]]
 """A file or folder, its kind, and a function that verifies it and returns a summary."""
@@ -70,6 +73,10 @@ def _parts_of(folder: Path) -> Iterator[_Part]:
     if _is_image_tokenizer(folder):
         yield folder, "image tokenizer", lambda: _image(folder)
         return
+    released = is_huggingface_vq(folder) or (folder / IMAGE_FILE).is_file()
+    if released and not any(folder.rglob("consolidated*.pth")):
+        yield folder, "image tokenizer", lambda: _released_image(folder)
+        return
     native = find_native(folder)
     if native in (folder, folder / "model"):
         yield native, "model", lambda: _model(native)
@@ -100,6 +107,10 @@ def _tokenizer(folder: Path) -> str:
 def _image(folder: Path) -> str:
     load_image_tokenizer(folder)
     return "parameters compared"
+
+
+def _released_image(folder: Path) -> str:
+    return f"complete {'with' if read_image_tokenizer(folder).can_decode else 'without'} decoder, all numbers finite"
 
 
 def _verify_rows(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Describes the contents of a model folder, as data and as text."""
+"""Describes the contents of a model folder, or of an image tokenizer alone, as data and as text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from chameleon_jax.config import ImageTokenizerConfig, to_dict
 from chameleon_jax.errors import printable
 from chameleon_jax.weights.checkpoint import Checkpoint
-from chameleon_jax.weights.layout import image_tokenizer_entries, leaf_shapes
+from chameleon_jax.weights.layout import has_decoder, image_tokenizer_entries, leaf_shapes
+from chameleon_jax.weights.native import OpenedImageTokenizer
+from chameleon_jax.weights.sources import Weights
 
 ARCHITECTURE = (
     "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "qk_norm", "qk_norm_groups",
@@ -34,7 +37,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocabulary": _vocabulary(checkpoint),
         "text_tokenizer": checkpoint.text
         and {"type": type(checkpoint.text).__name__, "pieces": checkpoint.text.num_pieces},
-        "image_tokenizer": _image_tokenizer(checkpoint),
+        "image_tokenizer": _image_tokenizer(checkpoint.image_config, checkpoint.image_weights),
         "output_layer_trained_on_pictures": checkpoint.image_head_trained,
         "chat_template": checkpoint.chat_template,
         "missing": {part: printable(why, 1000) for part, why in checkpoint.missing.items()},
@@ -66,8 +69,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any] | None:
     }
 
 
-def _image_tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    image, weights = checkpoint.image_config, checkpoint.image_weights
+def _image_tokenizer(image: ImageTokenizerConfig | None, weights: Weights | None) -> dict[str, Any] | None:
     if image is None or weights is None:
         return None
     entries = [entry for entry in image_tokenizer_entries(image) if entry.leaf in weights]
@@ -77,8 +79,27 @@ def _image_tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
         "num_codes": image.num_codes,
         "parameters": sum(int(np.prod(entry.piece)) for entry in entries),
         "tensors_by_dtype": dict(weights.dtypes),
-        "decoder": "decoder" not in checkpoint.missing,
+        "decoder": has_decoder(image, weights),
     }
+
+
+def describe_image_tokenizer(path: str, opened: OpenedImageTokenizer) -> dict[str, Any]:
+    """Architecture, preprocessing, sizes and dtypes of an image tokenizer alone, as JSON-serializable data."""
+    return {
+        "folder": path,
+        "image_tokenizer": _image_tokenizer(opened.config, opened.weights),
+        "architecture": to_dict(opened.config),
+        "preprocessing": to_dict(opened.preprocessing),
+    }
+
+
+def image_tokenizer_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The result of `describe_image_tokenizer` as pairs of label and text."""
+    yield "folder", found["folder"]
+    yield "image_tokenizer", _image_line(found["image_tokenizer"])
+    yield "parameters", f"{found['image_tokenizer']['parameters']:,}"
+    for part in ("architecture", "preprocessing"):
+        yield part, ", ".join(f"{key} {value}" for key, value in found[part].items())
 
 
 def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -109,14 +130,7 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if text := found["text_tokenizer"]:
         yield "text_tokenizer", f"{text['type']}, {text['pieces']} pieces"
     if image:
-        yield (
-            "image_tokenizer",
-            (
-                f"{image['resolution']} x {image['resolution']} pixels to {image['codes_per_image']} codes of "
-                f"{image['num_codes']}, {'with' if image['decoder'] else 'without'} decoder, "
-                f"{_types(image['tensors_by_dtype'])}"
-            ),
-        )
+        yield "image_tokenizer", _image_line(image)
     heads = {True: "trained on pictures", False: "not trained on pictures (cannot draw)"}
     trained = found["output_layer_trained_on_pictures"]
     yield "output_layer", heads.get(trained, "unknown whether trained on pictures")
@@ -136,6 +150,14 @@ def _vocabulary_line(found: dict[str, Any]) -> str:
         f"{found['text_pieces']} pieces of text, {found['image_codes']} image codes ({found['first_image_id']} to "
         f"{found['last_image_id']}, {order}), <s> {found['bos']}, <pad> {found['pad']}, </s> {found['eos']}, begin of "
         f"image {found['begin_image']}, end of image {found['end_image']}, end of turn {found['end_of_turn']}"
+    )
+
+
+def _image_line(image: dict[str, Any]) -> str:
+    return (
+        f"{image['resolution']} x {image['resolution']} pixels to {image['codes_per_image']} codes of "
+        f"{image['num_codes']}, {'with' if image['decoder'] else 'without'} decoder, "
+        f"{_types(image['tensors_by_dtype'])}"
     )
 
 

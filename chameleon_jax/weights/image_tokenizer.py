@@ -28,7 +28,7 @@ from chameleon_jax.weights.huggingface import is_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface_vq
 from chameleon_jax.weights.image_tokenizer_files import find_image_tokenizer
 from chameleon_jax.weights.meta import find_meta
-from chameleon_jax.weights.native import find_native
+from chameleon_jax.weights.native import OpenedImageTokenizer, find_native
 from chameleon_jax.weights.sources import MemoryWeights, Progress, leaves_of
 from chameleon_jax.weights.taming import IMAGE_FILE, require_writable, write_taming
 
@@ -55,6 +55,8 @@ def read_image_tokenizer(path: str | Path, config: str | Path | None = None) -> 
       FileError, ConfigError: if there is none, or it is damaged, incomplete or of an unsupported kind.
     """
     place, fetched = _local(path)
+    if not place.exists():
+        raise FileError(f"{path}: holds no image tokenizer (there is no such file or folder)")
     if config is not None and not place.is_file():
         raise FileError(
             f"{place}: is a folder; {config} can only be given with a checkpoint file of taming-transformers"
@@ -72,14 +74,14 @@ def read_image_tokenizer(path: str | Path, config: str | Path | None = None) -> 
     return load_image_tokenizer(checkpoint.image_config, checkpoint.image_weights, checkpoint.preprocessing)
 
 
-def is_image_tokenizer(path: str | Path) -> bool:
-    """Whether there is an image tokenizer alone, in any format, and no whole model.
+def open_image_tokenizer(path: str | Path) -> OpenedImageTokenizer | None:
+    """Opens the image tokenizer alone at `path`, of any format; None if there is none, or a whole model.
 
     Raises:
       FileError, ConfigError: if there is one that cannot be read.
     """
     place, fetched = _local(path)
-    return find_image_tokenizer(place, weights_file=fetched.weights if fetched else "") is not None
+    return find_image_tokenizer(place, weights_file=fetched.weights if fetched else "") if place.exists() else None
 
 
 def _local(path: str | Path) -> tuple[Path, Fetched | None]:
@@ -91,8 +93,6 @@ def _local(path: str | Path) -> tuple[Path, Fetched | None]:
     if is_cloud(path) and (place / "model").is_dir():  # a run: its checkpoints are not needed
         place = place / "model"
     recover(place)
-    if not place.exists():
-        raise FileError(f"{path}: holds no image tokenizer (there is no such file or folder)")
     return Path(on_disk(place)), None
 
 

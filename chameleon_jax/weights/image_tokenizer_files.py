@@ -39,7 +39,7 @@ def find_image_tokenizer(
       FileError, ConfigError: if it is damaged, incomplete or of an unsupported kind.
     """
     if place.is_file():
-        return _open_taming(place, config)
+        return _open_taming(place, config) if place.suffix in (".ckpt", ".pt", ".pth") else None
     for folder in (place, place / "model"):  # the latter of a training run
         if IMAGE_TOKENIZER.is_one(folder):
             return open_native_image_tokenizer(folder)

@@ -137,6 +137,39 @@ def test_convert_writes_an_image_tokenizer_alone(saved, tmp_path, capsys):
     assert "is an image tokenizer alone, without a Transformer" in said
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_inspect_describes_an_image_tokenizer_alone(saved, format, capsys):
+    assert main(["inspect", str(saved / format)]) == 0
+    said = capsys.readouterr().out
+    assert "8 x 8 pixels to 16 codes of 16, with decoder, float32" in said
+    assert "attn_resolutions [8]" in said
+    assert main(["inspect", str(saved / format), "--json", "true"]) == 0
+    assert json.loads(capsys.readouterr().out)["image_tokenizer"]["parameters"] > 100_000
+    assert main(["inspect", str(saved / format), "--verify", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "image tokenizer: " in said
+    assert ("MD5 checksums: " in said) == (format != "chameleon")
+
+
+@pytest.mark.parametrize(
+    ("format", "file"), [("huggingface", "image_decoder/model.safetensors"), ("meta", "vqgan.ckpt")]
+)
+def test_damage_of_an_image_tokenizer_alone_is_found(saved, tmp_path, format, file, capsys):
+    folder = shutil.copytree(saved / format, tmp_path / format)
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2 & ~63 : (len(content) // 2 & ~63) + 64] = b"\xff" * 64  # NaN
+    (folder / file).write_bytes(content)
+    assert main(["inspect", str(folder), "--verify", "true"]) == 1
+    assert capsys.readouterr().out.count("DAMAGED") == 2
+    assert "infinite values or NaN" in refusal(folder)
+
+
+@pytest.mark.parametrize("command", [["convert", "--format", "meta", "org/name", "out"], ["inspect", "org/name"]])
+def test_a_folder_that_is_not_there_is_still_looked_for_on_the_hub(command, capsys):
+    assert main(command) == 1
+    assert "for a model on the Hugging Face Hub write hf://org/name" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Files of taming-transformers
 # ----------------------------------------------------------------------------------------------------------------------
