@@ -19,6 +19,7 @@ from chameleon_jax.runtime.cloud import as_path, download, objects_in
 from chameleon_jax.runtime.files import append_text, new_file, write_text
 from chameleon_jax.runtime.folders import Kind, new_folder
 from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer, write_image_tokenizer
 
 NOTES = Kind("notes", lambda folder: (folder / "mark").is_file(), ("mark", "pages/*"))
 
@@ -150,3 +151,12 @@ def test_data_run_and_model_in_a_bucket(tmp_path, capsys):
         np.testing.assert_array_equal(here, there)
     assert main(["convert", "gs://bucket/g/run", "gs://bucket/g/copy", "--format", "meta"]) == 1
     assert "gs://bucket/g/copy: is there already" in capsys.readouterr().err
+
+
+def test_image_tokenizer_in_a_bucket_is_written_and_read_alone():
+    tokenizer = image_tokenizer()
+    write_image_tokenizer(tokenizer, "gs://bucket/h/run/model")
+    for place in ("gs://bucket/h/run", "gs://bucket/h/run/model"):
+        jax.tree.map(np.testing.assert_array_equal, read_image_tokenizer(place).params, tokenizer.params)
+    with pytest.raises(FileError, match=r"gs://bucket/h/none: there is no such"):
+        read_image_tokenizer("gs://bucket/h/none")
