@@ -38,8 +38,6 @@ class EvaluateImageTokenizerCommand:
     """Pictures on the page: so many of the worst, and so many at random."""
     json: bool = False
     """One JSON object instead of lines for people."""
-    datasets: str = "out/datasets"
-    """Folder where embedded data sets are built, if DATA is a YAML file that names some."""
 
     def __post_init__(self):
         require(self.count >= 0, "count", self.count, "must be 0 or more")

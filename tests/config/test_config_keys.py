@@ -765,6 +765,12 @@ KEYS: dict[type, dict[str, Check | str]] = {
         ("split", "train_split", "drawings_per_digit", "sums", "drawing", "seed"),
         "test_every_promised_figure_is_there_and_a_number",
     ),
+    configs.EvaluateImageTokenizerCommand: {
+        **dict.fromkeys(
+            ("compare", "count", "json", "output", "samples"), "test_figures_are_those_of_their_definitions"
+        ),
+        **dict.fromkeys(("lpips", "inception"), "test_mistakes_are_explained_in_a_line"),
+    },
     configs.DemoCommand: {
         "output": "test_demo_folder_opens_as_a_model",
         "recipes": "test_changed_recipe_redoes_its_stage_and_those_after_it",
