@@ -22,7 +22,12 @@ from chameleon_jax.config.reading import (
     require,
     to_dict,
 )
-from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
+from chameleon_jax.config.tokenizers import (
+    DiscriminatorConfig,
+    ImageTokenizerTrainConfig,
+    PerceptualConfig,
+    TextTokenizerConfig,
+)
 from chameleon_jax.config.training import (
     BadStepsConfig,
     CheckpointConfig,
@@ -52,6 +57,7 @@ __all__ = [
     "ConvertCommand",
     "DType",
     "DemoCommand",
+    "DiscriminatorConfig",
     "DistributedConfig",
     "EngineConfig",
     "EvaluateImageTokenizerCommand",
@@ -67,6 +73,7 @@ __all__ = [
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PerceptualConfig",
     "PreprocessingConfig",
     "ProfileConfig",
     "RunCommand",

@@ -1,7 +1,7 @@
 """What the training engine trains. A task is parameters, a loss of one batch, and what to report of it.
 
 The engine (`loop`, `step`, `state`, `checkpoint`, `log`) knows nothing else of the Transformer (`transformer.py`) and
-of the image tokenizer (`image_tokenizer.py`).
+of the image tokenizer (`image_tokenizer_task.py`).
 """
 
 from __future__ import annotations

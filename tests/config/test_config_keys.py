@@ -27,6 +27,7 @@ from chameleon_jax.config import (
     BenchCommand,
     BenchTrainConfig,
     CompileOptions,
+    DiscriminatorConfig,
     DistributedConfig,
     ExecutionConfig,
     GenerationConfig,
@@ -36,12 +37,14 @@ from chameleon_jax.config import (
     LoRAConfig,
     MeshConfig,
     OptimizerConfig,
+    PerceptualConfig,
     StageConfig,
     TextTokenizerConfig,
     TrainConfig,
     TransformerConfig,
 )
 from chameleon_jax.config.reading import config
+from chameleon_jax.config.tokenizers import ImageTokenizerOptimizerConfig
 from data_pipeline import config as data_configs
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.config import (
@@ -239,6 +242,8 @@ IMAGE_MODEL = ImageTokenizerConfig(
     num_codes=16, norm_groups=4,
 )  # fmt: skip
 IMAGE_TRAIN = ImageTokenizerTrainConfig(model=IMAGE_MODEL, steps=100, batch_size=8)
+IBQ = dataclasses.replace(IMAGE_TRAIN, codebook="ibq")
+ADVERSARIAL = DiscriminatorConfig(weight=0.8, channels=4, stages=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -329,7 +334,7 @@ def _image_command(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(json.dumps([{"image": f"{name}.png"}]) + "\n")
         return DocumentsSource(name=name, path=str(folder / f"{name}.jsonl"))
 
-    def learn(config: ImageTokenizerTrainConfig, batches: Any, *, data_fingerprint: str, held_out: Any) -> Any:
+    def learn(config: ImageTokenizerTrainConfig, batches: Any, *, data_fingerprint: str, held_out: Any, **_) -> Any:
         first = np.arange(1)
         read = [batches(0, first), *(batches_of(first) for batches_of in held_out.values())]
         greys = [set(next(iter(each)).pixels.ravel().tolist()) for each in read]
@@ -603,9 +608,15 @@ KEYS: dict[type, dict[str, Check | str]] = {
                 "model": dataclasses.replace(IMAGE_MODEL, channels=16), "reconstruction": "l1", "commitment": 0.5,
                 "seed": 1, "batch_size": 16, "steps": 101, "accumulation": 2, "ema": 0.5, "codebook_decay": 0.5,
                 "restart_below": 0.5, "bad_steps": configs.BadStepsConfig(gradient_norm=2.0),
-                "optimizer": {"learning_rate": 0.5},
+                "optimizer": {"learning_rate": 0.5}, "codebook": "ibq", "entropy": 0.1,
+                "perceptual": PerceptualConfig(weight=1.0, vgg="a", heads="b"), "discriminator": ADVERSARIAL,
+                "execution": ImageTokenizerExecutionConfig(compute_dtype="bfloat16"),
             }.items()
         },
+        "legacy_beta": differs(image_train_program, IBQ, legacy_beta=True),
+        "temperature": differs(image_train_program, IBQ, temperature=2.0),
+        "initial": "test_decoder_only_tuning_keeps_the_codes_of_every_picture",
+        "trainable": "test_decoder_only_tuning_keeps_the_codes_of_every_picture",
         "mesh": differs(placement, IMAGE_TRAIN, mesh=MeshConfig(fsdp=2)),
         "output": "test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it",
         # What the engine does for any task.
@@ -617,6 +628,25 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "log_every": "test_a_line_holds_the_means_over_its_steps",
         "evaluate_every": "test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it",
         "evaluation_batches": "test_held_out_rows_come_once_and_padding_does_not_count",
+    },
+    PerceptualConfig: {
+        "weight": "test_the_perceptual_distance_is_a_part_of_the_loss",
+        **dict.fromkeys(("vgg", "heads"), "test_the_command_reads_lpips_before_it_prepares_pictures"),
+        "dtype": differs(
+            lambda perceptual: image_train_program(dataclasses.replace(IMAGE_TRAIN, perceptual=perceptual)),
+            PerceptualConfig(weight=1.0, vgg="a", heads="b"), dtype="bfloat16",
+        ),
+    },
+    DiscriminatorConfig: {
+        key: differs(
+            lambda changed: image_train_program(dataclasses.replace(IMAGE_TRAIN, discriminator=changed)),
+            ADVERSARIAL, **{key: value},
+        )
+        for key, value in {
+            "weight": 0.4, "adaptive": False, "start_step": 3, "loss": "vanilla", "channels": 8, "stages": 2,
+            "norm": "batch", "r1": 1.0, "lecam": 1.0, "lecam_decay": 0.5, "dtype": "bfloat16",
+            "optimizer": ImageTokenizerOptimizerConfig(learning_rate=0.5),
+        }.items()
     },
     TextTokenizerConfig: {
         "vocab_size": differs(text_pieces, TEXT, vocab_size=400),

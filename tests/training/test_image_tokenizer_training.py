@@ -23,15 +23,14 @@ from chameleon_jax.models.flops import image_tokenizer_flops
 from chameleon_jax.models.vq import VQModel, nearest_code
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.image import scale
+from chameleon_jax.training.codebooks import perplexity, update_codebook
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.image_tokenizer import (
     ImageTokenizerTask,
     first_params,
-    perplexity,
     pictures_in_order,
     psnr,
     train_image_tokenizer,
-    update_codebook,
     whole_batches,
 )
 from chameleon_jax.training.loop import train
@@ -193,7 +192,7 @@ def test_the_codebook_starts_near_latents_of_the_pictures():
         axis=1
     )
     assert distance.max() < 0.5 * np.linalg.norm(np.std(latents, axis=0))
-    average = params["codebook_average"]
+    average = params["averages"]
     np.testing.assert_array_equal(average["sums"] / average["counts"][:, None], params["model"]["codebook"])
     assert len(np.unique(params["model"]["codebook"], axis=0)) == MODEL.num_codes  # no two alike
 
