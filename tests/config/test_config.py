@@ -75,6 +75,7 @@ REQUIRED = {
     TrainConfig: TRAIN,
     ConversationsSource: {"path": "chat.jsonl"},
     BenchGenerateConfig: {"model": {}},
+    PerceptualConfig: {"vgg": "vgg16.pth", "heads": "vgg.pth"},
     BenchTrainConfig: {"model": {}, "batch_size": 1, "length": 64},
     ImageTokenizerTrainConfig: {"model": {}, "steps": 100, "batch_size": 4},
     TextTokenizerConfig: {"vocab_size": 512},
