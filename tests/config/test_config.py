@@ -25,6 +25,7 @@ from chameleon_jax.config import (
     ImageTokenizerConfig,
     ImageTokenizerTrainConfig,
     LoRAConfig,
+    PerceptualConfig,
     PreprocessingConfig,
     SamplingConfig,
     StageConfig,
