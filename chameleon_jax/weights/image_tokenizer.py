@@ -67,7 +67,8 @@ def read_image_tokenizer(path: str | Path, config: str | Path | None = None) -> 
     if found is not None:
         return load_image_tokenizer(*found)
     if not (find_native(place) or find_meta(place) or is_huggingface(place)):
-        raise FileError(f"{place}: holds no image tokenizer ({_EXPECTED})")
+        hint = "its training has not ended" if (place / "checkpoints").is_dir() else _EXPECTED
+        raise FileError(f"{place}: holds no image tokenizer ({hint})")
     checkpoint = open_checkpoint(path if fetched else place)
     if checkpoint.image_config is None or checkpoint.image_weights is None:
         raise FileError(f"{place}: holds no image tokenizer ({checkpoint.missing.get('image')})")
@@ -92,7 +93,8 @@ def _local(path: str | Path) -> tuple[Path, Fetched | None]:
     place = as_path(path)
     if is_cloud(path) and (place / "model").is_dir():  # a run: its checkpoints are not needed
         place = place / "model"
-    recover(place)
+    for folder in (place, place / "model") if place.is_dir() else (place,):
+        recover(folder)
     return Path(on_disk(place)), None
 
 

@@ -259,6 +259,17 @@ def test_a_folder_of_something_else_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     assert "holds no image tokenizer (expected config.json and params/ (our own), vqgan.ckpt" in refusal(tmp_path)
     assert "(there is no such file or folder)" in refusal(tmp_path / "absent")
+    assert "holds no image tokenizer (expected config.json" in refusal(tmp_path / "notes.txt")
+    (tmp_path / "run" / "checkpoints" / "100").mkdir(parents=True)
+    assert refusal(tmp_path / "run").endswith("run: holds no image tokenizer (its training has not ended)")
+
+
+def test_a_damaged_config_of_our_own_is_named(saved, tmp_path):
+    file = shutil.copytree(saved / "chameleon", tmp_path / "own") / "config.json"
+    file.write_text(file.read_text().replace("16", "32", 1))
+    assert str(file) in refusal(file.parent)
+    file.write_text("{")
+    assert str(file) in refusal(file.parent)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
