@@ -15,6 +15,7 @@ from chameleon_jax.evaluation.image_tokenizer import Measured, evaluate_image_to
 from chameleon_jax.project.look import propose
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.files import write_text
+from chameleon_jax.runtime.folders import Kind, check_file
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder
 from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from data_pipeline.squares import Square
 
 _CAPTIONED = ("folder", "table", "webdataset", "parquet")
+PAGE = Kind(
+    "a page of this command", lambda path: b"chameleon evaluate-image-tokenizer</code>" in path.read_bytes()[-200:]
+)
 
 
 def evaluate_image_tokenizer(config: EvaluateImageTokenizerCommand, *, model: str, data: str) -> dict[str, Any]:
@@ -34,6 +38,10 @@ def evaluate_image_tokenizer(config: EvaluateImageTokenizerCommand, *, model: st
     Returns:
       The figures of one tokenizer; with `compare` or `json` they are printed here.
     """
+    if config.output:
+        import matplotlib  # noqa: F401 - what the page needs is missed before the work, not after it
+
+        check_file(config.output, PAGE)
     names = [model, config.compare] if config.compare else [model]
     tokenizers = [_open(name) for name in names]
     sides = [tokenizer.config.resolution for tokenizer in tokenizers]
@@ -102,7 +110,7 @@ def read_squares(data: str, side: int) -> Iterator[Square | Rejected]:
 def _find(data: str) -> list[dict[str, Any]]:
     """The sources that read what is in a folder, or a file. Pictures need no captions here."""
     if not Path(data).exists():
-        raise FileError(f"{data}: there is no such file or folder")
+        raise FileError(f"{data}: there is no such file or folder; what lies elsewhere is named in a YAML file")
     found = [
         source | ({"uncaptioned": "keep"} if source["kind"] in _CAPTIONED else {})
         for source, _ in propose(Path(data).absolute())

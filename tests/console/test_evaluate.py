@@ -62,6 +62,7 @@ def evaluated(capsys, *words: object) -> dict:
 def test_figures_are_those_of_their_definitions(models, photos, tmp_path, capsys):
     page = tmp_path / "page.html"
     more = ("--compare", models / "1", "--count", 2, "--output", page, "--samples", 1)
+    page.write_text("Written by <code>chameleon evaluate-image-tokenizer</code>.</footer>")  # an older one
     found = evaluated(capsys, models / "0", photos, *more)
     assert found["pictures"] == 2
     assert found["page"] == str(page)
@@ -146,6 +147,7 @@ def test_mistakes_are_explained_in_a_line(models, photos, tmp_path, capsys):
         ((models / "0", photos, "--compare", tmp_path / "small"), "it has 8 pixels a side, not 16"),
         ((models / "0", photos, "--lpips.vgg", "vgg16.pth"), "lpips.heads = '': must be given too"),
         ((models / "0", photos, "--lpips.vgg", broken, "--lpips.heads", broken), "broken.pth: not a torch checkpoint"),
+        ((models / "0", photos, "--output", broken), "broken.pth: is there already; choose another name"),
         ((models / "0", photos, "--inception", broken), "broken.pth: not a torch checkpoint"),
     ):
         assert main(["evaluate-image-tokenizer", *map(str, words)]) != 0
