@@ -81,6 +81,18 @@ OPTIONS = (
     ),
 )  # fmt: skip
 
+CONVOLUTIONS = Option(
+    "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_DOT", ("cpu",),
+    "Convolutions by Eigen and not by YNNPACK, which takes up to nine times as long for the gradient of a kernel and a "
+    "quarter longer for the convolution of a large map (jaxlib 0.10.2, AVX2). Matrix products stay with YNNPACK.",
+)  # fmt: skip
+
+
+def convolution_options(device: Any) -> dict[str, bool | int | str]:
+    """The `compiler_options` for `jax.jit` of programs of convolutions: `CONVOLUTIONS`, if the compiler knows it."""
+    wanted = {CONVOLUTIONS.name: CONVOLUTIONS.value} if device.platform in CONVOLUTIONS.devices else {}
+    return dict(_accepted(device, tuple(wanted.items())))
+
 
 def compiler_options(
     mesh: Mesh, choice: Literal["auto", "none"] = "auto", *, remat_outside_loop: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from chameleon_jax.config import ImageTokenizerConfig, PreprocessingConfig
 from chameleon_jax.document import DocumentError, is_picture, to_rgb
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.vq import QUERIES_AT_A_TIME, VQModel
+from chameleon_jax.runtime.compiler_options import convolution_options
 from chameleon_jax.tokens.resize import resize_part
 
 if TYPE_CHECKING:
@@ -113,10 +115,14 @@ def _method(config: ImageTokenizerConfig, method: str, params: Any, values: Arra
     return VQModel(config).apply({"params": params}, values, method=method)
 
 
-_apply = jax.jit(_method, static_argnums=(0, 1))
-_apply_on_one_core = jax.jit(
-    _method, static_argnums=(0, 1), compiler_options={"xla_cpu_multi_thread_eigen": False}
-)  # by which the order of its sums does not depend on the number of cores
+@functools.cache
+def _program(one_core: bool = False) -> Callable[..., Array]:
+    """`_method`, compiled. By one core of a CPU, so that the order of its sums does not depend on their number."""
+    device = jax.local_devices()[0]
+    options = convolution_options(device)
+    if one_core and device.platform == "cpu":
+        options["xla_cpu_multi_thread_eigen"] = False
+    return jax.jit(_method, static_argnums=(0, 1), compiler_options=options)
 
 
 class ImageTokenizer:
@@ -159,7 +165,7 @@ class ImageTokenizer:
         method: str,
         values: Sequence[Any],
         prepare: Callable[[Any], np.ndarray] = np.asarray,
-        apply: Callable[..., Array] = _apply,
+        one_core: bool = False,
     ) -> np.ndarray:
         """Applies `method` to `prepare(batch)` for each batch of `values`; only one batch is prepared at a time."""
         size = self.batch if len(values) > 1 else 1
@@ -167,7 +173,7 @@ class ImageTokenizer:
         for start in range(0, len(values), size):
             piece = prepare(values[start : start + size])
             padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-            output = apply(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
+            output = _program(one_core)(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
             pieces.append(np.asarray(output)[: len(piece)])
         return np.concatenate(pieces)
 
@@ -178,10 +184,8 @@ class ImageTokenizer:
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
         """Codes int32 `[n, codes_per_image]` of pictures as `to_square` makes them, uint8 `[n, resolution, resolution,
         3]`. On a CPU it computes on one core, and gives the same codes on machines with any number of them."""
-        apply = _apply_on_one_core if jax.default_backend() == "cpu" else _apply
-        return self._in_batches("encode", squares, lambda part: scale(part, self.preprocessing.style), apply).astype(
-            np.int32
-        )
+        pixels = lambda part: scale(part, self.preprocessing.style)  # noqa: E731
+        return self._in_batches("encode", squares, pixels, one_core=True).astype(np.int32)
 
     def decode_codes(self, codes: Int[Array, "B n"] | np.ndarray) -> np.ndarray:
         """Pictures float32 `[B, h, w, 3]`, about in [-1, 1], of codes.

@@ -28,7 +28,7 @@ from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.programs import decode, make_weights
 from chameleon_jax.generation.rows import Rows
 from chameleon_jax.models.decoding import Cache
-from chameleon_jax.tokens.image import _apply
+from chameleon_jax.tokens.image import _method
 from chameleon_jax.weights.checkpoint import abstract_params
 
 pytestmark = [
@@ -147,7 +147,9 @@ def test_pictures_are_computed_in_float32(method):
     config, params = tokenizer.config, tokenizer.params
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
     values = pixels if method == "encode" else jnp.zeros((1, config.codes_per_image), jnp.int32)
-    text = compile_for_tpu(_apply.trace(config, method, one_chip(params), one_chip(values))).as_text()
+    text = compile_for_tpu(
+        jax.jit(_method, static_argnums=(0, 1)).trace(config, method, one_chip(params), one_chip(values))
+    ).as_text()
     products = [line for line in text.splitlines() if " convolution(" in line]
     assert products
     assert all("operand_precision={highest,highest}" in line and " = f32[" in line for line in products)

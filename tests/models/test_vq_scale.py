@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from chameleon_jax.compilation.collectives import read_collectives
 from chameleon_jax.config import MeshConfig
 from chameleon_jax.models.vq import attend, group_norm, nearest_code
+from chameleon_jax.runtime.compiler_options import convolution_options
 from chameleon_jax.sharding import batch_sharding, make_mesh, replicated
 
 
@@ -68,3 +71,12 @@ def test_group_norm_keeps_one_copy_of_the_map_at_most_and_for_its_gradient_alone
     both = jax.jit(gradients).lower(x, scale, x).compile().memory_analysis()
     assert alone.temp_size_in_bytes < 0.1 * 4 * x.size
     assert both.temp_size_in_bytes < 1.1 * 4 * x.size
+
+
+def test_no_library_that_is_slow_at_gradients_of_kernels_convolves_on_a_cpu():
+    x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    options = convolution_options(jax.local_devices()[0])
+    assert "ynn" not in jax.jit(convolve).lower(x, kernel).compile(compiler_options=options).as_text()
