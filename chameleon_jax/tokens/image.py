@@ -116,12 +116,12 @@ def _method(config: ImageTokenizerConfig, method: str, params: Any, values: Arra
 
 
 @functools.cache
-def _program(one_core: bool = False) -> Callable[..., Array]:
-    """`_method`, compiled. By one core of a CPU, so that the order of its sums does not depend on their number."""
+def _program(any_cores: bool = False) -> Callable[..., Array]:
+    """`_method`, compiled. For `any_cores` the order of its sums does not depend on the number of cores of a CPU, which
+    is slower: that of Eigen's convolutions does (see `convolution_options`), whatever the number of its threads."""
     device = jax.local_devices()[0]
-    options = convolution_options(device)
-    if one_core and device.platform == "cpu":
-        options["xla_cpu_multi_thread_eigen"] = False
+    on_any = {"xla_cpu_multi_thread_eigen": False} if device.platform == "cpu" else {}
+    options = on_any if any_cores else convolution_options(device)
     return jax.jit(_method, static_argnums=(0, 1), compiler_options=options)
 
 
@@ -165,7 +165,7 @@ class ImageTokenizer:
         method: str,
         values: Sequence[Any],
         prepare: Callable[[Any], np.ndarray] = np.asarray,
-        one_core: bool = False,
+        any_cores: bool = False,
     ) -> np.ndarray:
         """Applies `method` to `prepare(batch)` for each batch of `values`; only one batch is prepared at a time."""
         size = self.batch if len(values) > 1 else 1
@@ -173,7 +173,7 @@ class ImageTokenizer:
         for start in range(0, len(values), size):
             piece = prepare(values[start : start + size])
             padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-            output = _program(one_core)(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
+            output = _program(any_cores)(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
             pieces.append(np.asarray(output)[: len(piece)])
         return np.concatenate(pieces)
 
@@ -185,7 +185,7 @@ class ImageTokenizer:
         """Codes int32 `[n, codes_per_image]` of pictures as `to_square` makes them, uint8 `[n, resolution, resolution,
         3]`. On a CPU it computes on one core, and gives the same codes on machines with any number of them."""
         pixels = lambda part: scale(part, self.preprocessing.style)  # noqa: E731
-        return self._in_batches("encode", squares, pixels, one_core=True).astype(np.int32)
+        return self._in_batches("encode", squares, pixels, any_cores=True).astype(np.int32)
 
     def decode_codes(self, codes: Int[Array, "B n"] | np.ndarray) -> np.ndarray:
         """Pictures float32 `[B, h, w, 3]`, about in [-1, 1], of codes.

@@ -29,12 +29,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/models")]
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import torch  # noqa: E402
-from test_vq_parity import fixtures, opened, save_with_torch, write_config  # noqa: E402
+from test_vq_parity import fixtures, save_with_torch, write_config  # noqa: E402
 
 from chameleon_jax.bench.environment import environment  # noqa: E402
 from chameleon_jax.models.vq import VQModel  # noqa: E402
 from chameleon_jax.runtime.compiler_options import convolution_options  # noqa: E402
 from chameleon_jax.tokens.image import ImageTokenizer  # noqa: E402
+from chameleon_jax.weights.image_tokenizer import read_image_tokenizer  # noqa: E402
 
 SIZES = fixtures.RELEASED_IMAGE_TOKENIZER
 Sides = dict[str, Callable[[], Any]]
@@ -45,7 +46,7 @@ def both_tokenizers() -> tuple[ImageTokenizer, dict[str, torch.Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder), SIZES)
         save_with_torch(Path(folder), weights)
-        ours = opened(Path(folder))
+        ours = read_image_tokenizer(folder)
     tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
     last = torch.channels_last
     return ours, {key: t.to(memory_format=last) if t.ndim == 4 else t for key, t in tensors.items()}
