@@ -37,6 +37,19 @@ def generate_lines(report: dict[str, Any]) -> Iterator[str]:
         yield line("saved", report["saved"])
 
 
+def image_tokenizer_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report of `chameleon compile image-tokenizer`."""
+    yield from _devices(report)
+    side, pictures = report["resolution"], report["pictures_per_device_and_part"]
+    yield line("batch", f"{report['batch_size']:,} pictures of {side} x {side} pixels")
+    yield line("pictures a device", f"{pictures} at a time (accumulation {report['accumulation']})")
+    yield line("compiled in", f"{report['compile_seconds']:.0f} s")
+    yield from _memory_of_step(report)
+    yield from _collectives(report)
+    if "saved" in report:
+        yield line("saved", report["saved"])
+
+
 def _devices(report: dict[str, Any]) -> Iterator[str]:
     topology = f" ({report['topology']}" + (f" x {report['slices']} slices)" if report["slices"] > 1 else ")")
     yield line("devices", f"{report['devices']} x {report['device']}{topology if report['topology'] else ''}")
@@ -59,12 +72,16 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield line("saved", report["saved"])
 
 
-def _memory(report: dict[str, Any]) -> Iterator[str]:
+def _memory_of_step(report: dict[str, Any]) -> Iterator[str]:
     memory = report["memory"]
     yield "\nmemory of a device"
     for name in ("parameters", "optimizer_state", "batch", "padding", "temporaries", "program", "peak"):
         yield line(f"  {name.replace('_', ' ')}", f"{_size(memory[name]):>12}")
     yield from _verdict(memory)
+
+
+def _memory(report: dict[str, Any]) -> Iterator[str]:
+    yield from _memory_of_step(report)
     evaluation = report["evaluation_memory"]
     yield line("  temporaries of evaluation", f"{_size(evaluation['temporaries']):>12}")
     yield line("  peak of evaluation", f"{_size(evaluation['peak']):>12}")

@@ -404,7 +404,7 @@ class TrainConfig(RunConfig):
 
 @config
 class CompileOptions:
-    """What `chameleon compile` and `chameleon compile generate` compile for."""
+    """What `chameleon compile`, `compile generate` and `compile image-tokenizer` compile for."""
 
     topology: str | None = None
     """TPUs to compile for, such as "v5p:4x4x8", which need not be present; null takes the devices at hand."""

@@ -138,6 +138,7 @@ class _Prepare(ConfigFile):
 
 
 _TRAINING = (*recipes("train"), "pretrain_*.yaml", "sft_*.yaml", "finetune_*.yaml")
+_IMAGE_TOKENIZERS = (*recipes("image_tokenizer"), "image_tokenizer_*.yaml")
 COMMANDS = {
     command.name: command
     for command in (
@@ -162,7 +163,7 @@ COMMANDS = {
         ),
         Command(
             "train-image-tokenizer", "learn image codes (VQGAN)", data_configs.ImageTokenizerCommand,
-            "console.commands:train_image_tokenizer", ConfigFile, configs=recipes("image_tokenizer"),
+            "console.commands:train_image_tokenizer", ConfigFile, configs=_IMAGE_TOKENIZERS,
             example="chameleon train-image-tokenizer demo --tokenizer.steps 1000", keeps_programs=True,
             then=("prepare CONFIG --image-tokenizer {output}",),
         ),
@@ -198,6 +199,12 @@ COMMANDS = {
             "compile", "compile the train step for a pod without having one: memory, communication, estimated speed",
             configs.TrainConfig, "compilation.run:compile_command", ConfigFile,
             configs.CompileOptions, configs=_TRAINING, example="chameleon compile pretrain_7b --topology v5p:4x4x8",
+        ),
+        Command(
+            "compile image-tokenizer", "compile the train step of an image tokenizer for accelerators not there",
+            data_configs.ImageTokenizerCommand, "compilation.image_tokenizer:compile_image_tokenizer", ConfigFile,
+            configs.CompileOptions, configs=_IMAGE_TOKENIZERS,
+            example="chameleon compile image-tokenizer image_tokenizer_512 --topology v5e:8x8",
         ),
         Command(
             "compile generate", "compile drawing with guidance for accelerators that are not there: does it fit",
