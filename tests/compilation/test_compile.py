@@ -68,6 +68,31 @@ def test_drawing_with_guidance_compiles_for_a_mesh(tmp_path, capsys):
     assert "does not divide layers/attention/k" in capsys.readouterr().err
 
 
+def test_the_step_of_an_image_tokenizer_against_a_discriminator_compiles_for_a_mesh(tmp_path, capsys):
+    model = {
+        "resolution": 16, "space_to_depth": 2, "channels": 8, "channel_multipliers": [1], "num_res_blocks": 1,
+        "latent_channels": 4, "code_dim": 4, "num_codes": 16, "norm_groups": 4, "attn_type": "none",
+    }  # fmt: skip
+    tokenizer = {
+        "model": model, "steps": 60, "batch_size": 16, "mesh": {"data": 2, "fsdp": 4},
+        "discriminator": {"weight": 0.8, "channels": 4, "stages": 1},
+        "perceptual": {"weight": 1.0, "vgg": "is not read", "heads": "nor this"},
+    }  # fmt: skip
+    recipe = tmp_path / "image_tokenizer.yaml"
+    recipe.write_text(json.dumps({"output": "out", "data": "pictures", "tokenizer": tokenizer}))
+    assert main(["compile", "image-tokenizer", str(recipe), "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pictures_per_device_and_part"] == 2
+    assert found["memory"]["batch"] == 2 * (16 * 16 * 3 + 4)
+    # LPIPS is a part of the state, in float32, without a moment of its own.
+    lpips = 14_714_688 + 1_472
+    assert found["memory"]["parameters"] > lpips  # bytes of a quarter of it
+    assert found["memory"]["optimizer_state"] < lpips / 4
+    assert "all-reduce" in found["collectives"]
+    assert main(["compile", "image-tokenizer", str(recipe), "--tokenizer.batch-size", "12"]) == 2
+    assert "batch_size = 12: must be a multiple of 8" in capsys.readouterr().err
+
+
 def test_the_report_of_the_command(tmp_path, capsys):
     recipe, program = tmp_path / "train.yaml", tmp_path / "step.bin"
     recipe.write_text(json.dumps(CONFIG))
