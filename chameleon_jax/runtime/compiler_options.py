@@ -95,12 +95,19 @@ def convolution_options(device: Any) -> dict[str, bool | int | str]:
 
 
 def compiler_options(
-    mesh: Mesh, choice: Literal["auto", "none"] = "auto", *, remat_outside_loop: bool = True
+    mesh: Mesh,
+    choice: Literal["auto", "none"] = "auto",
+    *,
+    remat_outside_loop: bool = True,
+    convolutions: bool = False,
 ) -> dict[str, bool | int | str]:
     """The `compiler_options` for `jax.jit` of a step on `mesh`: those of `OPTIONS` that the compiler knows.
 
     The options for GPUs hide communication, so a single GPU gets none. On CPUs the barriers of remat cost a tenth of
     the demo's speed, and are omitted where a loop makes them unnecessary (`ExecutionConfig.remat_outside_loop`).
+
+    Args:
+      convolutions: adds `convolution_options`, for a step of convolutions.
     """
     device = _local_device(mesh)
     if choice == "none" or (device.platform == "gpu" and mesh.size == 1):
@@ -108,7 +115,7 @@ def compiler_options(
     options = dict(_accepted(device, tuple(options_for(device).items())))
     if device.platform == "cpu" and not remat_outside_loop:
         options.pop("xla_disable_hlo_passes", None)
-    return options
+    return options | (convolution_options(device) if convolutions else {})
 
 
 def _local_device(mesh: Mesh) -> Any:
