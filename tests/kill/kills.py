@@ -3,6 +3,7 @@
     python tests/kill/kills.py                                       every step of replacing; seconds
     python tests/kill/kills.py --train 40 --prepare 30 --convert 30  and so many kills at random; half an hour
     python tests/kill/kills.py --units 4                             preparing from nothing, four kills in a row
+    python tests/kill/kills.py --tokenizer 10                        training an image tokenizer with a discriminator
 
 Prints a line of JSON: kills, and how often an output was lost, held anything else than the old or the new, or something
 was left beside it after the next start. Exit status 1 unless these are 0.
@@ -37,6 +38,8 @@ from chameleon_jax.runtime import folders, locks  # noqa: E402
 from chameleon_jax.runtime.files import write_text  # noqa: E402
 
 Counts = collections.Counter
+NAMES = ("prepare", "units", "train", "tokenizer", "convert")
+"""Commands that are killed at random moments."""
 
 
 def fork(work: Callable[[], None], output: Path | None = None) -> int:
@@ -270,8 +273,10 @@ def stories(base: Path, names: Collection[str]) -> dict[str, Story]:
         "optimizer": {"warmup_steps": 4},
     }  # fmt: skip
     (base / "train.yaml").write_text(yaml.safe_dump(train))
-    for name in ("prepare", "units", "train", "convert"):
+    for name in NAMES:
         (base / name).mkdir()
+    if "tokenizer" in names:
+        _write_pictures(base)
 
     def write_rows() -> int:
         from chameleon_jax.console.cli import main
@@ -292,20 +297,52 @@ def stories(base: Path, names: Collection[str]) -> dict[str, Story]:
         "train": lambda: Story(
             base / "train", "run", [["train", str(base / "train.yaml")]], goes_on=True, fresh=False, result="model"
         ),
+        # Also while it prepares its pictures.
+        "tokenizer": lambda: Story(
+            base / "tokenizer",
+            "run",
+            [["train-image-tokenizer", str(base / "tokenizer.yaml")]],
+            goes_on=True,
+            fresh=False,
+            result="model",
+        ),
         "convert": lambda: Story(base / "convert", "model", [convert], goes_on=False, fresh=True),
     }
     return {name: made[name]() for name in names}
 
 
+def _write_pictures(base: Path) -> None:
+    """Pictures, and how to train an image tokenizer on them."""
+    import numpy as np
+    import yaml
+    from PIL import Image
+
+    (base / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).resize((16, 16)).save(base / "pictures" / f"{number}.png")
+    source = {"kind": "folder", "path": str(base / "pictures"), "uncaptioned": "keep"}
+    model = {
+        "resolution": 16, "space_to_depth": 4, "channels": 4, "channel_multipliers": [1], "num_res_blocks": 1,
+        "latent_channels": 4, "code_dim": 4, "num_codes": 16, "norm_groups": 1, "attn_type": "none",
+    }  # fmt: skip
+    tokenizer = {
+        "model": model, "steps": 40, "batch_size": 4, "log_every": 2, "checkpoint": {"every": 2},
+        "optimizer": {"warmup_steps": 4}, "discriminator": {"weight": 0.5, "channels": 4, "stages": 1, "lecam": 0.1,
+        "optimizer": {"warmup_steps": 4}},
+    }  # fmt: skip
+    values = {"output": str(base / "tokenizer" / "run"), "sources": [source], "tokenizer": tokenizer}
+    (base / "tokenizer.yaml").write_text(yaml.safe_dump(values))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("prepare", "units", "train", "convert")
-    for name in names:
+    for name in NAMES:
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS", help="at random moments")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     report = {"replacing": aimed()}
-    asked = {name: getattr(options, name) for name in names if getattr(options, name)}
+    asked = {name: getattr(options, name) for name in NAMES if getattr(options, name)}
     if asked:
         with tempfile.TemporaryDirectory() as place:
             if not jax.config.jax_compilation_cache_dir:
