@@ -72,5 +72,5 @@ def image_tokenizer_flops(config: ImageTokenizerConfig) -> tuple[float, float]:
     for level, (side, channels) in reversed(list(enumerate(zip(config.maps, widths, strict=True)))):
         for _ in range(config.num_res_blocks + 1):
             decode, width = decode + block(side, width, channels), channels
-        decode += conv(side * 2, channels, channels) if level > 0 else 0.0
+        decode += conv(side + 1, channels, 4 * channels, 2) if level > 0 else 0.0  # see upsample_conv
     return encode, decode + conv(config.maps[0], width, pixels)

@@ -80,7 +80,7 @@ def test_config_of_transformers_itself_is_read():
 
 
 def test_attention_over_a_map_that_takes_all_memory_is_refused():
-    with pytest.raises(ConfigError, match=r"attn_resolutions = \[512\]: .* 256 GiB a picture"):
+    with pytest.raises(ConfigError, match=r"attn_resolutions = \[512\]: .* 65536 million scores a picture"):
         ImageTokenizerConfig(attn_resolutions=(512,))
     with pytest.raises(ConfigError, match=r"resolution = 4096: .* up to 128"):
         ImageTokenizerConfig(resolution=4096)

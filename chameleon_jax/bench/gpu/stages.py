@@ -36,7 +36,7 @@ BARE = ("jax", "flax", "numpy", "optax", "orbax-checkpoint", "pyyaml", "rich")
 """What the machine is taken to have. The last two come with flax."""
 
 DEMO_NEEDS = (
-    "array-record", "grain", "importlib-resources", "matplotlib", "pillow", "scikit-learn", "sentencepiece",
+    "array-record", "grain", "importlib-resources", "matplotlib", "pillow", "scikit-learn", "scipy", "sentencepiece",
     "tensorflow-datasets", "tyro",
 )  # fmt: skip
 
