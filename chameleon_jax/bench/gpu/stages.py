@@ -32,11 +32,11 @@ class Stage(NamedTuple):
         return [name for name in self.needs if not _installed(name)]
 
 
-BARE = ("jax", "flax", "numpy", "optax", "orbax-checkpoint", "pyyaml", "rich")
-"""What the machine is taken to have. The last two come with flax."""
+BARE = ("jax", "flax", "numpy", "optax", "orbax-checkpoint", "pyyaml", "rich", "scipy")
+"""What the machine is taken to have. The last three come with flax and jax."""
 
 DEMO_NEEDS = (
-    "array-record", "grain", "importlib-resources", "matplotlib", "pillow", "scikit-learn", "scipy", "sentencepiece",
+    "array-record", "grain", "importlib-resources", "matplotlib", "pillow", "scikit-learn", "sentencepiece",
     "tensorflow-datasets", "tyro",
 )  # fmt: skip
 
