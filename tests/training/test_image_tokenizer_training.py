@@ -391,19 +391,20 @@ def test_every_epoch_reads_each_picture_once_in_another_order_wherever_it_begins
     assert next(iter(pictures_in_order(pictures, 4, 8)(0, rows))).pixels.ravel().tolist() != whole[0]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it(tmp_path):
     pictures = squares(24)
     config = dataclasses.replace(
-        CONFIG, model=SMALLEST, output=str(tmp_path / "whole"), evaluate_every=20, mesh=MeshConfig(),
-        checkpoint=CheckpointConfig(every=10),
+        CONFIG, model=SMALLEST, output=str(tmp_path / "whole"), steps=48, log_every=4, evaluate_every=16,
+        mesh=MeshConfig(), checkpoint=CheckpointConfig(every=12),
     )  # fmt: skip
     batches, held_out = pictures_in_order(pictures, 8, 0), {"pictures": whole_batches(squares(30)[24:], 8)}
     whole = train_image_tokenizer(config, batches, held_out=held_out)
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert lines[-1]["reconstruction"] < 0.5 * lines[0]["reconstruction"]
-    assert lines[-1]["psnr_db"] > lines[0]["psnr_db"] + 3
+    assert lines[-1]["reconstruction"] < 0.6 * lines[0]["reconstruction"]
+    assert lines[-1]["psnr_db"] > lines[0]["psnr_db"] + 2
     assert lines[-1]["perplexity"] > 0.4 * MODEL.num_codes
-    assert [line["step"] for line in lines if "held_out" in line] == [20, 40, 60]
+    assert [line["step"] for line in lines if "held_out" in line] == [16, 32, 48]
     assert lines[-1]["held_out"]["pictures"]["psnr_db"] > 10
     assert lines[-1]["speed"]["pictures_per_second"] > 0
 
