@@ -155,16 +155,19 @@ def aimed() -> Counts:
 
 
 def digest(folder: Path) -> str:
-    """What rows or a model hold, whatever the order in which it was written."""
+    """What rows, a model or an image tokenizer hold, whatever the order in which it was written."""
     from chameleon_jax.chameleon import load
+    from chameleon_jax.weights.image_tokenizer import open_image_tokenizer, read_image_tokenizer
     from data_pipeline.loader import PreparedData
 
     if not (folder / "dataset.json").exists():
         import jax
         import numpy as np
 
-        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load(folder).params))
-                              ).hexdigest()  # fmt: skip
+        model = read_image_tokenizer(folder) if open_image_tokenizer(folder) else load(folder)
+        return hashlib.sha256(
+            b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model.params))
+        ).hexdigest()
     data = PreparedData(folder)
     rows = (row.tobytes() for part in ("sources", "held_out") for name in data.header[part]
             for row in data.rows(part, name))  # fmt: skip
