@@ -37,7 +37,7 @@ from chameleon_jax.weights.checkpoint import load_image_tokenizer
 from chameleon_jax.weights.formats import bytes_to_write, open_checkpoint, write_checkpoint
 from chameleon_jax.weights.hub import is_remote
 from chameleon_jax.weights.image_tokenizer import open_image_tokenizer, read_image_tokenizer, write_image_tokenizer
-from chameleon_jax.weights.initial import initial_image_params
+from chameleon_jax.weights.initial import initial_image_tokenizer
 from chameleon_jax.weights.lpips import read_lpips
 from chameleon_jax.weights.native import OpenedImageTokenizer
 from chameleon_jax.weights.vqgan import why_not_released
@@ -74,8 +74,9 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     check_run(config.output)
     folder = as_path(config.output) / "model"
     check_folder(folder, IMAGE_TOKENIZER)
-    if config.perceptual.weight:
-        read_lpips(config.perceptual.vgg, config.perceptual.heads)  # before pictures are prepared for nothing
+    # Read before pictures are prepared for nothing.
+    lpips = read_lpips(config.perceptual.vgg, config.perceptual.heads) if config.perceptual.weight else None
+    initial = initial_image_tokenizer(config.initial, config.model) if config.initial else None
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     if unreleased := why_not_released(config.model):
@@ -97,8 +98,8 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
         held_out={
             name: lambda rows, name=name: data.held_out_batches(name, batch_size, limit, rows) for name in data.held_out
         },
-        initial=initial_image_params(config.initial, config.model) if config.initial else None,
-        lpips=functools.partial(read_lpips, config.perceptual.vgg, config.perceptual.heads),
+        initial=initial,
+        lpips=lpips,
     )
     if not is_first():
         return {}

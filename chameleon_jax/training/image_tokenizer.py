@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import jax
@@ -18,7 +18,7 @@ from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Pictures
 from chameleon_jax.config import ConfigError, ImageTokenizerTrainConfig
 from chameleon_jax.sharding import make_mesh, replicated
-from chameleon_jax.tokens.image import ImageTokenizer, scale
+from chameleon_jax.tokens.image import RELEASED, ImageTokenizer, scale
 from chameleon_jax.training.codebooks import perplexity
 from chameleon_jax.training.feeding import Batches, HeldOut, local_rows, place
 from chameleon_jax.training.image_tokenizer_task import ImageTokenizerTask, psnr
@@ -63,16 +63,15 @@ def first_params(
     task: ImageTokenizerTask,
     batches: Batches,
     target: Params,
-    initial: Callable[[Params], Params] | None = None,
-    lpips: Callable[[], Params] | None = None,
+    initial: ImageTokenizer | None = None,
+    lpips: Params | None = None,
 ) -> Params:
     """Parameters before the first step.
 
     Args:
       target: shapes, types and shardings.
-      initial: returns those of a model as a tree of such shapes says. None: random ones, with a codebook of latents of
-        the first batches.
-      lpips: reads the parameters of LPIPS, if `config.perceptual` has a weight.
+      initial: the tokenizer to start from. None: random parameters, with a codebook of latents of the first batches.
+      lpips: the parameters of LPIPS, if `config.perceptual` has a weight.
 
     Raises:
       ConfigError: if something that the config asks for is not given.
@@ -81,13 +80,17 @@ def first_params(
     mesh = jax.tree.leaves(target)[0].sharding.mesh
     perceptual = shardings.pop("perceptual", None)
     for key, wanted, given in (("initial", config.initial, initial), ("perceptual", perceptual, lpips)):
-        if wanted and not given:
+        if wanted and given is None:
             raise ConfigError(f"{key}: its parameters are missing; see the arguments of train_image_tokenizer")
+
+    def put(values: Any, sharding: jax.sharding.Sharding) -> Array:
+        return jax.device_put(np.asarray(values), sharding)
+
     init_key, pick_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
     with jax.set_mesh(mesh):
         params = jax.jit(task.init_params, out_shardings=shardings)(init_key)
         if initial:
-            params["model"] = initial(target["model"])
+            params["model"] = jax.tree.map(put, initial.params, shardings["model"])
             use = config.batch_size * config.model.codes_per_image / config.model.num_codes
             follow = functools.partial(task.with_codebook, use=use)
         else:
@@ -102,7 +105,7 @@ def first_params(
 
         params = jax.jit(follow, out_shardings=shardings, donate_argnums=0)(params)
     if perceptual:
-        params["perceptual"] = jax.tree.map(jax.device_put, lpips(), perceptual)
+        params["perceptual"] = jax.tree.map(put, lpips, perceptual)
     return params
 
 
@@ -125,16 +128,17 @@ def train_image_tokenizer(
     *,
     data_fingerprint: str = "",
     held_out: Mapping[str, HeldOut] = MappingProxyType({}),
-    initial: Callable[[Params], Params] | None = None,
-    lpips: Callable[[], Params] | None = None,
+    initial: ImageTokenizer | None = None,
+    lpips: Params | None = None,
 ) -> ImageTokenizer:
     """Trains a VQGAN in the folder `config.output`, resuming from its newest checkpoint if there is one.
 
     Args:
       batches: of `Pictures`, as a function; of pictures in memory, `pictures_in_order`.
       data_fingerprint, held_out: as for `loop.train`.
-      initial: places the parameters of `config.initial`: `weights.initial.initial_image_params`.
-      lpips: reads those of LPIPS, if `config.perceptual` has a weight: `weights.lpips.read_lpips` with its files.
+      initial: what `config.initial` names, as `weights.initial.initial_image_tokenizer` reads it. The trained tokenizer
+        prepares pictures as it does.
+      lpips: the parameters of LPIPS, if `config.perceptual` has a weight, as `weights.lpips.read_lpips` reads them.
 
     Raises:
       ConfigError, TrainingError, FileError, Stopped: as `loop.train`.
@@ -148,7 +152,8 @@ def train_image_tokenizer(
         initial_params=lambda target: first_params(task, batches, target, initial, lpips),
     )
     gather = jax.jit(task.model_params, out_shardings=replicated(make_mesh(config.mesh)))
-    return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))))
+    preprocessing = initial.preprocessing if initial else RELEASED
+    return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))), preprocessing)
 
 
 def measure_image_tokenizer(tokenizer: ImageTokenizer, batches: Iterable[Pictures]) -> dict[str, float]:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from chameleon_jax.config import ConfigError, ImageTokenizerConfig, TrainConfig, to_dict
 from chameleon_jax.models import vq
 from chameleon_jax.runtime.distributed import first_difference, is_first
 from chameleon_jax.runtime.progress import bytes_bar, console
+from chameleon_jax.tokens.image import ImageTokenizer
 from chameleon_jax.tokens.vocabulary import Vocabulary
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.image_tokenizer import read_image_tokenizer
@@ -55,8 +55,8 @@ def initial_params(
     return load
 
 
-def initial_image_params(path: str | Path, config: ImageTokenizerConfig) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that places an image tokenizer's parameters as a tree of `jax.ShapeDtypeStruct` says.
+def initial_image_tokenizer(path: str | Path, config: ImageTokenizerConfig) -> ImageTokenizer:
+    """Reads the image tokenizer that a training run starts from.
 
     Args:
       path: an image tokenizer of any format; see `read_image_tokenizer`.
@@ -85,14 +85,7 @@ def initial_image_params(path: str | Path, config: ImageTokenizerConfig) -> Call
         raise ConfigError(
             f"{path}: has no image decoder, which training needs; take the image tokenizer of Meta's release"
         )
-    params = jax.tree.map(np.asarray, tokenizer.params)
-
-    def load(target: Any) -> dict[str, Any]:
-        return jax.tree.map(
-            lambda leaf, like: jax.device_put(leaf.astype(like.dtype, copy=False), like.sharding), params, target
-        )
-
-    return load
+    return tokenizer
 
 
 def _names(config: ImageTokenizerConfig) -> set[str]:

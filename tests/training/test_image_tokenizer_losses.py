@@ -19,14 +19,15 @@ from chameleon_jax.config import (
     ImageTokenizerTrainConfig,
     MeshConfig,
     PerceptualConfig,
+    PreprocessingConfig,
     from_dict,
     to_dict,
 )
 from chameleon_jax.models.discriminator import Discriminator
 from chameleon_jax.models.perceptual import LPIPS
 from chameleon_jax.models.vq import VQModel
-from chameleon_jax.tokens.documents import load_image_tokenizer, save_image_tokenizer
-from chameleon_jax.tokens.image import ImageTokenizer, scale
+from chameleon_jax.tokens.documents import save_image_tokenizer
+from chameleon_jax.tokens.image import scale
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.image_tokenizer import (
     ImageTokenizerTask,
@@ -39,7 +40,7 @@ from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import make_train_step
 from chameleon_jax.training.task import Part
 from chameleon_jax.training.trainable import split
-from chameleon_jax.weights.initial import initial_image_params
+from chameleon_jax.weights.initial import initial_image_tokenizer
 
 DISCRIMINATOR = DiscriminatorConfig(weight=0.8, channels=4, stages=1, lecam=0.1, r1=0.2, lecam_decay=0.5)
 CONFIG = ImageTokenizerTrainConfig(
@@ -194,7 +195,7 @@ def test_the_perceptual_distance_is_a_part_of_the_loss():
     lpips = jax.tree.map(lambda leaf: rng.uniform(0, 0.05, leaf.shape).astype(np.float32), shapes)
     pictures = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     batches = pictures_in_order(np.repeat(pictures, 4, axis=0), 8, 0)
-    params = first_params(task, batches, abstract_state(task, mesh).params, lpips=lambda: lpips)
+    params = first_params(task, batches, abstract_state(task, mesh).params, lpips=lpips)
     two = Pictures(jnp.asarray(pictures), jnp.ones(2))
     loss, measures = jax.jit(lambda params: task.loss(params, two, None, Part(0, 1, None)))(params)
     pixels = jnp.asarray(scale(pictures))
@@ -221,16 +222,15 @@ def learned(tmp_path_factory):
     return folder / "tokenizer"
 
 
-def test_decoder_only_tuning_keeps_the_codes_of_every_picture(learned):
-    config = dataclasses.replace(CONFIG, codebook="ema", initial=str(learned), trainable="decoder", entropy=0.0)
-    task, mesh, before = ImageTokenizerTask(config), mesh_of(ONE), load_image_tokenizer(learned)
-    target = abstract_state(task, mesh).params
-    initial = initial_image_params(learned, config.model)
-    params = first_params(task, pictures_in_order(squares(), 8, 0), target, initial)
-    step, state = make_train_step(task, mesh), init_state(task, mesh, params)
-    for _ in range(2):
-        state, _ = step(state, batch())
-    after = ImageTokenizer(SMALLEST, jax.device_get(task.model_params(state.params)))
+def test_decoder_only_tuning_keeps_the_codes_of_every_picture(learned, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, codebook="ema", initial=str(learned), trainable="decoder", entropy=0.0,
+        discriminator=DiscriminatorConfig(), steps=6, mesh=MeshConfig(), output=str(tmp_path), log_every=6, checkpoint=CheckpointConfig(every=6),
+    )  # fmt: skip
+    before = initial_image_tokenizer(learned, config.model)
+    before.preprocessing = PreprocessingConfig(fit="pad")
+    after = train_image_tokenizer(config, pictures_in_order(squares(24), 8, 0), initial=before)
+    assert after.preprocessing == before.preprocessing  # on which codes depend too
     for name in ("encoder", "quant_conv", "codebook"):
         jax.tree.map(np.testing.assert_array_equal, after.params[name], before.params[name])
     assert (
@@ -242,7 +242,7 @@ def test_decoder_only_tuning_keeps_the_codes_of_every_picture(learned):
 
 def test_a_tokenizer_of_other_sizes_is_no_start(learned):
     with pytest.raises(ConfigError, match=r"model.num_codes = 32: .*tokenizer has 16"):
-        initial_image_params(learned, dataclasses.replace(SMALLEST, num_codes=32))
+        initial_image_tokenizer(learned, dataclasses.replace(SMALLEST, num_codes=32))
 
 
 def test_an_initial_model_that_is_not_given_is_named(learned):
