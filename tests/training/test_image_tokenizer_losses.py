@@ -225,7 +225,8 @@ def learned(tmp_path_factory):
 def test_decoder_only_tuning_keeps_the_codes_of_every_picture(learned, tmp_path):
     config = dataclasses.replace(
         CONFIG, codebook="ema", initial=str(learned), trainable="decoder", entropy=0.0,
-        discriminator=DiscriminatorConfig(), steps=6, mesh=MeshConfig(), output=str(tmp_path), log_every=6, checkpoint=CheckpointConfig(every=6),
+        discriminator=DiscriminatorConfig(), steps=6, mesh=MeshConfig(), output=str(tmp_path), log_every=6,
+        checkpoint=CheckpointConfig(every=6),
     )  # fmt: skip
     before = initial_image_tokenizer(learned, config.model)
     before.preprocessing = PreprocessingConfig(fit="pad")
