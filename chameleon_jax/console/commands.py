@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from chameleon_jax.config import ConfigError, ConvertCommand
+from chameleon_jax.console.evaluate import usable
 from chameleon_jax.console.terminal import print_warnings
+from chameleon_jax.evaluation.image_tokenizer import evaluate_image_tokenizers
 from chameleon_jax.runtime.cloud import as_path, on_disk
 from chameleon_jax.runtime.distributed import broadcast_from_first, is_first, place_in_cluster
 from chameleon_jax.runtime.distributed import start as start_processes
@@ -30,7 +32,6 @@ from chameleon_jax.tokens.documents import (
 )
 from chameleon_jax.tokens.text import LONGEST_TEXT
 from chameleon_jax.tokens.text import train_text_tokenizer as learn_text_tokenizer
-from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.image_tokenizer import train_image_tokenizer as learn_image_tokenizer
 from chameleon_jax.training.run_folder import check_run
 from chameleon_jax.weights.checkpoint import load_image_tokenizer
@@ -68,6 +69,7 @@ def train_text_tokenizer(command: TextTokenizerCommand) -> dict[str, Any]:
 def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
     """Trains the VQGAN and writes `<output>/model`. Returns figures on the held-out pictures, in the first process."""
     from data_pipeline.picture_loader import PreparedPictures
+    from data_pipeline.squares import squares_of_prepared
 
     config = dataclasses.replace(command.tokenizer, output=command.output)
     start_processes(config.distributed)
@@ -105,8 +107,10 @@ def train_image_tokenizer(command: ImageTokenizerCommand) -> dict[str, Any]:
         return {}
     with new_folder(folder, IMAGE_TOKENIZER) as tmp:
         save_image_tokenizer(tokenizer, tmp)
-    measured = (batch for name in data.held_out for batch in data.held_out_batches(name, tokenizer.batch))
-    return measure_image_tokenizer(tokenizer, measured) if data.held_out else {"pictures": len(data)}
+    if not data.held_out:
+        return {"pictures": len(data)}
+    squares = usable(squares_of_prepared(data.folder, data.resolution), str(data.folder), limit=0)
+    return evaluate_image_tokenizers([tokenizer], squares).figures[0]
 
 
 def _keep_pictures(command: ImageTokenizerCommand) -> str:

@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.batch import Pictures
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, from_dict
 from chameleon_jax.demo.judge import Judge, nearest_distances
+from chameleon_jax.evaluation.image_tokenizer import evaluate_image_tokenizers
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.image import resize_and_crop, scale, to_pixels
-from chameleon_jax.training.image_tokenizer import measure_image_tokenizer
 from chameleon_jax.training.losses import token_losses
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.digit_documents import CAPTION, QUESTION, SUM
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
 from data_pipeline.loader import PreparedData
 from data_pipeline.sources import SourceConfig
+from data_pipeline.squares import Square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,6 +197,7 @@ def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, dat
     drawings = draw(model, judge, config)
     resolution = model.tokenizer.image.config.resolution
     squares = np.stack([np.asarray(resize_and_crop(image, resolution)) for image in images])
+    measured = evaluate_image_tokenizers([model.tokenizer.image], map(Square, map(str, range(len(squares))), squares))
     metrics: dict[str, Any] = {
         "caption_accuracy": captions.accuracy,
         "drawing_accuracy": drawings.accuracy,
@@ -204,7 +205,7 @@ def evaluate(model: Chameleon, data: PreparedData, config: EvaluationConfig, dat
         "sum_accuracy": sums.accuracy,
         "judge_accuracy_on_real_digits": float(np.mean(judge(images) == labels)),
         **share_of_copies(model, drawings.pictures, train_images, images),
-        **measure_image_tokenizer(model.tokenizer.image, [Pictures(squares, np.ones(len(squares), np.float32))]),
+        **measured.figures[0],
         "text_bits_per_byte": bits_per_byte(model, data, "python_reference"),
         "xz_bits_per_byte": xz_bits_per_byte(data, "python_reference", datasets),
         "code_bits_per_byte": bits_per_byte(model, data, "python_stdlib"),

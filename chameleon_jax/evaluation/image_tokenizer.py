@@ -25,7 +25,8 @@ from chameleon_jax.models.inception import FEATURES, Inception, resize
 from chameleon_jax.models.perceptual import LPIPS
 from chameleon_jax.runtime.progress import console, progress_bar
 from chameleon_jax.tokens.image import ImageTokenizer, scale
-from chameleon_jax.training.image_tokenizer import perplexity, psnr
+from chameleon_jax.training.codebooks import perplexity
+from chameleon_jax.training.image_tokenizer_task import psnr
 
 if TYPE_CHECKING:
     from data_pipeline.squares import Square

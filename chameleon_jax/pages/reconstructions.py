@@ -47,7 +47,8 @@ def reconstructions_page(measured: Measured, names: Sequence[str], data: str) ->
         Section("How the codes are used", "Over all pictures.", use),
     ]
     what = " and ".join(f"<code>{html.escape(name)}</code>" for name in names)
-    lead = f"<p>What {what} make of {measured.pictures:,} pictures from <code>{html.escape(data)}</code>.</p>"
+    what += " makes" if len(names) == 1 else " make"
+    lead = f"<p>What {what} of {measured.pictures:,} pictures from <code>{html.escape(data)}</code>.</p>"
     footer = "Written by <code>chameleon evaluate-image-tokenizer</code>."
     return page("Pictures and their reconstructions", lead, sections, footer)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,9 @@ from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Pictures
 from chameleon_jax.config import ConfigError, ImageTokenizerTrainConfig
 from chameleon_jax.sharding import make_mesh, replicated
-from chameleon_jax.tokens.image import RELEASED, ImageTokenizer, scale
-from chameleon_jax.training.codebooks import perplexity
+from chameleon_jax.tokens.image import RELEASED, ImageTokenizer
 from chameleon_jax.training.feeding import Batches, HeldOut, local_rows, place
-from chameleon_jax.training.image_tokenizer_task import ImageTokenizerTask, psnr
+from chameleon_jax.training.image_tokenizer_task import ImageTokenizerTask
 from chameleon_jax.training.loop import train
 from chameleon_jax.training.state import model_params
 from chameleon_jax.training.task import Params
@@ -154,23 +154,3 @@ def train_image_tokenizer(
     gather = jax.jit(task.model_params, out_shardings=replicated(make_mesh(config.mesh)))
     preprocessing = initial.preprocessing if initial else RELEASED
     return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))), preprocessing)
-
-
-def measure_image_tokenizer(tokenizer: ImageTokenizer, batches: Iterable[Pictures]) -> dict[str, float]:
-    """Mean PSNR of reconstructions, the share of codes that occur, and their perplexity.
-
-    Args:
-      batches: pictures that have a loss weight of 0 are not measured.
-    """
-    total, pictures, counts = 0.0, 0, np.zeros(tokenizer.config.num_codes, np.int64)
-    for batch in batches:
-        pixels = scale(batch.pixels[np.flatnonzero(batch.loss_weights)])
-        codes = tokenizer.encode_pixels(pixels)
-        total += float(jnp.sum(psnr(jnp.asarray(tokenizer.decode_codes(codes)), jnp.asarray(pixels))))
-        pictures += len(pixels)
-        counts += np.bincount(codes.reshape(-1), minlength=len(counts))
-    return {
-        "reconstruction_psnr_db": total / pictures,
-        "codebook_used": float(np.mean(counts > 0)),
-        "codebook_perplexity": float(perplexity(jnp.asarray(counts, jnp.float32))),
-    }

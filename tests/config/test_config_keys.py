@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,14 +342,14 @@ def _image_command(folder: Path) -> None:
         calls.append((config, data_fingerprint, list(held_out), greys))
         return image_tokenizer()
 
-    def measure(tokenizer: Any, batches: Any) -> dict[str, float]:
-        return {"mean": float(np.mean([batch.pixels[batch.loss_weights > 0].mean() for batch in batches]))}
+    def measure(tokenizers: Any, squares: Any) -> Any:
+        return types.SimpleNamespace(figures=[{"mean": float(np.mean([square.pixels for square in squares]))}])
 
     calls = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "learn_image_tokenizer", learn)
         patch.setattr(commands, "save_image_tokenizer", lambda tokenizer, folder: None)
-        patch.setattr(commands, "measure_image_tokenizer", measure)
+        patch.setattr(commands, "evaluate_image_tokenizers", measure)
         command = ImageTokenizerCommand(
             str(folder / "out"), IMAGE_TRAIN, (source("seen", 255),), (source("unseen", 7),)
         )

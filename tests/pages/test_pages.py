@@ -9,8 +9,10 @@ import pytest
 from html_page import check_page
 from tiny_models import random_picture
 
+from chameleon_jax.evaluation.image_tokenizer import Measured
 from chameleon_jax.pages import charts
 from chameleon_jax.pages.parts import Section, document, img, page, style_sheet, table
+from chameleon_jax.pages.reconstructions import reconstructions_page
 
 LINES = [{"step": step, "text_loss": 6 / step, "image_loss": 7 / step, "psnr_db": 20 + step, "perplexity": 8.0 * step,
           "held_out": {"a & b": {"text_loss": 6.5 / step}, "c": {"text_loss": 6.1 / step, "image_loss": 7.5 / step}}}
@@ -69,6 +71,15 @@ def test_a_page_of_everything_is_complete_and_escaped():
     assert len(shown.all("svg")) == 6
     assert [each.get("class") for each in shown.all("th")] == [None, "number", "number"]
     assert [text for tag, text in shown.texts if tag == "td"] == ["a & b", "1,200", "10 %", "  part", "30"]
+
+
+def test_one_tokenizer_makes_something_of_pictures_and_two_make_it():
+    for names, said in (
+        (["a"], "<code>a</code> makes of 60 pictures"),
+        (["a", "b"], "<code>b</code> make of 60 pictur"),
+    ):
+        measured = Measured(60, [{"ssim": 0.9}] * len(names), [np.ones(4, np.int64)] * len(names), [], [])
+        assert said in reconstructions_page(measured, names, "photos")
 
 
 def test_small_pictures_are_enlarged_by_whole_numbers_and_large_ones_fitted():

@@ -29,10 +29,10 @@ from chameleon_jax.training.image_tokenizer import (
     ImageTokenizerTask,
     first_params,
     pictures_in_order,
-    psnr,
     train_image_tokenizer,
     whole_batches,
 )
+from chameleon_jax.training.image_tokenizer_task import psnr
 from chameleon_jax.training.loop import train
 from chameleon_jax.training.metrics import read_metrics
 from chameleon_jax.training.state import abstract_state, init_state
