@@ -26,6 +26,7 @@ from chameleon_jax.config.tokenizers import (
     DiscriminatorConfig,
     ImageTokenizerTrainConfig,
     PerceptualConfig,
+    ReconstructionsConfig,
     TextTokenizerConfig,
 )
 from chameleon_jax.config.training import (
@@ -76,6 +77,7 @@ __all__ = [
     "PerceptualConfig",
     "PreprocessingConfig",
     "ProfileConfig",
+    "ReconstructionsConfig",
     "RunCommand",
     "RunConfig",
     "SamplePrompt",

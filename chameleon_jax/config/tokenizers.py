@@ -111,6 +111,20 @@ class DiscriminatorConfig:
 
 
 @config
+class ReconstructionsConfig:
+    """Held-out pictures above what the tokenizer in training makes of them, in <output>/samples and the trackers."""
+
+    every: int = 0
+    """Steps between samples, which are also drawn after the last step; 0: never."""
+    pictures: int = 8
+    """The first ones of each held-out source, at most a batch."""
+
+    def __post_init__(self):
+        require(self.every >= 0, "every", self.every, "must be 0 or more")
+        require(self.pictures > 0, "pictures", self.pictures, "must be at least 1")
+
+
+@config
 class ImageTokenizerTrainConfig(RunConfig):
     """Training of the image tokenizer: a whole run."""
 
@@ -151,6 +165,7 @@ class ImageTokenizerTrainConfig(RunConfig):
     resolution."""
     trainable: Literal["all", "decoder"] = "all"
     """'decoder': encoder and codebook stay as they are, so that pictures keep their codes."""
+    samples: Adjustable[ReconstructionsConfig] = ReconstructionsConfig()
 
     moved_keys: ClassVar[dict[str, str]] = {
         name: f"optimizer.{name}"

@@ -37,7 +37,7 @@ from chameleon_jax.training.prepared import (
     with_vocab_size,
 )
 from chameleon_jax.training.run_folder import check_run
-from chameleon_jax.training.samples import Sampler
+from chameleon_jax.training.samples import Sample, Sampler
 from chameleon_jax.training.state import model_params
 from chameleon_jax.training.transformer import TransformerTask
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
@@ -130,7 +130,7 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
                 f"{config.data} has no image decoder to draw with; use mode 'text'")  # fmt: skip
     options = {mode: dataclasses.replace(generation, mode=mode) for mode in modes}
 
-    def sample(params: Any) -> list[Document]:
+    def sample(params: Any) -> list[Sample]:
         if config.lora.rank:
             params = jax.jit(functools.partial(merge, config=config.lora))(params)
         model = Chameleon(config.model, params, tokenizer, execution=config.execution, image_head_trained=True)
@@ -139,7 +139,10 @@ def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None)
             places = [place for place, prompt in enumerate(prompts) if prompt.mode == mode]
             written = model.generate_many([documents[place] for place in places], options[mode])
             answers |= zip(places, written, strict=True)
-        return [answers[place] for place in range(len(prompts))]
+        return [
+            Sample(f"Prompt {place + 1}", answers[place], (prompt.text, *prompt.images))
+            for place, prompt in enumerate(prompts)
+        ]
 
     return sample
 

@@ -6,8 +6,9 @@ See `image_tokenizer_task` for the losses.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,12 +18,14 @@ import numpy as np
 
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Pictures
-from chameleon_jax.config import ConfigError, ImageTokenizerTrainConfig
+from chameleon_jax.config import ConfigError, ImageTokenizerTrainConfig, require
+from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.sharding import make_mesh, replicated
-from chameleon_jax.tokens.image import RELEASED, ImageTokenizer
-from chameleon_jax.training.feeding import Batches, HeldOut, local_rows, place
+from chameleon_jax.tokens.image import RELEASED, ImageTokenizer, scale
+from chameleon_jax.training.feeding import Batches, HeldOut, held_out_batches, local_rows, place
 from chameleon_jax.training.image_tokenizer_task import ImageTokenizerTask
 from chameleon_jax.training.loop import train
+from chameleon_jax.training.samples import Sample, Sampler
 from chameleon_jax.training.state import model_params
 from chameleon_jax.training.task import Params
 
@@ -135,7 +138,7 @@ def train_image_tokenizer(
 
     Args:
       batches: of `Pictures`, as a function; of pictures in memory, `pictures_in_order`.
-      data_fingerprint, held_out: as for `loop.train`.
+      data_fingerprint, held_out: as for `loop.train`. The first pictures of `held_out` are those of `config.samples`.
       initial: what `config.initial` names, as `weights.initial.initial_image_tokenizer` reads it. The trained tokenizer
         prepares pictures as it does.
       lpips: the parameters of LPIPS, if `config.perceptual` has a weight, as `weights.lpips.read_lpips` reads them.
@@ -144,13 +147,60 @@ def train_image_tokenizer(
       ConfigError, TrainingError, FileError, Stopped: as `loop.train`.
     """
     task = ImageTokenizerTask(config)
+    gather = jax.jit(task.model_params, out_shardings=replicated(make_mesh(config.mesh)))
+    preprocessing = initial.preprocessing if initial else RELEASED
+
+    def to_tokenizer(params: Params) -> ImageTokenizer:
+        return ImageTokenizer(config.model, jax.device_get(gather(params)), preprocessing)
+
     state = train(
         task,
         batches,
         data_fingerprint=data_fingerprint,
         held_out=held_out,
         initial_params=lambda target: first_params(task, batches, target, initial, lpips),
+        sample=reconstructions(config, held_out, to_tokenizer) if config.samples.every else None,
     )
-    gather = jax.jit(task.model_params, out_shardings=replicated(make_mesh(config.mesh)))
-    preprocessing = initial.preprocessing if initial else RELEASED
-    return ImageTokenizer(config.model, jax.device_get(gather(model_params(task, state))), preprocessing)
+    return to_tokenizer(model_params(task, state))
+
+
+def reconstructions(
+    config: ImageTokenizerTrainConfig, held_out: Mapping[str, HeldOut], to_tokenizer: Callable[[Params], ImageTokenizer]
+) -> Sampler:
+    """Shows the first pictures of each held-out source above what the tokenizer makes of them, as `config.samples`
+    says.
+
+    Args:
+      held_out: as for `loop.train`.
+      to_tokenizer: makes the tokenizer of the parameters; all processes call it.
+
+    Raises:
+      ConfigError: if nothing is held out.
+    """
+    require(len(held_out) > 0, "samples.every", config.samples.every, "must be 0 without held-out pictures to draw")
+    rows = np.arange(min(config.samples.pictures, config.batch_size))
+    pictures = {
+        name: batch.pixels[batch.loss_weights > 0]
+        for name, batches in held_out.items()
+        for batch in itertools.islice(held_out_batches(batches, rows, config.batch_size), 1)
+    }
+
+    def sample(params: Params) -> list[Sample]:
+        tokenizer = to_tokenizer(params)
+        return [_sheet(name, each, tokenizer) for name, each in pictures.items()] if is_first() else []
+
+    return sample
+
+
+def _sheet(name: str, pictures: np.ndarray, tokenizer: ImageTokenizer) -> Sample:
+    """Pictures uint8 `[n, h, w, 3]` above their reconstructions, with a little space between them."""
+    from PIL import Image
+
+    rebuilt = tokenizer.detokenize(tokenizer.encode_pixels(scale(pictures, tokenizer.preprocessing.style)))
+    n, height, width, _ = pictures.shape
+    gap = max(1, width // 32)
+    sheet = Image.new("RGB", (n * (width + gap) - gap, 2 * height + gap), "white")
+    for column, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(picture), (column * (width + gap), 0))
+        sheet.paste(rebuilt[column], (column * (width + gap), height + gap))
+    return Sample(f"{name}: pictures above their reconstructions", [sheet])

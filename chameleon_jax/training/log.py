@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.document import Document
 from chameleon_jax.errors import TrainingError
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.progress import Bar, console
 from chameleon_jax.training.clock import Clock, speed
 from chameleon_jax.training.metrics import MetricsFile, append_line, read_metrics
-from chameleon_jax.training.samples import write_samples
+from chameleon_jax.training.samples import Sample, write_samples
 from chameleon_jax.training.task import Task, Work
 from chameleon_jax.training.trackers import flat, open_trackers
 
@@ -115,12 +114,14 @@ class Log:
         for tracker in self._trackers:
             tracker.write(step, dict(flat(line)))
 
-    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
-        """Writes the model's answers to `config.samples.prompts` to files and trackers."""
-        folder = write_samples(self.folder / "samples", step, self.config.samples.prompts, answers)
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Writes samples to files and trackers."""
+        if not is_first():
+            return
+        folder = write_samples(self.folder / "samples", step, samples)
         console.print(f"Samples of step {step:,}: {folder}")
         for tracker in self._trackers:
-            tracker.write_samples(step, answers)
+            tracker.write_samples(step, samples)
 
     def close(self) -> None:
         for tracker in self._trackers:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from chameleon_jax.config import RunConfig, to_dict
-from chameleon_jax.document import Document
 from chameleon_jax.runtime.cloud import as_path, is_cloud
 from chameleon_jax.runtime.files import absolute, write_text
+from chameleon_jax.training.samples import Sample
 
 
 class Tracker(Protocol):
@@ -21,7 +21,7 @@ class Tracker(Protocol):
 
     def write(self, step: int, figures: dict[str, float]) -> None: ...
 
-    def write_samples(self, step: int, answers: Sequence[Document]) -> None: ...
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -52,8 +52,8 @@ class TensorBoard:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
-        for name, segment in _named(answers):
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for name, segment in _named(samples):
             if isinstance(segment, str):
                 self._writer.add_text(name, segment, step)
             else:
@@ -88,12 +88,12 @@ class WeightsAndBiases:
     def write(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def write_samples(self, step: int, answers: Sequence[Document]) -> None:
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         shown = {
             name: self._wandb.Html(f"<pre>{html.escape(segment)}</pre>")
             if isinstance(segment, str)
             else self._wandb.Image(segment)
-            for name, segment in _named(answers)
+            for name, segment in _named(samples)
         }
         self._run.log(shown, step=step)
 
@@ -114,10 +114,10 @@ def _run_id(output: Path) -> str:
     return run_id
 
 
-def _named(answers: Sequence[Document]) -> Iterator[tuple[str, Any]]:
-    """The segments of the answers with names: "samples/01-1" is the first segment of the first answer."""
-    for number, answer in enumerate(answers, start=1):
-        for place, segment in enumerate(answer, start=1):
+def _named(samples: Sequence[Sample]) -> Iterator[tuple[str, Any]]:
+    """The segments of the samples with names: "samples/01-1" is the first segment of the first sample."""
+    for number, sample in enumerate(samples, start=1):
+        for place, segment in enumerate(sample.document, start=1):
             yield f"samples/{number:02d}-{place}", segment
 
 

@@ -580,6 +580,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "prompts": "test_samples_are_what_the_finished_model_would_write",
         "generation": "test_samples_are_what_the_finished_model_would_write",
     },
+    configs.ReconstructionsConfig: {
+        "every": "test_reconstructions_change_nothing_and_are_the_same_in_a_resumed_run",
+        "pictures": "test_held_out_pictures_are_shown_above_their_reconstructions",
+    },
     configs.SamplePrompt: dict.fromkeys(
         ("text", "images", "mode"), "test_samples_are_what_the_finished_model_would_write"
     ),
@@ -620,6 +624,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "trainable": "test_decoder_only_tuning_keeps_the_codes_of_every_picture",
         "mesh": differs(placement, IMAGE_TRAIN, mesh=MeshConfig(fsdp=2)),
         "output": "test_training_lowers_the_loss_keeps_many_codes_and_a_resumed_run_repeats_it",
+        "samples": "test_held_out_pictures_are_shown_above_their_reconstructions",
         # What the engine does for any task.
         "compiler_options": "test_options_go_by_the_device",
         "distributed": "test_options_win_over_variables",

@@ -5,6 +5,7 @@ Prints a hash of the state that it ends with. Exit status 1 with a message for o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.config import RunConfig
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.distributed import start
 from chameleon_jax.training.loop import train
@@ -43,6 +45,8 @@ def run(options: dict[str, Any]) -> int:
     try:
         config = TinyRun.config(options["output"], **options.get("changes", {}))
         start(config.distributed)
+        if options.get("image_tokenizer"):
+            return train_tokenizer(config)
         if "fails_to_read" in options and jax.process_index() == 1:
             fail_to_read(*options["fails_to_read"])
         state = train(TinyRun.task(config), batches)
@@ -51,6 +55,21 @@ def run(options: dict[str, Any]) -> int:
     except (ChameleonError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def train_tokenizer(run: RunConfig) -> int:
+    """Trains an image tokenizer on the mesh of the run, and draws what it makes of pictures."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from test_samples import TOKENIZER
+    from tiny_models import random_picture
+
+    from chameleon_jax.training.image_tokenizer import pictures_in_order, train_image_tokenizer, whole_batches
+
+    pictures = np.stack([np.asarray(random_picture(seed)) for seed in range(16)])
+    config = dataclasses.replace(TOKENIZER, output=run.output, mesh=run.mesh, distributed=run.distributed, steps=2)
+    held_out = {"unseen": whole_batches(pictures[8:], 8)}
+    train_image_tokenizer(config, pictures_in_order(pictures[:8], 8, 0), held_out=held_out)
     return 0
 
 

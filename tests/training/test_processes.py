@@ -12,7 +12,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from chameleon_jax.config import ConfigError, DistributedConfig
 from chameleon_jax.runtime.distributed import _from_environment, is_lost_process_error, start
@@ -99,6 +101,18 @@ def test_two_processes_train_like_one_and_either_goes_on_where_the_other_stopped
     assert "stopped before batch 5" in wait(spawn(output=first_one, devices=8, changes=MESH, stop_at=5))[0][1]
     assert [status for status, _ in wait(*spawn_two(first_one))] == [0, 0]
     assert_same_figures(first_one, alone)
+
+
+def test_two_processes_draw_the_reconstructions_of_an_image_tokenizer_like_one(tmp_path):
+    """The parameters are cut over devices of both; only the first writes."""
+    assert [status for status, _ in wait(*spawn_two(tmp_path / "two", image_tokenizer=True))] == [0, 0]
+    assert wait(spawn(output=tmp_path / "one", devices=8, changes=MESH, image_tokenizer=True))[0][0] == 0
+    two, one = (
+        np.asarray(Image.open(tmp_path / name / "samples" / "step-2" / "01-1.png"), np.int32) for name in ("two", "one")
+    )
+    assert two.std() > 20
+    np.testing.assert_array_equal(two[:16], one[:16])
+    np.testing.assert_allclose(two, one, atol=1)  # the parameters are the same up to rounding
 
 
 def test_all_processes_go_on_from_the_newest_checkpoint_that_is_whole_for_each(alone, tmp_path):
