@@ -36,7 +36,7 @@ from chameleon_jax.training.image_tokenizer import (
     train_image_tokenizer,
 )
 from chameleon_jax.training.metrics import read_metrics
-from chameleon_jax.training.state import abstract_state, init_state
+from chameleon_jax.training.state import TrainState, abstract_state, init_state
 from chameleon_jax.training.step import make_train_step
 from chameleon_jax.training.task import Part
 from chameleon_jax.training.trainable import split
@@ -50,11 +50,11 @@ CONFIG = ImageTokenizerTrainConfig(
 JUDGE = Discriminator(4, 1)
 
 
-def start(config: ImageTokenizerTrainConfig, mesh: jax.sharding.Mesh):
+def start(config: ImageTokenizerTrainConfig, mesh: jax.sharding.Mesh, pictures=None, lpips=None):
     """A state before the first step, after which scores have averages."""
     task = ImageTokenizerTask(config)
-    batches = pictures_in_order(squares(), config.batch_size, config.seed)
-    params = first_params(task, batches, abstract_state(task, mesh).params)
+    batches = pictures_in_order(squares() if pictures is None else pictures, config.batch_size, config.seed)
+    params = first_params(task, batches, abstract_state(task, mesh).params, lpips=lpips)
     params["scores"] |= {"real": jnp.float32(0.1), "fake": jnp.float32(-0.05), "steps": jnp.int32(3)}
     return init_state(task, mesh, params)
 
@@ -154,13 +154,17 @@ def test_before_its_first_step_the_discriminator_changes_nothing():
 )
 def test_a_step_against_a_discriminator_is_the_same_on_a_mesh(mesh, changes):
     config = dataclasses.replace(CONFIG, **changes)
-    task = ImageTokenizerTask(config)
-    results = []
+    state = _first_state() if not changes else jax.tree.map(np.array, start(config, mesh_of(ONE)))
+    assert_same_step(config, mesh, state, batch())
+
+
+def assert_same_step(config: ImageTokenizerTrainConfig, mesh: MeshConfig, state: TrainState, pictures: Pictures):
+    """A step on a mesh is that on one device. Returns the metrics of the latter."""
+    task, results = ImageTokenizerTask(config), []
     for each in (ONE, mesh):
         devices = mesh_of(each)
-        state = _first_state() if not changes else jax.tree.map(np.array, start(config, mesh_of(ONE)))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, devices))
-        placed = place(batch(), task.batch_shardings(devices), 8, local_rows(devices, 8))
+        placed = place(pictures, task.batch_shardings(devices), 8, local_rows(devices, 8))
         results.append(make_train_step(task, devices)(jax.device_put(state, shardings), placed))
     (expected, expected_metrics), (state, metrics) = results
     for name in ("total_loss", "gradient_norm", "adversarial_sum", "discriminator_sum", "adaptive_weight_sum"):
@@ -170,6 +174,7 @@ def test_a_step_against_a_discriminator_is_the_same_on_a_mesh(mesh, changes):
     jax.tree.map(
         lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-3, atol=5e-4), state.params, expected.params
     )
+    return expected_metrics
 
 
 def test_each_network_has_the_learning_rate_of_its_own_optimizer():
@@ -184,12 +189,16 @@ def test_each_network_has_the_learning_rate_of_its_own_optimizer():
     np.testing.assert_allclose(updates["model"]["codebook"], -5e-3 / 5, rtol=1e-3)
 
 
+PERCEPTUAL = dataclasses.replace(
+    CONFIG, model=dataclasses.replace(SMALLEST, resolution=16),
+    perceptual=PerceptualConfig(weight=0.5, vgg="vgg16.pth", heads="vgg.pth"),
+)  # fmt: skip
+"""The smallest pictures that LPIPS can compare."""
+
+
 def test_the_perceptual_distance_is_a_part_of_the_loss():
-    model = dataclasses.replace(SMALLEST, resolution=16)
-    perceptual = PerceptualConfig(weight=0.5, vgg="vgg16.pth", heads="vgg.pth")
-    config = dataclasses.replace(
-        CONFIG, model=model, perceptual=perceptual, discriminator=DiscriminatorConfig(), entropy=0.0
-    )
+    model = PERCEPTUAL.model
+    config = dataclasses.replace(PERCEPTUAL, discriminator=DiscriminatorConfig(), entropy=0.0)
     task, mesh = ImageTokenizerTask(config), mesh_of(ONE)
     rng, shapes = np.random.default_rng(0), task.abstract_params()["perceptual"]
     lpips = jax.tree.map(lambda leaf: rng.uniform(0, 0.05, leaf.shape).astype(np.float32), shapes)
@@ -204,6 +213,25 @@ def test_the_perceptual_distance_is_a_part_of_the_loss():
     means = task.means(jax.tree.map(float, measures.sums))
     assert means["perceptual"] == pytest.approx(expected, rel=1e-3)
     assert float(loss) == pytest.approx(means["reconstruction"] + 0.5 * expected + 1.25 * means["commitment"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8)], ids=["data", "fsdp"])
+def test_a_step_with_the_perceptual_distance_is_the_same_on_a_mesh(mesh):
+    """The adaptive weight of the discriminator depends on its gradient too."""
+    task, rng = ImageTokenizerTask(PERCEPTUAL), np.random.default_rng(0)
+
+    def weights(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        """As large as keeps features as large as pictures, layer after layer (He et al. 2015)."""
+        if leaf.ndim < 4:
+            return rng.uniform(0, 0.1, leaf.shape).astype(np.float32)
+        return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape).astype(np.float32)
+
+    lpips = jax.tree.map(weights, task.abstract_params()["perceptual"])
+    pictures = np.kron(squares(), np.ones((1, 2, 2, 1), np.uint8))  # 16 pixels a side
+    state = jax.tree.map(np.array, start(PERCEPTUAL, mesh_of(ONE), pictures, lpips))
+    metrics = assert_same_step(PERCEPTUAL, mesh, state, Pictures(pictures, np.ones(8, np.float32)))
+    assert float(metrics["perceptual_sum"]) > 0.1 * float(metrics["reconstruction_sum"])
 
 
 @pytest.fixture(scope="module")
