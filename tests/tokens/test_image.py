@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +20,8 @@ from chameleon_jax.config import ConfigError, ImageTokenizerConfig, Preprocessin
 from chameleon_jax.document import DocumentError
 from chameleon_jax.tokens.image import ImageTokenizer, NoImageDecoder, resize_and_crop, to_image, to_pixels, to_square
 
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+CAN_PIN = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1
 HUGGING_FACE = PreprocessingConfig(style="huggingface")
 TRANSPARENT_MODES = ["RGBA", "LA", "P with transparency"]
 MODES = ["RGB", "L", "1", "P", "CMYK", "I;16", *TRANSPARENT_MODES]
@@ -255,6 +262,20 @@ def test_codes_of_a_batch_are_those_one_by_one():
     assert together.shape == (len(pictures), IMAGE_TOKENIZER.codes_per_image)
     np.testing.assert_array_equal(together, np.concatenate([tokenizer.tokenize([picture]) for picture in pictures]))
     assert len(np.unique(together)) > 3, "codes that hardly differ would prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_PIN, reason="needs Linux and two cores")
+def test_prepared_codes_do_not_depend_on_the_number_of_cores(tmp_path):
+    """Each process compiles for itself, as machines of other sizes do, and as it would for a user."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", CACHE)}
+    for cores in ("1", "2"):
+        program = [sys.executable, str(Path(__file__).with_name("codes_on_cores.py")), cores, f"{tmp_path}/{cores}.npz"]
+        subprocess.run(program, check=True, env=environment, timeout=300)
+    one, two = (np.load(tmp_path / f"{cores}.npz") for cores in (1, 2))
+    assert len(np.unique(one["codes"])) > 100
+    for name in ("codes", "latents"):
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 def test_pictures_of_a_batch_are_those_one_by_one():
