@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,19 @@ from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models.flops import train_flops_per_token
 from chameleon_jax.runtime.accelerators import find_accelerator
 from chameleon_jax.runtime.host_memory import keep_freed_memory
-from chameleon_jax.sharding import batch_sharding, check_length, check_mesh, make_mesh
+from chameleon_jax.sharding import check_length, check_mesh, make_mesh
 from chameleon_jax.training.state import TrainState, init_state
 from chameleon_jax.training.step import make_train_step
+from chameleon_jax.training.task import Params, Task
 from chameleon_jax.training.transformer import TransformerTask, step_compiler_options
+
+
+class Repetition(Protocol):
+    """How often steps are measured."""
+
+    warmup: int
+    steps: int
+    repeats: int
 
 
 def train_config(config: BenchTrainConfig) -> TrainConfig:
@@ -105,17 +114,47 @@ def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any
       ConfigError: if batch or model do not fit the devices.
       ChameleonError: if the loss is not a number.
     """
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()  # as chameleon train does
     run, mesh = train_config(config), make_mesh(config.mesh)
     check_mesh(run, mesh)
     check_length(run, mesh, config.length)
     task = TransformerTask(run, image_ids(config.model.vocab_size))
+    seconds, measured = measure_steps(task, mesh, random_batch(config), config, profile=profile)
+    return {
+        "bench": "train",
+        "parameters": measured.pop("parameters"),
+        **speed(config, seconds, *peak_flops(config.execution.compute_dtype)),
+        **measured,
+        "compiler_options": step_compiler_options(config, mesh),
+        "config": to_dict(config),
+        **environment(),
+    }
+
+
+def measure_steps(
+    task: Task, mesh: jax.sharding.Mesh, batch: Any, repetition: Repetition, params: Params | None = None, *,
+    profile: str = "",
+) -> tuple[list[float], dict[str, Any]]:  # fmt: skip
+    """Trains on one batch, again and again.
+
+    Args:
+      batch: in the memory of the host.
+      repetition: with `warmup`, `steps` and `repeats`.
+      params: the first parameters, which are given up; None: random ones.
+      profile: folder for a trace of one more repeat; empty: none.
+
+    Returns:
+      the seconds of each repeat, and parameters, seconds of the first step, losses and memory.
+
+    Raises:
+      ChameleonError: if the loss is not a number.
+    """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # as chameleon train does
     step = make_train_step(task, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(task, mesh)
+        state = init_state(task, mesh, params)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        batch = jax.device_put(random_batch(config), batch_sharding(mesh))
+        batch = jax.device_put(batch, task.batch_shardings(mesh))
 
         def repeat(state: TrainState, steps: int) -> tuple[float, TrainState, Array]:
             began = time.perf_counter()
@@ -126,49 +165,53 @@ def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any
 
         jax.block_until_ready(state)
         first_step, state, first_loss = repeat(state, 1)
-        if config.warmup > 1:
-            _, state, _ = repeat(state, config.warmup - 1)
+        if repetition.warmup > 1:
+            _, state, _ = repeat(state, repetition.warmup - 1)
         seconds = []
-        for _ in range(config.repeats):
-            taken, state, last_loss = repeat(state, config.steps)
+        for _ in range(repetition.repeats):
+            taken, state, last_loss = repeat(state, repetition.steps)
             seconds.append(taken)
         memory = device_memory()
         if profile:
             with jax.profiler.trace(profile):
-                repeat(state, config.steps)
+                repeat(state, repetition.steps)
     losses = {"first": float(first_loss), "last": float(last_loss)}
     if not all(map(math.isfinite, losses.values())):
-        raise ChameleonError(f"loss = {losses}: must be a number; lower optimizer.learning_rate")
-    return {
-        "bench": "train",
-        "parameters": parameters,
-        **speed(config, seconds, *peak_flops(config.execution.compute_dtype)),
-        "first_step_seconds": round(first_step, 3),
-        "loss": losses,
-        "memory": memory,
-        "compiler_options": step_compiler_options(config, mesh),
-        "config": to_dict(config),
-        **environment(),
-    }
+        raise ChameleonError(f"loss = {losses}: must be a number; lower the learning rate")
+    return seconds, {
+        "parameters": parameters, "first_step_seconds": round(first_step, 3), "loss": losses, "memory": memory,
+    }  # fmt: skip
 
 
 def speed(config: BenchTrainConfig, seconds: list[float], peak: float, source: str) -> dict[str, Any]:
     """Rates that follow from the seconds of each repeat. All places of the rows count as tokens, padding too."""
-    flops = train_flops_per_token(config.model, config.length)
-    rates = [config.steps * config.batch_size * config.length / each for each in seconds]
-    median = statistics.median(rates)
+    flops, tokens = train_flops_per_token(config.model, config.length), config.batch_size * config.length
+    step = statistics.median(seconds) / config.steps
     return {
-        "tokens_per_second": {
-            "median": round(median, 1), "min": round(min(rates), 1), "max": round(max(rates), 1),
-            "all": [round(rate, 1) for rate in rates],
-        },
-        "step_seconds": round(statistics.median(seconds) / config.steps, 5),
-        "tflops_per_second": float(f"{median * flops / 1e12:.5g}"),
+        "tokens_per_second": rates(config.steps * tokens, seconds),
+        "step_seconds": round(step, 5),
         "flops_per_token": flops,
-        "mfu": float(f"{median * flops / peak:.4g}"),
+        **utilisation(flops * tokens / step, peak, source),
+    }
+
+
+def rates(amount: float, seconds: list[float]) -> dict[str, Any]:
+    """What is done in a second, if each repeat does `amount`."""
+    found = [amount / each for each in seconds]
+    return {
+        "median": round(statistics.median(found), 1), "min": round(min(found), 1), "max": round(max(found), 1),
+        "all": [round(rate, 1) for rate in found],
+    }  # fmt: skip
+
+
+def utilisation(flops_per_second: float, peak: float, source: str) -> dict[str, Any]:
+    """Model FLOP/s, alone and as a share of what the devices could do (MFU)."""
+    return {
+        "tflops_per_second": float(f"{flops_per_second / 1e12:.5g}"),
+        "mfu": float(f"{flops_per_second / peak:.4g}"),
         "peak_flops": peak,
         "peak_flops_source": source,
-    }  # fmt: skip
+    }
 
 
 def device_memory() -> dict[str, float | None]:

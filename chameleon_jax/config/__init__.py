@@ -1,6 +1,6 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
-from chameleon_jax.config.bench import BenchGenerateConfig, BenchTrainConfig
+from chameleon_jax.config.bench import BenchGenerateConfig, BenchOptions, BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
 from chameleon_jax.config.evaluation import EvaluateImageTokenizerCommand
 from chameleon_jax.config.generation import EngineConfig, GenerateOptions, GenerationConfig, SamplingConfig
@@ -51,6 +51,7 @@ __all__ = [
     "BadStepsConfig",
     "BenchCommand",
     "BenchGenerateConfig",
+    "BenchOptions",
     "BenchTrainConfig",
     "CheckpointConfig",
     "CompileOptions",

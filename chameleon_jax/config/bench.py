@@ -1,4 +1,4 @@
-"""Measuring the train step, and generation."""
+"""Measuring train steps, and generation."""
 
 from __future__ import annotations
 
@@ -61,6 +61,21 @@ class BenchTrainConfig:
             self.accumulation,
             f"must divide batch_size = {self.batch_size}",
         )
+
+
+@config
+class BenchOptions:
+    """How `chameleon bench image-tokenizer` measures."""
+
+    warmup: int = 2
+    """Steps before the measurement; the first of them compiles."""
+    steps: int = 10
+    """Steps per repeat, dispatched without waiting in between."""
+    repeats: int = 5
+
+    def __post_init__(self):
+        for name in ("warmup", "steps", "repeats"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
 
 
 @config

@@ -259,9 +259,10 @@ class ImageTokenizerExecutionConfig:
     precision: Literal["default", "high", "highest"] = "highest"
     """Of float32 products on TPUs and GPUs, as in `jax.lax.Precision`: one, three or six passes in bfloat16 on a TPU,
     TensorFloat-32 or float32 on a GPU. Says nothing about the search for the nearest code, which is at the highest."""
-    remat: Literal["none", "blocks"] = "none"
+    remat: Literal["none", "save_convolutions", "blocks"] = "none"
     """What the backward pass recomputes to save memory. 'blocks': each residual and attention block, from its input;
-    about a third more work."""
+    about a third more work. 'save_convolutions': norms and attention, but no 3 x 3 convolution; each residual block
+    keeps two maps instead of one."""
 
 
 @config

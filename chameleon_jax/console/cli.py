@@ -235,6 +235,12 @@ COMMANDS = {
             example="chameleon bench train cpu_25m --steps 5",
         ),
         Command(
+            "bench image-tokenizer", "measure the train step of an image tokenizer; prints JSON",
+            data_configs.ImageTokenizerCommand, "bench.image_tokenizer:bench_image_tokenizer", _BenchTrain,
+            configs.BenchOptions, configs=_IMAGE_TOKENIZERS, json=True,
+            example="chameleon bench image-tokenizer image_tokenizer_512 --tokenizer.batch-size 8",
+        ),
+        Command(
             "bench generate", "measure prefill, text and pictures; prints JSON", configs.BenchGenerateConfig,
             "bench.generate:bench_generate", ConfigFile, configs=("bench/generate/*.yaml",), json=True,
             example="chameleon bench generate cpu_25m --rows 1 4",

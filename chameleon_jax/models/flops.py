@@ -13,6 +13,7 @@ import math
 
 from chameleon_jax.config import ImageTokenizerConfig, LoRAConfig, TransformerConfig
 from chameleon_jax.models.lora import is_adapter
+from chameleon_jax.models.perceptual import BLOCKS
 from chameleon_jax.models.transformer import parameter_shapes
 
 
@@ -38,11 +39,14 @@ def train_flops_per_token(config: TransformerConfig, length: int) -> float:
     return 3.0 * forward_flops_per_token(config, length)
 
 
+def conv_flops(side: int, inputs: int, outputs: int, kernel: int = 3) -> float:
+    """FLOPs of a convolution that makes `side` x `side` positions."""
+    return 2.0 * side**2 * kernel**2 * inputs * outputs
+
+
 def image_tokenizer_flops(config: ImageTokenizerConfig) -> tuple[float, float]:
     """FLOPs of encoding and of decoding one picture: its convolutions, attention, and the distances to all codes."""
-
-    def conv(side: int, inputs: int, outputs: int, kernel: int = 3) -> float:
-        return 2.0 * side**2 * kernel**2 * inputs * outputs
+    conv = conv_flops
 
     def block(side: int, inputs: int, outputs: int) -> float:
         shortcut = conv(side, inputs, outputs, 1) if inputs != outputs else 0.0
@@ -74,3 +78,22 @@ def image_tokenizer_flops(config: ImageTokenizerConfig) -> tuple[float, float]:
             decode, width = decode + block(side, width, channels), channels
         decode += conv(side + 1, channels, 4 * channels, 2) if level > 0 else 0.0  # see upsample_conv
     return encode, decode + conv(config.maps[0], width, pixels)
+
+
+def lpips_flops(side: int) -> float:
+    """FLOPs of the features that LPIPS takes of one picture."""
+    flops, width = 0.0, 3
+    for block, widths in enumerate(BLOCKS):
+        for outputs in widths:
+            flops, width = flops + conv_flops(side >> block, width, outputs), outputs
+    return flops
+
+
+def discriminator_flops(side: int, channels: int, stages: int) -> float:
+    """FLOPs of scoring the patches of one picture."""
+    side, width = side // 2, channels
+    flops = conv_flops(side, 3, width, 4)
+    for stage in range(1, stages + 1):
+        side, outputs = side - 1 if stage == stages else side // 2, channels * min(2**stage, 8)
+        flops, width = flops + conv_flops(side, width, outputs, 4), outputs
+    return flops + conv_flops(side - 1, width, 1, 4)

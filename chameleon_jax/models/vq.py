@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.config import ImageTokenizerConfig, ImageTokenizerExecutionConfig
@@ -199,6 +200,10 @@ class Upsample(nn.Module):
         return upsample_conv(x, kernel, self.execution.precision) + bias.astype(x.dtype)
 
 
+_CONVOLUTION = "convolution"
+"""What the first convolution of a residual block makes, for remat."""
+
+
 class ResBlock(nn.Module):
     channels: int
     groups: int
@@ -208,6 +213,7 @@ class ResBlock(nn.Module):
     def __call__(self, x):
         h = GroupNorm(self.groups, swish=True, name="norm1")(x)
         h = _conv(self.execution, self.channels, 3, "conv1", padding=1)(h)
+        h = checkpoint_name(h, _CONVOLUTION)
         h = GroupNorm(self.groups, swish=True, name="norm2")(h)
         h = _conv(self.execution, self.channels, 3, "conv2", padding=1)(h)
         if x.shape[-1] != self.channels:
@@ -230,7 +236,9 @@ class AttnBlock(nn.Module):
 
 
 def _block(kind: type[nn.Module], execution: ImageTokenizerExecutionConfig, *sizes: int, name: str) -> nn.Module:
-    kind = nn.remat(kind) if execution.remat == "blocks" else kind
+    if execution.remat != "none":
+        saved = () if execution.remat == "blocks" else (_CONVOLUTION,)
+        kind = nn.remat(kind, policy=jax.checkpoint_policies.save_only_these_names(*saved))
     return kind(*sizes, execution, name=name)
 
 

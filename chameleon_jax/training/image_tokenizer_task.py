@@ -24,7 +24,7 @@ from chameleon_jax.batch import Pictures
 from chameleon_jax.config import DiscriminatorConfig, ImageTokenizerTrainConfig, require
 from chameleon_jax.models import vq
 from chameleon_jax.models.discriminator import Discriminator
-from chameleon_jax.models.flops import image_tokenizer_flops
+from chameleon_jax.models.flops import discriminator_flops, image_tokenizer_flops, lpips_flops
 from chameleon_jax.models.perceptual import LPIPS
 from chameleon_jax.models.vq import VQModel
 from chameleon_jax.runtime.compiler_options import compiler_options
@@ -344,9 +344,15 @@ class ImageTokenizerTask:
         return {"PSNR": f"{line['psnr_db']:.1f} dB", "perplexity": f"{line['perplexity']:,.0f}"}
 
     def work(self, batch: Pictures) -> Work:
-        """Of the model, without LPIPS and discriminator."""
-        amount = self.config.batch_size
-        return Work("pictures", amount, 3.0 * amount * sum(image_tokenizer_flops(self.config.model)))
+        """Of the model and of the networks that judge it, without what the penalty R1 adds."""
+        config, side = self.config, self.config.model.resolution
+        encode, decode = image_tokenizer_flops(config.model)
+        flops = 3 * decode + (3 if config.trainable == "all" else 1) * encode
+        if config.perceptual.weight:  # forward for both pictures, backward for one
+            flops += 3 * lpips_flops(side)
+        if self._is_adversarial:  # forward for both, backward to the picture, backward for both to the parameters
+            flops += 7 * discriminator_flops(side, config.discriminator.channels, config.discriminator.stages)
+        return Work("pictures", config.batch_size, flops * config.batch_size)
 
 
 @functools.lru_cache(maxsize=16)

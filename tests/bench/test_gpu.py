@@ -42,8 +42,8 @@ def test_every_stage_but_the_demo_passes_its_rehearsal_and_is_kept(tmp_path, cap
         assert (record["status"], record["rehearsal"]) == ("passed", True), name
         assert record["checks"], name
         assert "jax" in record["versions"], name
-    for name in ("1b", "7b"):
-        assert records[name]["tokens_per_second"]["median"] > 0
+    for name, unit in (("1b", "tokens"), ("7b", "tokens"), ("image_tokenizer", "pictures")):
+        assert records[name][f"{unit}_per_second"]["median"] > 0
         profile = records[name]["profile"]
         assert 0 < sum(kernel["share"] for kernel in profile["kernels"]) <= 1.01
         assert sum(profile["kinds"].values()) == pytest.approx(profile["milliseconds_of_kernels"], abs=0.01)

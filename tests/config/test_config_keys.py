@@ -820,6 +820,9 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
     configs.InspectCommand: {"json": "test_inspect_gives_json", "verify": "test_what_is_damaged_is_named"},
     BenchCommand: dict.fromkeys(("model", "repeats", "folder"), _bench_weights),
+    configs.BenchOptions: dict.fromkeys(
+        ("warmup", "steps", "repeats"), "test_prints_figures_of_the_recipes_step_as_json"
+    ),
     configs.BenchGenerateConfig: {
         **dict.fromkeys(("model", "execution", "engine", "prompt"), "test_bytes_of_a_step_by_hand"),
         **dict.fromkeys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.flatten_util
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from chameleon_jax.config import ImageTokenizerConfig, ImageTokenizerExecutionConfig
+from chameleon_jax.models import vq
 from chameleon_jax.models.vq import (
     Encoder,
+    ResBlock,
     VQModel,
     attend,
     depth_to_space,
@@ -260,6 +263,20 @@ def test_remat_and_bfloat16_change_rounding_only():
 
     plain, rounded = gradients(), gradients(compute_dtype="bfloat16", remat="blocks", precision="default")
     assert 1e-4 < np.linalg.norm(rounded - plain) / np.linalg.norm(plain) < 0.05
+    for remat in ("blocks", "save_convolutions"):
+        np.testing.assert_allclose(gradients(remat=remat), plain, rtol=0, atol=2e-6 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(("remat", "convolutions"), [("none", 2), ("save_convolutions", 2), ("blocks", 3)])
+def test_the_backward_pass_of_a_block_convolves_again_only_with_remat_of_blocks(remat, convolutions):
+    """The second convolution need not be repeated: nothing but the sum depends on what it makes."""
+    block = vq._block(ResBlock, ImageTokenizerExecutionConfig(remat=remat), 4, 2, name="block")
+    x = jnp.ones((1, 4, 4, 4))
+    params = jax.eval_shape(block.init, jax.random.key(0), x)
+    step = jax.jit(jax.grad(lambda params, x: jnp.sum(block.apply(params, x) ** 3), argnums=(0, 1)))
+    compiled = step.lower(params, jax.ShapeDtypeStruct(x.shape, x.dtype)).compile().as_text()
+    gradients = 2 * 2  # of kernels and maps
+    assert len(re.findall(r" convolution\(", compiled)) - gradients == convolutions
 
 
 def test_nearest_code_equals_brute_force():

@@ -113,3 +113,13 @@ class Record:
 
 def _message(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {error}", 600)
+
+
+def unless_too_large(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` returns. That something does not fit into the GPU's memory is a finding, no failure."""
+    try:
+        return measure()
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return {"does_not_fit": str(error).splitlines()[0][:200]}

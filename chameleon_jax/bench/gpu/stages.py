@@ -43,6 +43,7 @@ DEMO_NEEDS = (
 STAGES = (
     Stage("attention", "attention.attention", "attention backends, and a step as on the CPU", 150, 300),
     Stage("generate", "generate.generate", "7B, bfloat16: text, and guided pictures", 150, 420),
+    Stage("image_tokenizer", "image_tokenizer.image_tokenizer", "train step of the image tokenizer", 540, 720),
     Stage("1b", "train.train_1b", "train step of 1B", 60, 180),
     Stage("7b", "train.train_7b", "train step of 7B", 90, 240),
     Stage("demo", "demo.demo", "the demo from start to end", 300, 1200, DEMO_NEEDS),

@@ -70,6 +70,7 @@ def _row(*cells: Any) -> str:
 SHOWN = {
     "mfu": "MFU {:.1%}",
     "tokens_per_second": "{:,.0f} tokens/s",
+    "pictures_per_second": "{:,.1f} pictures/s",
     "milliseconds_per_step": "{} ms a step",
     "of_bandwidth": "{:.0%} of the memory's bandwidth",
     "steps": "{:,.0f} steps",

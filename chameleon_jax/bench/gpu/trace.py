@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jax.profiler import ProfileData
 
 KINDS = (
+    ("convolutions", re.compile(r"fprop|dgrad|wgrad|conv2d", re.IGNORECASE)),
     ("attention", re.compile(r"cudnn|fmha|flash|sdpa", re.IGNORECASE)),
     ("matrix products", re.compile(r"gemm|nvjet|cutlass|cublas|xmma|\bdot", re.IGNORECASE)),
     ("copies", re.compile(r"^(memcpy|memset)|copy|transpose", re.IGNORECASE)),
