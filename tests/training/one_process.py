@@ -5,7 +5,6 @@ Prints a hash of the state that it ends with. Exit status 1 with a message for o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -17,9 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.config import RunConfig
+from chameleon_jax.config import (
+    DiscriminatorConfig,
+    ImageTokenizerConfig,
+    ImageTokenizerTrainConfig,
+    ReconstructionsConfig,
+    RunConfig,
+)
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.runtime.distributed import start
+from chameleon_jax.training.image_tokenizer import pictures_in_order, train_image_tokenizer, whole_batches
 from chameleon_jax.training.loop import train
 
 
@@ -46,7 +52,7 @@ def run(options: dict[str, Any]) -> int:
         config = TinyRun.config(options["output"], **options.get("changes", {}))
         start(config.distributed)
         if options.get("image_tokenizer"):
-            return train_tokenizer(config)
+            return train_tokenizer(config, options.get("pause", 0.0))
         if "fails_to_read" in options and jax.process_index() == 1:
             fail_to_read(*options["fails_to_read"])
         state = train(TinyRun.task(config), batches)
@@ -58,18 +64,28 @@ def run(options: dict[str, Any]) -> int:
     return 0
 
 
-def train_tokenizer(run: RunConfig) -> int:
-    """Trains an image tokenizer on the mesh of the run, and draws what it makes of pictures."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from test_samples import TOKENIZER
-    from tiny_models import random_picture
+def train_tokenizer(run: RunConfig, pause: float) -> int:
+    """Trains an image tokenizer against a discriminator as long as the run, and shows reconstructions on the way."""
+    model = ImageTokenizerConfig(
+        resolution=8, space_to_depth=2, channels=4, channel_multipliers=(1,), num_res_blocks=1, latent_channels=8,
+        code_dim=4, num_codes=16, norm_groups=1, attn_type="none",
+    )  # fmt: skip
+    config = ImageTokenizerTrainConfig(
+        output=run.output, model=model, steps=run.steps, batch_size=8, optimizer={"warmup_steps": 2},
+        discriminator=DiscriminatorConfig(weight=0.5, channels=4, stages=1, lecam=0.1, optimizer={"warmup_steps": 2}),
+        restart_below=0.4, samples=ReconstructionsConfig(every=7), checkpoint=run.checkpoint, log_every=run.log_every,
+        mesh=run.mesh, distributed=run.distributed,
+    )  # fmt: skip
+    blocks = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 3), np.uint8)
+    pictures = np.kron(blocks, np.ones((1, 2, 2, 1), np.uint8))
+    in_order = pictures_in_order(pictures[8:], 8, 0)
 
-    from chameleon_jax.training.image_tokenizer import pictures_in_order, train_image_tokenizer, whole_batches
+    def batches(start, rows):
+        for each in in_order(start, rows):
+            time.sleep(pause)
+            yield each
 
-    pictures = np.stack([np.asarray(random_picture(seed)) for seed in range(16)])
-    config = dataclasses.replace(TOKENIZER, output=run.output, mesh=run.mesh, distributed=run.distributed, steps=2)
-    held_out = {"unseen": whole_batches(pictures[8:], 8)}
-    train_image_tokenizer(config, pictures_in_order(pictures[:8], 8, 0), held_out=held_out)
+    print(digest(train_image_tokenizer(config, batches, held_out={"unseen": whole_batches(pictures[:8], 8)}).params))
     return 0
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_process import run_logged
+from test_damage import cut_arrays
 
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import ConfigError, MeshConfig
@@ -419,3 +420,33 @@ def test_a_run_killed_at_ten_moments_and_one_asked_to_stop_repeat_an_uninterrupt
     assert Run(forks, stopped, changes=changes).finish() == expected
     for line, part in zip(lines_of(stopped), (lines_of(whole)[n : n + 5] for n in range(0, 100, 5)), strict=True):
         assert line["gradient_norm"] == pytest.approx(np.mean([each["gradient_norm"] for each in part]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_an_image_tokenizer_killed_and_damaged_repeats_an_uninterrupted_run_bit_for_bit(forks, tmp_path):
+    """With its discriminator, the averages and restarts of its codes, and the pictures that it draws."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"image_tokenizer": True, "changes": {"steps": 24, "checkpoint__every": 4, "mesh__data": 1}}
+    expected = Run(forks, whole, **options).finish()
+    lines = lines_of(whole)
+    assert [line["step"] for line in lines] == list(range(1, 25))
+    assert sum(line["restarted_codes"] for line in lines) > 0
+
+    seed = random.randrange(10**6)
+    print(f"moments drawn with seed {seed}")
+    rng = random.Random(seed)
+    for first in (1, 6, 11, 16):
+        run = Run(forks, killed, **options)
+        wait_for_step(run, killed, first + rng.randrange(5))
+        time.sleep(rng.random() * 0.05)
+        run.process.kill()
+        assert run.end()[0] == -signal.SIGKILL
+    newest = checkpoint_steps(killed)[-1]
+    cut_arrays(killed / "checkpoints" / str(newest))
+    run = Run(forks, killed, **options)
+    assert run.finish() == expected
+    assert f"Resuming from the checkpoint at step {newest - 4} of 24" in run.log.read_text()
+    assert lines_of(killed) == lines
+    drawn = [sorted((folder / "samples").glob("*/01-1.png")) for folder in (whole, killed)]
+    assert len(drawn[0]) == 4
+    assert [path.read_bytes() for path in drawn[0]] == [path.read_bytes() for path in drawn[1]]

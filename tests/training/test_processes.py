@@ -105,13 +105,15 @@ def test_two_processes_train_like_one_and_either_goes_on_where_the_other_stopped
 
 def test_two_processes_draw_the_reconstructions_of_an_image_tokenizer_like_one(tmp_path):
     """The parameters are cut over devices of both; only the first writes."""
-    assert [status for status, _ in wait(*spawn_two(tmp_path / "two", image_tokenizer=True))] == [0, 0]
-    assert wait(spawn(output=tmp_path / "one", devices=8, changes=MESH, image_tokenizer=True))[0][0] == 0
+    changes = {**MESH, "steps": 2}
+    both = spawn_two(tmp_path / "two", changes=changes, image_tokenizer=True)
+    assert [status for status, _ in wait(*both)] == [0, 0]
+    assert wait(spawn(output=tmp_path / "one", devices=8, changes=changes, image_tokenizer=True))[0][0] == 0
     two, one = (
         np.asarray(Image.open(tmp_path / name / "samples" / "step-2" / "01-1.png"), np.int32) for name in ("two", "one")
     )
     assert two.std() > 20
-    np.testing.assert_array_equal(two[:16], one[:16])
+    np.testing.assert_array_equal(two[:8], one[:8])
     np.testing.assert_allclose(two, one, atol=1)  # the parameters are the same up to rounding
 
 
