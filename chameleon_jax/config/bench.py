@@ -72,6 +72,7 @@ class BenchOptions:
     steps: int = 10
     """Steps per repeat, dispatched without waiting in between."""
     repeats: int = 5
+    """Measurements, of which the median counts."""
 
     def __post_init__(self):
         for name in ("warmup", "steps", "repeats"):
