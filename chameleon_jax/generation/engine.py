@@ -17,11 +17,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.config import DType, EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.generation import rows as on_device
-from chameleon_jax.generation.guidance import contexts
-from chameleon_jax.generation.handle import REASONS, Chunk, EngineError, Handle, Reason
+from chameleon_jax.generation.guidance import NO_TEXT, contexts
+from chameleon_jax.generation.handle import REASONS, Chunk, EngineError, Handle, QueueFull, Reason
 from chameleon_jax.generation.memory import explained
 from chameleon_jax.generation.modality import IN_TEXT, Columns
-from chameleon_jax.generation.options import make_request
+from chameleon_jax.generation.options import check_negative, make_request
 from chameleon_jax.generation.prefill import Lanes
 from chameleon_jax.generation.programs import State, Weights, Written, decode
 from chameleon_jax.generation.rows import Rows
@@ -107,7 +107,16 @@ class Engine:
     # Requests
     # ------------------------------------------------------------------------------------------------------------------
 
-    def submit(self, prompt: np.ndarray, options: GenerationConfig, *, sample: int = 0, wait: bool = True) -> Handle:
+    def submit(
+        self,
+        prompt: np.ndarray,
+        options: GenerationConfig,
+        *,
+        sample: int = 0,
+        wait: bool = True,
+        negative: np.ndarray = NO_TEXT,
+        on_change: Callable[[], None] | None = None,
+    ) -> Handle:
         """Asks for a continuation; returns at once unless `settings.queue` requests wait already.
 
         Args:
@@ -115,21 +124,26 @@ class Engine:
           options: its mode is not 'auto'. The length of the context is the engine's.
           sample: which of the samples of this seed.
           wait: wait for room in the queue.
+          negative: int32 [n], text that pictures are guided away from, without the begin of sequence. The prompt then
+            holds no picture, and mode is 'image'.
+          on_change: called whenever the handle has more chunks, and at the end, with the engine's lock held: it must
+            return at once.
 
         Raises:
           PromptError, ConfigError: if the prompt cannot be continued as asked.
-          EngineError: if the queue is full and `wait` is False, or the engine is closed.
+          QueueFull: if there is no room in the queue and `wait` is False.
+          EngineError: if the engine is closed.
         """
         prompt = np.asarray(prompt, np.int32)
         context = min(options.context_length or self.context_length, self.context_length)
         request = make_request(prompt, options, self.vocabulary, self._text_ids, self.codes_per_image, context)
-        handle = Handle(self, prompt, request, options, sample)
+        if len(negative):
+            check_negative(prompt, negative, options, self.vocabulary, self.codes_per_image, context)
+        handle = Handle(self, prompt, request, options, sample, np.asarray(negative, np.int32), on_change)
         full = lambda: len(self._queue) >= self.settings.queue  # noqa: E731
-        with self._changed:
-            if full() and not wait:
-                raise EngineError(f"{len(self._queue)} requests wait already; try again later")
         while True:
-            self.run_until(lambda: not full())
+            if wait:
+                self.run_until(lambda: not full())
             with self._changed:
                 if self._closed:
                     raise EngineError("the engine is closed")
@@ -138,6 +152,8 @@ class Engine:
                     self.statistics.requests += 1
                     self._changed.notify_all()
                     return handle
+                if not wait:
+                    raise QueueFull(f"{len(self._queue)} requests wait already; try again later")
 
     def end(self, handle: Handle, reason: Reason) -> None:
         """Ends a request wherever it is; see `Handle.cancel`."""
@@ -225,6 +241,16 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------------------
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Rows that are taken."""
+        return sum(handle is not None for handle in self._handles)
+
+    @property
     def _busy(self) -> bool:
         return bool(self._queue) or any(self._handles)
 
@@ -277,7 +303,9 @@ class Engine:
     def _guide(self, row: int, handle: Handle) -> None:
         """Gives a row that begins a picture, or stands in one, its lanes of guidance."""
         options = handle.options
-        _, prompts, scales = contexts(handle.ids, options.text_guidance, options.image_guidance, self.vocabulary)
+        _, prompts, scales = contexts(
+            handle.ids, options.text_guidance, options.image_guidance, self.vocabulary, handle.negative
+        )
         lengths = np.zeros(2, np.int32)
         for lane, prompt in enumerate(prompts):
             self._lanes.read(1 + lane, row, prompt[:-1])
@@ -322,8 +350,9 @@ class Engine:
                     handle.end(REASONS[state.reason[row]])
                     self._handles[row] = None
         for row in running:
-            if state.waiting[row] and self._handles[row] is not None:
-                self._guide(row, self._handles[row])
+            handle = self._handles[row]
+            if state.waiting[row] and handle is not None and not handle.done:  # one that is done may lack its tokens
+                self._guide(row, handle)
 
     def _count(self, written: Written, state: State, waiting: bool) -> None:
         statistics, busy, all_rows = self.statistics, int(written.steps.sum()), int(state.steps) * self.rows

@@ -16,6 +16,7 @@ from chameleon_jax.array_types import Array, Float, Int
 from chameleon_jax.tokens.vocabulary import IMAGE, Vocabulary
 
 PICTURES, NOTHING = "pictures", "nothing"
+NO_TEXT = np.zeros(0, np.int32)
 
 
 class Contexts(NamedTuple):
@@ -26,7 +27,13 @@ class Contexts(NamedTuple):
     scales: tuple[float, float]  # for `guide`
 
 
-def contexts(ids: np.ndarray, text_guidance: float, image_guidance: float, vocabulary: Vocabulary) -> Contexts:
+def contexts(
+    ids: np.ndarray,
+    text_guidance: float,
+    image_guidance: float,
+    vocabulary: Vocabulary,
+    negative: np.ndarray = NO_TEXT,
+) -> Contexts:
     """The contexts that the guidance of a picture needs; those that coincide or cancel out are left out.
 
     With f, p and n the logits after everything, after the pictures only and after nothing, s the scale of the text and
@@ -40,6 +47,7 @@ def contexts(ids: np.ndarray, text_guidance: float, image_guidance: float, vocab
 
     Args:
       ids: int `[T]`, the document from its begin of sequence, up to the begin of this picture or some of its codes.
+      negative: int `[n]`, text that stands in n in the place of nothing, where there is no picture before this one.
 
     Raises:
       ValueError: if the document does not end inside a picture.
@@ -55,6 +63,7 @@ def contexts(ids: np.ndarray, text_guidance: float, image_guidance: float, vocab
         image_guidance = text_guidance
     elif np.array_equal(ids, pictures):
         text_guidance = image_guidance
+    nothing = np.concatenate([nothing[:1], negative, nothing[1:]]).astype(np.int32)
     scales = (text_guidance, image_guidance)
     if text_guidance == image_guidance:
         if text_guidance == 1 or np.array_equal(ids, nothing):

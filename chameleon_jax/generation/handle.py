@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ REASONS: tuple[Reason | None, ...] = (None, "stop", "length", "context")
 
 class EngineError(ChameleonError):
     """A request that the engine cannot take now, or could not finish."""
+
+
+class QueueFull(EngineError):
+    """As many requests wait for a row as may."""
 
 
 class Chunk(NamedTuple):
@@ -56,8 +60,18 @@ class Result:
 class Handle:
     """An answer that is being written. Iterating gives its chunks as they come; any number of threads may wait."""
 
-    def __init__(self, engine: Engine, prompt: np.ndarray, request: Request, options: GenerationConfig, sample: int):
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: np.ndarray,
+        request: Request,
+        options: GenerationConfig,
+        sample: int,
+        negative: np.ndarray,
+        on_change: Callable[[], None] | None,
+    ):
         self.prompt, self.request, self.options, self.sample = prompt, request, options, sample
+        self.negative, self._on_change = negative, on_change
         self.reason: Reason | None = None
         self.error: BaseException | None = None
         self.row: int | None = None
@@ -75,6 +89,10 @@ class Handle:
         """int32 [n]: the prompt and what is written so far."""
         return np.concatenate([self.prompt, *(chunk.ids for chunk in self._chunks)])
 
+    def chunks(self, start: int = 0) -> list[Chunk]:
+        """The chunks that are there, without the first `start`. Does not wait; see `on_change` of `Engine.submit`."""
+        return self._chunks[start:]
+
     def __iter__(self) -> Iterator[Chunk]:
         given = 0
         while True:
@@ -82,12 +100,16 @@ class Handle:
             while given < len(self._chunks):
                 yield self._chunks[given]
                 given += 1
-            if isinstance(self.error, OutOfMemory):
-                raise self.error
-            if self.error is not None:
-                raise EngineError(f"the engine stopped before the answer was whole: {self.error}") from self.error
+            self.raise_error()
             if self.done and given == len(self._chunks):
                 return
+
+    def raise_error(self) -> None:
+        """Raises `EngineError` or `OutOfMemory` if the engine was closed, or failed, before the answer was whole."""
+        if isinstance(self.error, OutOfMemory):
+            raise self.error
+        if self.error is not None:
+            raise EngineError(f"the engine stopped before the answer was whole: {self.error}") from self.error
 
     def result(self) -> Result:
         """Waits for the whole answer.
@@ -114,6 +136,7 @@ class Handle:
         """Called by the engine."""
         self._first = self._first or time.monotonic()
         self._chunks.append(chunk)
+        self._tell()
 
     def start(self, row: int) -> None:
         """Called by the engine."""
@@ -122,3 +145,8 @@ class Handle:
     def end(self, reason: Reason | None, error: BaseException | None = None) -> None:
         """Called by the engine."""
         self.reason, self.error, self.row, self._ended = reason, error, None, time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change()

@@ -74,6 +74,23 @@ def make_request(
     )
 
 
+def check_negative(
+    prompt: np.ndarray,
+    negative: np.ndarray,
+    options: GenerationConfig,
+    vocabulary: Vocabulary,
+    codes_per_image: int,
+    context_length: int,
+) -> None:
+    """Raises `PromptError` unless a picture can be guided away from `negative`, as `Engine.submit` takes it."""
+    if not np.isin(negative, vocabulary.text_ids).all():
+        raise PromptError("a negative prompt is text alone")
+    if options.mode != "image" or np.isin(prompt, vocabulary.image_ids).any():
+        raise PromptError("a negative prompt is for one picture, in mode 'image', after a prompt without pictures")
+    if (longest := context_length - codes_per_image - 3) < len(negative):
+        raise PromptError(f"the negative prompt has {len(negative):,} tokens: must be at most {longest:,}; shorten it")
+
+
 def _sampling(config: SamplingConfig) -> Sampling:
     numbers = (np.float32(each) for each in (config.temperature, config.top_p, config.min_p))
     return Sampling(*numbers, top_k=np.int32(config.top_k))

@@ -63,22 +63,29 @@ class Stream(Iterator[Event]):
                     self._handle.cancel("stop")
                     break
             yield from document.finish()
-            self._answer = self._whole()
+            self._answer = whole_answer(self._handle, document, self._logprobs)
             for callback in self._callbacks:
                 callback(self._answer)
             yield Finished(self._answer)
         finally:
             self._handle.cancel()
 
-    def _whole(self) -> Answer:
-        result, document = self._handle.result(), self._document
-        answer = Answer(document.document)
-        answer.reason = "stop" if document.stopped else result.reason
-        answer.prompt_ids, answer.ids = self._handle.prompt, np.asarray(document.ids, np.int32)
-        answer.logprobs = np.concatenate([np.zeros(0, np.float32), *self._logprobs])[: len(answer.ids)]
-        answer.text_tokens = document.text_tokens
-        answer.seconds_to_first, answer.seconds = result.seconds_to_first, result.seconds
-        return answer
+
+def whole_answer(handle: Handle, document: DocumentStream, logprobs: Sequence[np.ndarray]) -> Answer:
+    """The answer of a handle that has ended.
+
+    Args:
+      document: after `finish`.
+      logprobs: float32, of the chunks that `document` was fed with.
+    """
+    result = handle.result()
+    answer = Answer(document.document)
+    answer.reason = "stop" if document.stopped else result.reason
+    answer.prompt_ids, answer.ids = handle.prompt, np.asarray(document.ids, np.int32)
+    answer.logprobs = np.concatenate([np.zeros(0, np.float32), *logprobs])[: len(answer.ids)]
+    answer.text_tokens = document.text_tokens
+    answer.seconds_to_first, answer.seconds = result.seconds_to_first, result.seconds
+    return answer
 
 
 def collect(streams: Sequence[Stream]) -> list[Answer]:

@@ -13,12 +13,13 @@ import pytest
 from tiny_models import scrambled_vocabulary, transformer_for, transformer_params
 
 from chameleon_jax.config import ConfigError, EngineConfig, GenerationConfig, MeshConfig, SamplingConfig
+from chameleon_jax.generation import engine as engine_module
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.handle import EngineError, Result
 from chameleon_jax.generation.modality import Columns
 from chameleon_jax.generation.options import PromptError
 from chameleon_jax.generation.prefill import CHUNK
-from chameleon_jax.generation.programs import make_weights
+from chameleon_jax.generation.programs import decode, make_weights
 from chameleon_jax.models.transformer import Transformer, abstract_params
 from chameleon_jax.sharding import make_mesh, params_shardings
 
@@ -85,7 +86,7 @@ def _logits(params, ids, places):
     return jax.vmap(jnp.take, (0, 0, None))(Transformer(MODEL).apply({"params": params}, ids), places, 0)
 
 
-def write_by_hand(params, prompt: list[int], config: GenerationConfig) -> list[int]:
+def write_by_hand(params, prompt: list[int], config: GenerationConfig, negative: list[int] = ()) -> list[int]:
     """Greedy generation without cache, mask tables or shared programs: three separate prompts (spec section 5.4)."""
 
     def logits_after(*prompts: list[int]) -> np.ndarray:
@@ -112,7 +113,8 @@ def write_by_hand(params, prompt: list[int], config: GenerationConfig) -> list[i
                 logits[token] *= config.repetition_penalty ** (-1 if logits[token] > 0 else 1)
         else:
             pictures = [token for token in ids if token in IMAGE | {BOS, BEGIN, END}]
-            full, pictures, nothing = logits_after(ids, pictures, [BOS, *current])
+            full, pictures, nothing = logits_after(ids, pictures, [BOS, *negative, *current])
+            pictures = nothing if negative else pictures  # there is no picture before this one
             logits = nothing + config.image_guidance * (pictures - nothing) + config.text_guidance * (full - pictures)
             may_follow = IMAGE if len(current) <= CODES else {END}
         ranking = sorted(may_follow, key=lambda token: -logits[token])
@@ -411,6 +413,52 @@ def test_answer_streams_and_can_be_cancelled():
     assert other.result().ids.tolist() == generate(never_ending(), [PROMPTS[0]], LONG, samples=[1])[0]
     again = shared.submit(np.array(PROMPTS[0]), LONG)  # in the row that became free
     np.testing.assert_array_equal(again.result().ids, whole.ids)
+
+
+def test_answer_cancelled_while_a_call_begins_its_picture_harms_no_other(monkeypatch):
+    shared = engine(params_that_draw(seed=4, eagerness=8.0))
+    options = dataclasses.replace(LONG, mode="interleaved", text_guidance=3.0)
+    handles = [shared.submit(np.array(PROMPTS[0]), options, sample=sample) for sample in range(4)]
+    began = []
+
+    def decode_and_cancel(*arguments, **more):
+        outputs = decode(*arguments, **more)
+        waiting = outputs[-1].waiting
+        began.append(bool(np.asarray(waiting)[:3].any()))
+        for handle in handles[:3]:
+            if handle.row is not None and waiting[handle.row]:
+                handle.cancel()
+        return outputs
+
+    monkeypatch.setattr(engine_module, "decode", decode_and_cancel)
+    (alone,) = run(params_that_draw(seed=4, eagerness=8.0), [PROMPTS[0]], options, samples=[3])
+    assert handles[3].result().ids.tolist() == alone.ids.tolist()
+    assert any(began)
+    assert "cancelled" in {handle.result().reason for handle in handles[:3]}
+
+
+def test_picture_is_guided_away_from_a_negative_prompt():
+    params = params_that_draw()
+    prompt, negative = [*PROMPTS[0], BEGIN], text(9, 2, 6)
+    for scale in (1.0, 3.0):
+        config = GenerationConfig(mode="image", text=GREEDY, image=GREEDY, text_guidance=scale, image_guidance=1.2)
+        told = []
+        shared = engine(params)
+        handle = shared.submit(
+            np.array(prompt), config, negative=np.array(negative), on_change=lambda told=told: told.append(1)
+        )
+        assert handle.result().ids.tolist() == write_by_hand(params, prompt, config, negative)
+        assert len(told) == len(handle.chunks()) + 1  # and the end
+        assert len(handle.chunks(1)) == len(handle.chunks()) - 1
+    for wrong, said in (
+        ({"prompt": PROMPTS[1]}, "without pictures"), ({"negative": picture(1, 2, 3, 4)}, "text alone"),
+        ({"negative": text(1) * CONTEXT}, "must be at most"), ({"prompt": PROMPTS[0], "mode": "text"}, "mode 'image'"),
+    ):  # fmt: skip
+        options = dataclasses.replace(config, mode=wrong.get("mode", "image"))
+        with pytest.raises(PromptError, match=said):
+            shared.submit(
+                np.array(wrong.get("prompt", prompt)), options, negative=np.array(wrong.get("negative", negative))
+            )
 
 
 def test_thread_serves_requests_from_many_threads_and_closes():
