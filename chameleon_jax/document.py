@@ -35,6 +35,10 @@ class DocumentError(ChameleonError, ValueError):
     """A document, or a picture of one, is invalid."""
 
 
+class TooManyPixels(DocumentError):
+    """A picture is larger than its reader wants."""
+
+
 def is_picture(value: Any) -> bool:
     """Whether `value` is a `PIL.Image.Image`. Does not import PIL, as there are no pictures unless it is imported."""
     module = sys.modules.get("PIL.Image")
@@ -130,23 +134,27 @@ def read_picture(path: str | Path) -> bytes:
         return Path(path).read_bytes()
 
 
-def decode_image(data: bytes, name: str = "", *, exif: bool = True) -> Image:
+def decode_image(data: bytes, name: str = "", *, exif: bool = True, most_pixels: int | None = None) -> Image:
     """Decodes the contents of a picture file; of an animation, the first frame.
 
     Args:
       name: of the picture, for messages.
       exif: as for `open_image`.
+      most_pixels: a limit of the caller's own, below those of this module.
 
     Raises:
+      TooManyPixels: if there are more than `most_pixels`.
       DocumentError: as `open_image` does.
     """
     _check_bytes(len(data), name or "the picture")
     with _explained(name), _CountedReads(io.BytesIO(data)) as file:
-        return _decode(file, len(data), name, exif)
+        return _decode(file, len(data), name, exif, most_pixels)
 
 
-def _decode(file: io.BufferedReader, size: int, name: str, exif: bool) -> Image:
+def _decode(file: io.BufferedReader, size: int, name: str, exif: bool, most_pixels: int | None = None) -> Image:
     image = _open(file)
+    if most_pixels is not None and image.width * image.height > most_pixels:
+        raise TooManyPixels(f"{image.width:,} x {image.height:,} pixels; up to {most_pixels:,} are read")
     _check_size(image)
     _check_work(image, file, size)
     image.load()
@@ -227,7 +235,7 @@ def _explained(name: str | Path) -> Iterator[None]:
         with _no_warnings():
             yield
     except DocumentError as error:
-        raise DocumentError(f"{place}{error}") from None
+        raise type(error)(f"{place}{error}") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise DocumentError(f"{place}the picture cannot be decoded: {reason}") from None
@@ -240,6 +248,8 @@ def _open(file: io.BufferedReader) -> Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         pass
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"the picture cannot be decoded: {error}") from None
     file.seek(0)
     prefix = file.read(16)
     Image.init()

@@ -225,7 +225,8 @@ def resolved(model: Generating, config: GenerationConfig | None) -> GenerationCo
         elif why_not:
             raise CannotDraw(f"mode = {mode!r}: this model cannot draw: {why_not}")
     length = config.context_length or model.config.context_length
-    return dataclasses.replace(config, mode=mode, context_length=length)
+    pictures = None if mode == "text" else config.max_images
+    return dataclasses.replace(config, mode=mode, max_images=pictures, context_length=length)
 
 
 def encode_prompts(

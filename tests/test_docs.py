@@ -18,6 +18,7 @@ from chameleon_jax.config.reading import find_key
 from chameleon_jax.console.arguments import Command, CommonOptions
 from chameleon_jax.console.cli import COMMANDS
 from chameleon_jax.runtime.distributed import ENVIRONMENT
+from chameleon_jax.serving.gate import VARIABLE as KEYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.md")])
@@ -83,7 +84,7 @@ def test_commands_and_keys_on_a_page_exist(page):
     text = page.read_text(encoding="utf-8")
     assert mistakes(typed(text)) == []
     for variable in re.findall(r"\bCHAMELEON_[A-Z]+", text):
-        assert variable in ENVIRONMENT.values()
+        assert variable in (*ENVIRONMENT.values(), KEYS)
 
 
 def test_a_wrong_command_key_or_file_would_be_found():

@@ -29,7 +29,7 @@ LAYERS = (
     ("weights",),
     ("chat", "generating", "chameleon", "summary"),
     ("data_pipeline",),
-    ("compilation", "bench", "evaluation", "pages"),
+    ("compilation", "bench", "evaluation", "pages", "serving"),
     ("demo", "project", "console", "__main__"),
 )  # fmt: skip
 OPEN_TO_DATA_PIPELINE = {"document", "batch", "tokens", "config", "runtime", "array_types", "errors"}

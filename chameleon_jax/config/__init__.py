@@ -22,6 +22,7 @@ from chameleon_jax.config.reading import (
     require,
     to_dict,
 )
+from chameleon_jax.config.serving import LimitsConfig, ServeConfig
 from chameleon_jax.config.tokenizers import (
     DiscriminatorConfig,
     ImageTokenizerTrainConfig,
@@ -72,6 +73,7 @@ __all__ = [
     "ImageTokenizerTrainConfig",
     "InitCommand",
     "InspectCommand",
+    "LimitsConfig",
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -84,6 +86,7 @@ __all__ = [
     "SamplePrompt",
     "SamplesConfig",
     "SamplingConfig",
+    "ServeConfig",
     "StageConfig",
     "TextTokenizerConfig",
     "TrainConfig",

@@ -27,7 +27,8 @@ from data_pipeline import config as data_configs
 
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
-    "tensorboardX": "tensorboard", "wandb": "wandb", "apache_beam": "beam",
+    "tensorboardX": "tensorboard", "wandb": "wandb", "apache_beam": "beam", "fastapi": "serve", "uvicorn": "serve",
+    "prometheus_client": "serve",
 }  # fmt: skip
 """Optional packages, and the extra that installs each."""
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -84,6 +85,18 @@ class _Chat:
     """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
     output: str = "out/generated"
     """Folder where pictures are written."""
+    adapters: str = ""
+    """Folder of low-rank adapters to add, such as `adapters` of a run with lora.rank."""
+    template: str = ""
+    """How turns are joined, meta or lumina. Default: as the model remembers from its training, or else meta."""
+    config: str = ""
+    """A YAML file of the keys below."""
+
+
+@dataclass(frozen=True)
+class _Serve:
+    model: Positional[str]
+    """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
     adapters: str = ""
     """Folder of low-rank adapters to add, such as `adapters` of a run with lora.rank."""
     template: str = ""
@@ -220,6 +233,11 @@ COMMANDS = {
         Command(
             "chat", "talk with a model, in text and pictures", configs.GenerationConfig, "console.chat:chat", _Chat,
             keeps_programs=True, example="chameleon chat out/demo --text.temperature 0.5",
+        ),
+        Command(
+            "serve", "answer requests over HTTP as OpenAI's API has them, with pictures in and out",
+            configs.ServeConfig, "serving.run:serve", _Serve, keeps_programs=True,
+            example="chameleon serve out/demo --port 8000",
         ),
         Command(
             "convert", "write a model in another format", configs.ConvertCommand, "console.commands:convert", _Convert,
