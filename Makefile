@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all test-beam lint install install-all notebooks shapes gpu gpu-needs clean
+.PHONY: help demo test test-all test-beam lint install install-all docs notebooks shapes gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and evaluate a small Chameleon; writes out/demo/report.html (some minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-beam  create $(BEAM) with Apache Beam, and run its tests"
 	@echo "make lint     check format and style"
 	@echo "make install  create $(VENV) for the demo and the tests"
+	@echo "make docs     build the documentation into out/site/index.html"
 	@echo "make notebooks  run the notebooks and store their outputs (some minutes)"
 	@echo "make shapes   retrain the notebooks' model (15 minutes)"
 	@echo "make gpu      check and benchmark one NVIDIA GPU, without installing anything (see docs/benchmarks)"
@@ -62,6 +63,9 @@ $(BEAM)/.installed: pyproject.toml constraints.txt constraints-beam.txt
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 notebooks: install
 	$(BIN)/python notebooks/make_notebooks.py $(ARGS)

@@ -1,13 +1,17 @@
-"""What the Markdown files tell people to type exists: commands, keys, scripts, manifests."""
+"""What the Markdown files and the site tell people to type exists: commands, keys, scripts, manifests, links."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,10 @@ from chameleon_jax.runtime.distributed import ENVIRONMENT
 from chameleon_jax.serving.gate import VARIABLE as KEYS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.md")])
+HOOKS = ROOT / "docs" / "hooks"
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.md")]
+)
 NAME = r"[a-z][a-z-]*"
 # A command begins a line or follows what a shell or Markdown puts before one.
 CALL = re.compile(
@@ -151,3 +158,134 @@ def test_manifests_start_as_many_processes_as_they_say():
             assert job["replicas"] == 1
             assert devices == spec["parallelism"] * count
     assert kinds == {"google.com/tpu", "nvidia.com/gpu"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Links, and the site
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_on_a_page_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", re.sub(r"`[^`]*`", "", text)):
+        if page.parent == ROOT / "docs" and path.startswith("reference/"):
+            continue  # of pages that are made from the code; building the site checks them
+        target = Path(os.path.normpath(page.parent / path)) if path else page
+        assert target.exists(), path
+        assert target.is_relative_to(ROOT)
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """The modules that make the parts of the site that are not written by hand."""
+    pytest.importorskip("mkdocs")
+    sys.path.insert(0, str(HOOKS))
+    try:
+        yield {path.stem: importlib.import_module(path.stem) for path in HOOKS.glob("*.py")}
+    finally:
+        sys.path.remove(str(HOOKS))
+        for path in HOOKS.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+
+
+def test_navigation_lists_every_page_once():
+    def listed(entry) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for each in (entry.values() if isinstance(entry, dict) else entry) for page in listed(each)]
+
+    pages = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert len(pages) == len(set(pages))
+    written = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    made = {"contributing.md", "changelog.md"} | {
+        f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+    assert {page for page in pages if not page.startswith("reference/")} == written | made
+
+
+def test_reference_of_commands_is_that_of_the_command_line(hooks):
+    page = hooks["reference"].commands()
+    assert mistakes(typed(page)) == []
+    headings = re.findall(r"^## chameleon (.*)", page, re.MULTILINE)
+    assert headings == [name for name, command in COMMANDS.items() if command.listed] + ["completion"]
+    assert "`--worker`\n:   Number of this worker and how many there are, as 3/16" in page
+
+
+def test_reference_of_keys_has_every_key_with_its_default(hooks):
+    page = hooks["reference"].keys()
+    sections = dict(re.findall(r"^## (\w+) \{.*?\}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    for command in COMMANDS.values():
+        for cls in filter(None, (command.config, command.options)):
+            for field in dataclasses.fields(cls):
+                assert f"\n`{field.name}`: " in sections[cls.__name__]
+    assert "`learning_rate`: number, default `0.0001`" in sections["OptimizerConfig"]
+    assert "[`FilterConfig`](#filterconfig)" in sections["SourceConfig"]
+    assert "`captions`: `txt` or `json` or" in sections["FolderSource"]
+
+
+def test_notebooks_are_shown_with_their_outputs(hooks):
+    pictures: list[bytes] = []
+    cell = {
+        "cell_type": "code", "source": ["print('<a>')\n", "draw()"],
+        "outputs": [
+            {"output_type": "stream", "name": "stdout", "text": ["<a>\n", "\n", "b"]},
+            {"output_type": "display_data", "data": {"image/png": "aGk=", "text/plain": "<Figure>"}},
+        ],
+    }  # fmt: skip
+    shown = hooks["notebooks"]._cell(cell, "01_", pictures)
+    assert shown.startswith("```python\nprint('<a>')\ndraw()\n```")
+    assert "&lt;a&gt;&#10;&#10;b</pre>" in shown
+    assert '<img src="01_0.png"' in shown
+    assert pictures == [b"hi"]
+
+
+def test_links_lead_to_the_pages_that_are_made_of_files(hooks):
+    rewritten = hooks["links"].rewritten
+    assert rewritten("[a](../CONTRIBUTING.md#set-up), [b](data.md#text)", "start.md") == (
+        "[a](contributing.md#set-up), [b](data.md#text)"
+    )
+    assert rewritten("[c](../notebooks/01_inference.ipynb), [d](../configs/pretrain_7b.yaml)", "start.md") == (
+        "[c](notebooks/01_inference.md), [d](reference/recipes.md#pretrain-7b)"
+    )
+    assert rewritten("[e](docs/launch.md) [f](README.md)", "contributing.md") == "[e](launch.md) [f](index.md)"
+    code = "[g](../chameleon_jax/batch.py)"
+    assert rewritten(code, "start.md") == "g"
+    assert rewritten(code, "start.md", "https://x.org/y") == "[g](https://x.org/y/blob/main/chameleon_jax/batch.py)"
+
+
+def test_what_a_page_would_load_from_elsewhere_is_found(hooks, tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<link rel="stylesheet" href="https://fonts.org/a.css"><script src="//cdn.org/b.js"></script>'
+        '<a href="https://arxiv.org">the paper</a><img src="c.png"><img src="http://d.org/d.png">'
+    )
+    (tmp_path / "e.css").write_text("@import 'https://f.org/g.css'; a { background: url(h.svg) }")
+    assert hooks["offline"].fetched_from_elsewhere(tmp_path) == [
+        "a.html: https://fonts.org/a.css", "a.html: //cdn.org/b.js", "a.html: http://d.org/d.png",
+        "e.css: https://f.org/g.css",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_site_is_built_without_warnings_and_has_what_it_promises(tmp_path):
+    pytest.importorskip("material")
+    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    page = (tmp_path / "reference/chameleon_jax.html").read_text(encoding="utf-8")
+    assert 'id="chameleon_jax.chameleon.Chameleon.generate_many"' in page
+    notebook = (tmp_path / "notebooks/02_train_your_own.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'src="(02_\w+\.png)"', notebook)
+    assert len(pictures) == 5
+    assert all((tmp_path / "notebooks" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert "--leaf: #1a6b50" in (tmp_path / "site.css").read_text(encoding="utf-8")
+    found = json.loads((tmp_path / "search/search_index.json").read_text(encoding="utf-8"))["docs"]
+    assert any(each["location"] == "launch.html#slurm-gpu-nodes" for each in found)
