@@ -15,6 +15,8 @@ class LimitsConfig:
 
     body_bytes: int = 32 << 20
     """Bytes of the body of a request; 413."""
+    bodies_bytes: int = 1 << 30
+    """Bytes of the bodies of all requests under way; 503."""
     body_seconds: float = 30.0
     """Time for a body to arrive; 408."""
     pictures: int = 16
@@ -35,7 +37,16 @@ class LimitsConfig:
     """Requests under way, with those whose bodies still arrive; 503. Also of `engine.queue`, which counts answers."""
 
     def __post_init__(self):
-        for name in ("body_bytes", "pixels", "characters", "samples", "new_tokens", "per_client", "requests"):
+        for name in (
+            "body_bytes",
+            "bodies_bytes",
+            "pixels",
+            "characters",
+            "samples",
+            "new_tokens",
+            "per_client",
+            "requests",
+        ):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.pictures >= 0, "pictures", self.pictures, "must be 0 or more")
         for name in ("body_seconds", "seconds"):

@@ -44,6 +44,7 @@ def as_request_error(error: Exception) -> RequestError:
         case QueueFull():
             return busy(str(error), "queue_full")
         case OutOfMemory() | EngineError():
+            log.error("%s", error)
             return busy(str(error), "engine_stopped")
         case CannotDraw() | NoImageDecoder():
             return RequestError(422, str(error), "cannot_draw", param="modalities")

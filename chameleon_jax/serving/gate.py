@@ -107,7 +107,7 @@ class Gate:
         self._app, self._limits, self._clients, self._metrics = app, limits, clients, metrics
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._own_hosts, self._origins = own_hosts, origins
-        self._under_way = 0
+        self._under_way = self._bytes = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -147,7 +147,7 @@ class Gate:
                     if self._under_way > self._limits.requests:
                         raise busy(f"{self._limits.requests} requests are under way; try again later")
                     held.enter_context(self._clients.hold(client, 1))
-                body = await self._body(scope, receive)
+                body = await self._body(scope, receive, held)
             except RequestError as error:
                 if not receive.whole:
                     await self._discard(receive)
@@ -182,7 +182,8 @@ class Gate:
                 )  # fmt: skip
         return (scope.get("client") or ("?", 0))[0]
 
-    async def _body(self, scope: dict[str, Any], receive: _Incoming) -> bytes:
+    async def _body(self, scope: dict[str, Any], receive: _Incoming, held: contextlib.ExitStack) -> bytes:
+        """The whole body, which counts among those under way until `held` is closed."""
         most = self._limits.body_bytes
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if lengths and lengths[0].isdigit() and int(lengths[0][:20]) > most:
@@ -194,15 +195,23 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
-                    body += message.get("body", b"")
-                    if len(body) > most:
+                    part = message.get("body", b"")
+                    if len(body) + len(part) > most:
                         raise too_large(f"the body has more than {most:,} bytes")
+                    if self._bytes + len(part) > self._limits.bodies_bytes:
+                        raise busy("the bodies of all requests together are too large; try again later")
+                    body += part
+                    self._bytes += len(part)
+                    held.callback(self._forget, len(part))
                     if receive.whole:
                         return bytes(body)
         except TimeoutError:
             raise RequestError(
                 408, f"the body did not arrive within {self._limits.body_seconds:g} seconds", "timeout"
             ) from None
+
+    def _forget(self, size: int) -> None:
+        self._bytes -= size
 
     async def _discard(self, receive: _Incoming) -> None:
         """Takes what a client still sends of a body, within limits."""

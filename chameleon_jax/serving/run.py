@@ -110,11 +110,12 @@ async def _run(service: Service, keys: Sequence[str], listener: socket.socket) -
 
     def end(number: int) -> None:
         came.append(number)
+        starting = service.state == "starting"
         service.drain()
         server.should_exit = True
-        if len(came) > 1:
+        if len(came) > 1 or starting:
             service.stop()
-            server.force_exit = True
+            server.force_exit = len(came) > 1
         else:
             loop.call_later(service.config.drain_seconds, service.stop)
             log.info("ends when %d answers under way have ended", service.engine.running + service.engine.waiting)

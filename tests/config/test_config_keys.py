@@ -817,6 +817,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
     },
     configs.LimitsConfig: {
         "body_bytes": "test_bodies_above_the_limit_are_refused_by_their_length_or_as_they_come",
+        "bodies_bytes": "test_bodies_of_all_are_limited_together",
         "body_seconds": "test_body_that_does_not_arrive_holds_nothing",
         **dict.fromkeys(("pictures", "characters", "samples"), "test_what_cannot_be_asked_is_one_line_with_its_place"),
         "pixels": "test_picture_of_many_pixels_is_refused_by_its_header",

@@ -241,6 +241,18 @@ def test_requests_in_all_are_limited(tight):
         each.close()
 
 
+def test_bodies_of_all_are_limited_together(model):
+    limits = LimitsConfig(body_bytes=10_000, bodies_bytes=15_000)
+    with running(model, dataclasses.replace(CONFIG, limits=limits)) as server:
+        with socket.create_connection(server.address) as waiting:
+            waiting.sendall(post("/v1/tokenize", b" " * 10_000)[:-50])
+            time.sleep(0.3)
+            status, headers, answer = raw(server, post("/v1/tokenize", b" " * 8_000))
+            assert (status, error_of(answer)["code"], headers["retry-after"]) == (503, "overloaded", "5")
+        for _ in range(5):  # nothing is counted of those that have left or been answered
+            assert raw(server, post("/v1/tokenize", b" " * 8_000))[0] == 400
+
+
 def test_full_queue_and_full_server_say_when_to_try_again(model):
     engine = dataclasses.replace(CONFIG.engine, rows=1, queue=1)
     limits = LimitsConfig(per_client=64, requests=2, samples=8)

@@ -23,8 +23,11 @@ import pytest
 from running import CONFIG, GENERATION, running
 from test_chat_completions import DOCUMENT, SAID, gathered, picture_of, read
 from test_gate import CHAT, post
+from tiny_models import transformer_for, transformer_params
 
+from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import EngineConfig, LimitsConfig
+from chameleon_jax.tokens.documents import DocumentTokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +183,22 @@ def test_server_may_be_told_how_to_answer(model):
         late = [*said, {"role": "assistant", "content": "a"}, said[0], said[1]]
         with pytest.raises(openai.BadRequestError, match="must come first"):
             client.chat.completions.create(messages=late, **asked)
+
+
+def test_model_of_text_alone_is_served(model):
+    tokenizer = DocumentTokenizer.join(model.tokenizer.text, None)
+    config = transformer_for(tokenizer.vocabulary, context_length=256)
+    with running(Chameleon(config, transformer_params(config), tokenizer)) as server, server.client() as client:
+        (known,) = client.models.list().data
+        assert (known.input_modalities, known.output_modalities, known.image) == (["text"], ["text"], None)
+        found = client.chat.completions.create(model="tiny", messages=CHAT["messages"], stream=True, max_tokens=4)
+        assert gathered(found)[0][0]
+        for call in (
+            lambda: client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": SAID}]),
+            lambda: client.images.generate(model="tiny", prompt="A"),
+        ):
+            with pytest.raises(openai.UnprocessableEntityError, match=r"reads no pictures|has no image tokenizer"):
+                call()
 
 
 def test_engine_that_stops_is_said(model):
