@@ -287,5 +287,7 @@ def test_site_is_built_without_warnings_and_has_what_it_promises(tmp_path):
     assert len(pictures) == 5
     assert all((tmp_path / "notebooks" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "--leaf: #1a6b50" in (tmp_path / "site.css").read_text(encoding="utf-8")
-    found = json.loads((tmp_path / "search/search_index.json").read_text(encoding="utf-8"))["docs"]
-    assert any(each["location"] == "launch.html#slurm-gpu-nodes" for each in found)
+    # Search also works from the disk, where a browser fetches no JSON and starts no worker.
+    index = (tmp_path / "search/search_index.js").read_text(encoding="utf-8").removeprefix("var __index = ")
+    assert any(each["location"] == "launch.html#slurm-gpu-nodes" for each in json.loads(index)["docs"])
+    assert '<script src="../iframe-worker.js">' in page

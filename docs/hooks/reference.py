@@ -66,9 +66,10 @@ def commands() -> str:
         "This page says what `chameleon COMMAND --help-all` says. Keys of a command are those of its YAML file; all of "
         "them can also be given on the command line, as in `--optimizer.learning-rate 3e-4`, with - or _ in their "
         "names. [Recipes](recipes.md) that come with the package go by their names.",
-        "```sh\n" + "\n".join(
-            f"chameleon {name:<26}# {command.summary}" for name, command in COMMANDS.items() if command.listed
-        ) + "\n```",
+        "| | |\n|---|---|\n" + "\n".join(
+            f"| [{name}](#chameleon-{_slug(name)}) | {command.summary} |"
+            for name, command in COMMANDS.items() if command.listed
+        ),
         "## Options of every command",
         _definitions(_fields(CommonOptions)),
         *(_command(command) for command in COMMANDS.values() if command.listed),
@@ -126,10 +127,9 @@ def keys() -> str:
                 )
     for cls in config_classes():
         parts.append(f"## {cls.__name__} {{ #{cls.__name__.lower()} }}")
-        if said := (cls.__doc__ or "").partition("Attributes:")[0].strip():
-            parts.append(_escaped(said))
+        parts.append(_escaped(_said(cls)))
         if cls in users:
-            parts.append(f"Of {', '.join(users[cls])}.")
+            parts.append(f"Keys of {', '.join(users[cls])}.")
         inherited = {each.name for each in dataclasses.fields(SourceConfig)} if cls in _KINDS.values() else set()
         if inherited:
             parts.append("Besides the keys of " + _link(SourceConfig) + ":")
@@ -166,9 +166,15 @@ def _keys(cls: type, without: set[str]) -> Iterator[tuple[str, str]]:
     for each in dataclasses.fields(cls):
         if each.name in without and each.name != "kind":
             continue
-        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        value = "" if default is dataclasses.MISSING else f", default {_value(default)}"
-        yield f"`{each.name}`: {_type(hints[each.name])}{value}", _escaped(docs.get(each.name, ""))
+        text = docs.get(each.name, "")
+        if not text and dataclasses.is_dataclass(hints[each.name]):
+            text = re.split(r"(?<=\.)\s", _said(hints[each.name]))[0]
+        yield f"`{each.name}`: {_type(hints[each.name])}{_default(each)}", _escaped(text)
+
+
+def _said(cls: type) -> str:
+    """The docstring of a config, without its fields."""
+    return (cls.__doc__ or "").partition("Attributes:")[0].strip()
 
 
 def _type(hint: Any) -> str:
@@ -188,19 +194,19 @@ def _type(hint: Any) -> str:
     )
 
 
-def _value(value: Any) -> str:
-    """A default as YAML has it."""
+def _default(field: dataclasses.Field) -> str:
+    """The default of a key as YAML has it. Of a nested config, what differs from its own defaults."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if value is dataclasses.MISSING:
+        return ""
     if dataclasses.is_dataclass(value):
-        changed = {
+        value = {
             each.name: getattr(value, each.name) for each in dataclasses.fields(value)
-            if getattr(value, each.name) != each.default and each.default is not dataclasses.MISSING
+            if each.default is not dataclasses.MISSING and getattr(value, each.name) != each.default
         }  # fmt: skip
-        return "as there" + "".join(
-            f", but `{name}: {json.dumps(each, default=str)}`" for name, each in changed.items()
-        )
-    if isinstance(value, tuple) and any(dataclasses.is_dataclass(each) for each in value):
-        return "some"
-    return f"`{json.dumps(value, ensure_ascii=False, default=dataclasses.asdict)}`"
+        if not value:
+            return ""
+    return f", default `{json.dumps(value, ensure_ascii=False, default=dataclasses.asdict)}`"
 
 
 # Recipes.
@@ -213,7 +219,7 @@ def recipes() -> str:
     ]
     for folder in (CONFIGS, *(path for path in sorted(CONFIGS.rglob("*")) if path.is_dir())):
         for path in sorted(folder.glob("*.yaml")):
-            name = path.relative_to(CONFIGS.parent)
+            name = path.relative_to(CONFIGS)
             parts.append(
                 f"## {name} {{ #{_anchor(path)} }}\n\n```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```"
             )
@@ -234,38 +240,49 @@ def python_pages() -> dict[str, str]:
         pages[name] = "\n\n".join((
             f"# chameleon_jax.{name}", summary, *(_module(f"chameleon_jax.{name}.{each}") for each in modules)
         ))  # fmt: skip
-    own = {f"chameleon_jax.{name}" for name in MODULES} | {"chameleon_jax.config", "chameleon_jax.training"}
-    public = [(name, home) for home, names in chameleon_jax.HOMES.items() for name in names]
-    there = [(name, home) for name, home in public if ".".join(home.split(".")[:2]) in own]
+    first = _on_first_page()
+    others = sorted((name, home) for home, names in chameleon_jax.HOMES.items() for name in names)
     pages["chameleon_jax"] = "\n\n".join((
         "# chameleon_jax",
         "The names for using a model; `import chameleon_jax` needs only jax, flax, optax and numpy, and is quick.",
-        "Also public here, and documented on other pages: "
-        + ", ".join(_reference(name, home) for name, home in sorted(there)) + ".",
-        *(_object(home, name) for name, home in public if (name, home) not in there),
+        f"On other pages: {', '.join(_reference(*each) for each in others if each not in first)}.",
+        *(_object(home, name) for name, home in first),
     ))  # fmt: skip
-    pages["training"] = _package(chameleon_jax.training, without={"chameleon_jax.errors"})
-    pages["data_pipeline"] = _package(data_pipeline, without={"data_pipeline.config"})
+    pages["training"], pages["data_pipeline"] = _package(chameleon_jax.training), _package(data_pipeline)
     functions = [name for name in configs.__all__ if isinstance(getattr(configs, name), types.FunctionType)]
     classes = [getattr(configs, name) for name in configs.__all__ if dataclasses.is_dataclass(getattr(configs, name))]
     known = config_classes()
     pages["config"] = "\n\n".join((
         "# chameleon_jax.config",
         (configs.__doc__ or "").strip(),
-        "Classes, with their fields: "
-        + ", ".join(_link(cls, "keys.md") for cls in classes if cls in known) + ".",
+        f"Classes, with their fields: {', '.join(_link(cls, 'keys.md') for cls in classes if cls in known)}.",
         *(_object(cls.__module__, cls.__name__) for cls in classes if cls not in known),
         *(_object(getattr(configs, name).__module__, name) for name in functions),
     ))  # fmt: skip
     return pages
 
 
-def _package(package: types.ModuleType, without: set[str]) -> str:
+def _on_first_page() -> list[tuple[str, str]]:
+    """Public names of `chameleon_jax` that have no page of a package of their own, and the modules that define them."""
+    packages = {f"chameleon_jax.{name}" for name in (*MODULES, "config", "training")}
+    return [
+        (name, home) for home, names in chameleon_jax.HOMES.items() for name in names
+        if ".".join(home.split(".")[:2]) not in packages
+    ]  # fmt: skip
+
+
+def _package(package: types.ModuleType) -> str:
+    """The public names of a package. Configs are on their own page, and some names on that of `chameleon_jax`."""
+    public = [(name, home) for home, names in package.HOMES.items() for name in names]
+    known = config_classes()
+    keyed = [getattr(package, name) for name, _ in public if getattr(package, name) in known]
+    links = ", ".join(_link(cls, "keys.md") for cls in keyed)
     return "\n\n".join((
         f"# {package.__name__}",
         (package.__doc__ or "").strip(),
-        *(_object(home, name) for home, names in package.HOMES.items() if home not in without for name in names
-          if not (package is data_pipeline and name == "SourceConfig")),
+        f"Configs, with their fields: {links}." if keyed else "",
+        *(_object(home, name) for name, home in public
+          if getattr(package, name) not in keyed and (name, home) not in _on_first_page()),
     ))  # fmt: skip
 
 
@@ -277,7 +294,7 @@ def _module(path: str) -> str:
         if isinstance(value, types.FunctionType | type) and value.__module__ == path and not name.startswith("_")
     ]  # fmt: skip
     return "\n\n".join((
-        f"## {path} {{ #module-{path} }}",
+        f"## {path.removeprefix('chameleon_jax.')} {{ #module-{path} }}",
         _escaped((module.__doc__ or "").strip()),
         *(_object(path, name, 3) for name in names),
     ))  # fmt: skip
@@ -303,7 +320,10 @@ def _docs(cls: type) -> dict[str, str]:
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    return "\n\n".join(f"{name}\n:   {' '.join(text.split()) or '&nbsp;'}" for name, text in pairs)
+    """Names with their texts; one that has no text is a paragraph."""
+    return "\n\n".join(
+        f"{name}\n:   {' '.join(text.split())}" if text else f"{name}\n{{ .key }}" for name, text in pairs
+    )
 
 
 def _link(cls: type, page: str = "") -> str:
@@ -317,4 +337,6 @@ def _slug(text: str) -> str:
 def _escaped(text: str) -> str:
     """A docstring as Markdown: what is no code keeps its <, * and brackets."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*\[\]|])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*\[\]])", r"\\\1", part.replace("<", "&lt;")) for part in parts
+    )
