@@ -30,7 +30,7 @@ class LimitsConfig:
     new_tokens: int = 4096
     """Tokens of text in an answer. Requests may ask for more, and get this many."""
     seconds: float = 600.0
-    """Time for an answer, from the first byte of the request on; 504."""
+    """Time for an answer, from its place in the queue on; 504."""
     per_client: int = 16
     """Answers that a client may have under way, by its key or else its address; 429."""
     requests: int = 256

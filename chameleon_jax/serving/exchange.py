@@ -131,9 +131,10 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for part in self._parts():
-            async with asyncio.timeout(SEND_SECONDS):
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+        async with contextlib.aclosing(self._parts()) as parts:
+            async for part in parts:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _parts(self) -> AsyncIterator[bytes]:

@@ -107,7 +107,7 @@ class Gate:
         self._app, self._limits, self._clients, self._metrics = app, limits, clients, metrics
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._own_hosts, self._origins = own_hosts, origins
-        self._under_way = self._bytes = 0
+        self._admitted = self._bytes = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -120,7 +120,6 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        self._under_way += 1
         self._metrics.under_way.inc()
         try:
             await self._pass(scope, receive, count)
@@ -130,7 +129,6 @@ class Gate:
             log.exception("a request failed")
             await respond(failed(), count)
         finally:
-            self._under_way -= 1
             self._metrics.under_way.dec()
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.responded(route, status)
@@ -144,9 +142,10 @@ class Gate:
                 if scope["path"] not in FREE:
                     client = self._client(scope)
                     scope.setdefault("state", {})["client"] = client
-                    if self._under_way > self._limits.requests:
+                    if self._admitted >= self._limits.requests:
                         raise busy(f"{self._limits.requests} requests are under way; try again later")
                     held.enter_context(self._clients.hold(client, 1))
+                    held.enter_context(self._admit())
                 body = await self._body(scope, receive, held)
             except RequestError as error:
                 if not receive.whole:
@@ -155,6 +154,14 @@ class Gate:
             except _Gone:
                 return
             await self._app(scope, _with_body(body, receive), send)
+
+    @contextlib.contextmanager
+    def _admit(self) -> Iterator[None]:
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
 
     def _client(self, scope: dict[str, Any]) -> str:
         """Who asks: the fingerprint of the key, or the address."""
@@ -189,6 +196,7 @@ class Gate:
         if lengths and lengths[0].isdigit() and int(lengths[0][:20]) > most:
             raise too_large(f"the body has {int(lengths[0][:20]):,} bytes: at most {most:,} are read")
         body = bytearray()
+        held.callback(lambda: self._forget(len(body)))
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
@@ -202,7 +210,6 @@ class Gate:
                         raise busy("the bodies of all requests together are too large; try again later")
                     body += part
                     self._bytes += len(part)
-                    held.callback(self._forget, len(part))
                     if receive.whole:
                         return bytes(body)
         except TimeoutError:
