@@ -810,7 +810,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "system": "test_server_may_be_told_how_to_answer",
         "edits": "test_edits_need_a_model_that_was_trained_to",
         "log": "test_logs_hold_no_prompt_unless_asked",
-        "drain_seconds": "test_command_says_why_it_ends_answers_that_take_too_long",
+        "drain_seconds": "test_sigterm_says_why_it_ends_answers_that_take_too_long",
         "generation": "test_answer_is_that_of_the_library_with_its_pictures_in_order",
         "engine": "test_full_queue_and_full_server_say_when_to_try_again",
         "limits": "test_answer_that_takes_too_long_ends",

@@ -35,6 +35,11 @@ def small_model(*, draws: bool = True, context_length: int = 256) -> Chameleon:
     return Chameleon(config, params, tokenizer, image_head_trained=draws)
 
 
+def alone(model: Chameleon) -> Chameleon:
+    """The same model with engines of its own, as that of a server ends with it."""
+    return Chameleon(model.config, model.params, model.tokenizer, image_head_trained=model.image_head_trained)
+
+
 @dataclasses.dataclass
 class Running:
     service: Service
@@ -66,10 +71,7 @@ def _serve(model: Chameleon, config: ServeConfig, keys: Sequence[str], listener:
     started, found = threading.Event(), []
 
     async def main() -> None:
-        own = Chameleon(  # its engine ends with the server
-            model.config, model.params, model.tokenizer, image_head_trained=model.image_head_trained
-        )
-        service = Service(own, config, "tiny")
+        service = Service(alone(model), config, "tiny")
         server = make_server(service, keys)
         host, port = listener.getsockname()
         found.append(Running(service, f"http://{host}:{port}", server, asyncio.get_running_loop()))

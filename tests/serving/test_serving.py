@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -20,13 +21,15 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from running import CONFIG, GENERATION, running
+from running import CONFIG, GENERATION, alone, running
 from test_chat_completions import DOCUMENT, SAID, gathered, picture_of, read
 from test_gate import CHAT, post
 from tiny_models import transformer_for, transformer_params
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import EngineConfig, LimitsConfig
+from chameleon_jax.serving.run import _run, listening
+from chameleon_jax.serving.service import Service
 from chameleon_jax.tokens.documents import DocumentTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -288,27 +291,41 @@ def test_command_serves_until_sigterm_and_exits_with_0(folder, tmp_path):
         assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_command_says_why_it_ends_answers_that_take_too_long(folder):
-    slow = (
-        "--engine.rows",
-        "1",
-        "--engine.steps",
-        "1",
-        "--generation.mode",
-        "text",
-        "--generation.max-new-tokens",
-        "200",
-    )
-    with command(folder, "--drain-seconds", "0", *slow) as (process, url):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        stream = client.chat.completions.create(model="little", messages=CHAT["messages"], seed=1, stream=True, n=8)
+def run_here(model, config, work) -> tuple[int, Service]:
+    """Serves from this thread, as the command does, while another one works with it. Returns the signal that came."""
+    with listening("127.0.0.1", 0) as listener:
+        service = Service(alone(model), config, "tiny")
+        url = "http://{}:{}/v1".format(*listener.getsockname())
+
+        def begin() -> None:
+            until(lambda: service.state == "ready", 300)
+            work(service, openai.OpenAI(base_url=url, api_key="none", max_retries=0))
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(begin)
+            came = asyncio.run(_run(service, (), listener))
+            done.result()
+    return came, service
+
+
+def test_sigterm_says_why_it_ends_answers_that_take_too_long(model, endless):
+    def work(service, client) -> None:
+        stream = client.chat.completions.create(model="tiny", messages=CHAT["messages"], seed=1, stream=True, n=8)
         next(stream)
-        process.send_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(openai.APIError, match="the server is shutting down"):
             list(stream)
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+
+    config = dataclasses.replace(endless.service.config, drain_seconds=0.0)
+    came, service = run_here(model, config, work)
+    assert came == signal.SIGTERM
+    assert not service.failed
+
+
+def test_server_ends_with_its_engine(model):
+    came, service = run_here(model, CONFIG, lambda service, client: service.engine.close())
+    assert came == 0
+    assert service.failed  # the command ends with status 1
 
 
 def test_mistakes_of_the_command_are_one_line(folder, tmp_path, capsys):
