@@ -196,6 +196,19 @@ def hooks():
             sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_ours_on_a_page_exist(page):
+    if page.name == "CONTRIBUTING.md":
+        return  # it names files that are to be added
+    code = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    paths = [
+        path
+        for each in code
+        for path in re.findall(r"(?<![\w/.$])(?:chameleon_jax|data_pipeline|tests)/[\w./-]+", each)
+    ]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_navigation_lists_every_page_once():
     def listed(entry) -> list[str]:
         if isinstance(entry, str):
