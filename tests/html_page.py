@@ -6,7 +6,7 @@ import itertools
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 ADDRESSES = {"src", "srcset", "href", "xlink:href", "action", "poster", "data", "cite"}
 
 
@@ -50,8 +50,9 @@ class Page(HTMLParser):
         return [text for own, text in self.texts if own == tag]
 
 
-def check_page(source: str, links: tuple[str, ...] = ()) -> Page:
-    """A page that needs no other file and no network, and that can be read aloud; with links to `links` alone."""
+def check_page(source: str, links: tuple[str, ...] = (), scripts: int = 0) -> Page:
+    """A page that needs no other file and no network, and that can be read aloud; with links to `links` alone, and so
+    many scripts inside."""
     page = Page(source)
     assert source.startswith("<!doctype html>")
     assert [each.get("lang") for each in page.all("html")] == ["en"]
@@ -70,7 +71,8 @@ def check_page(source: str, links: tuple[str, ...] = ()) -> Page:
     assert all(each.get("role") == "img" and each.get("aria-label") for each in page.all("svg"))
 
     (style,) = page.text_of("style")
-    assert not page.all("link", "script", "iframe", "base")
+    assert not page.all("link", "iframe", "base")
+    assert page.all("script") == [{}] * scripts
     ids = [each["id"] for _, each in page.elements if "id" in each]
     assert len(ids) == len(set(ids)), "an id twice"
     addresses = [each[name] for _, each in page.elements for name in ADDRESSES & each.keys()]

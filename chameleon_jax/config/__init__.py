@@ -2,7 +2,7 @@
 
 from chameleon_jax.config.bench import BenchGenerateConfig, BenchOptions, BenchTrainConfig
 from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
-from chameleon_jax.config.evaluation import EvaluateImageTokenizerCommand
+from chameleon_jax.config.evaluation import CompareOptions, CompareReportCommand, EvaluateImageTokenizerCommand
 from chameleon_jax.config.generation import EngineConfig, GenerateOptions, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
     DType,
@@ -55,6 +55,8 @@ __all__ = [
     "BenchOptions",
     "BenchTrainConfig",
     "CheckpointConfig",
+    "CompareOptions",
+    "CompareReportCommand",
     "CompileOptions",
     "ConfigError",
     "ConvertCommand",

@@ -42,3 +42,20 @@ class EvaluateImageTokenizerCommand:
     def __post_init__(self):
         require(self.count >= 0, "count", self.count, "must be 0 or more")
         require(self.samples > 0, "samples", self.samples, "must be at least 1")
+
+
+@config
+class CompareOptions:
+    """`chameleon compare`: what is no option of generation."""
+
+    prompts: str
+    """File of prompts: texts, one a line; or, called .jsonl, JSON lines of texts and pictures, each as for the kind of
+    source 'documents'."""
+
+
+@config
+class CompareReportCommand:
+    """`chameleon compare report`: count what people said."""
+
+    json: bool = False
+    """One JSON object instead of lines for people."""

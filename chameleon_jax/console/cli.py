@@ -80,6 +80,27 @@ class _Generate:
 
 
 @dataclass(frozen=True)
+class _Compare:
+    a: Positional[str]
+    """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
+    b: Positional[str]
+    """The model to compare it with"""
+    output: str = "out/compare"
+    """Folder where the page, its key and the answers are written; those that are there already are not generated
+    again."""
+    config: str = ""
+    """A YAML file of the keys below."""
+
+
+@dataclass(frozen=True)
+class _CompareReport:
+    key: Positional[str]
+    """The key.json that `chameleon compare` wrote"""
+    judgements: Positional[tuple[str, ...]] = ()
+    """The files that people saved from the page"""
+
+
+@dataclass(frozen=True)
 class _Chat:
     model: Positional[str]
     """A folder that `chameleon train` wrote, or one in Hugging Face's or Meta's format; or hf://org/name"""
@@ -233,6 +254,16 @@ COMMANDS = {
         Command(
             "chat", "talk with a model, in text and pictures", configs.GenerationConfig, "console.chat:chat", _Chat,
             keeps_programs=True, example="chameleon chat out/demo --text.temperature 0.5",
+        ),
+        Command(
+            "compare", "have two models answer prompts, for people to judge without knowing whose answer is whose",
+            configs.GenerationConfig, "console.compare:compare", _Compare, configs.CompareOptions, keeps_programs=True,
+            example="chameleon compare out/a out/b --prompts prompts.txt --output out/compare",
+        ),
+        Command(
+            "compare report", "count what people said of a comparison", configs.CompareReportCommand,
+            "console.compare:report", _CompareReport,
+            example="chameleon compare report out/compare/key.json anna.json ben.json",
         ),
         Command(
             "serve", "answer requests over HTTP as OpenAI's API has them, with pictures in and out",

@@ -75,6 +75,7 @@ REQUIRED = {
     StageConfig: STAGES[0],
     TrainConfig: TRAIN,
     ConversationsSource: {"path": "chat.jsonl"},
+    config_module.CompareOptions: {"prompts": "prompts.txt"},
     BenchGenerateConfig: {"model": {}},
     PerceptualConfig: {"vgg": "vgg16.pth", "heads": "vgg.pth"},
     BenchTrainConfig: {"model": {}, "batch_size": 1, "length": 64},

@@ -836,6 +836,8 @@ KEYS: dict[type, dict[str, Check | str]] = {
         ),
         **dict.fromkeys(("lpips", "inception"), "test_mistakes_are_explained_in_a_line"),
     },
+    configs.CompareOptions: {"prompts": "test_prompts_that_cannot_be_used_are_named"},
+    configs.CompareReportCommand: {"json": "test_report_of_two_people"},
     configs.DemoCommand: {
         "output": "test_demo_folder_opens_as_a_model",
         "recipes": "test_changed_recipe_redoes_its_stage_and_those_after_it",
