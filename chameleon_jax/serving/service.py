@@ -14,6 +14,7 @@ import numpy as np
 
 from chameleon_jax.config import GenerationConfig, ServeConfig, require
 from chameleon_jax.errors import printable
+from chameleon_jax.generating import resolved
 from chameleon_jax.generation.engine import NO_TEXT, Engine
 from chameleon_jax.generation.events import Event, Finished
 from chameleon_jax.generation.handle import Chunk, Handle
@@ -57,11 +58,13 @@ class Service:
     """
 
     def __init__(self, model: Chameleon, config: ServeConfig, name: str, template: str | None = None):
-        """Raises `ConfigError` for a template that there is not, or options that the model cannot follow."""
+        """Raises `ConfigError` for a template that there is not, `CannotDraw` if pictures are to be what it writes."""
         template = template or model.chat_template or "meta"
         require(template in TEMPLATES, "template", template, f"must be one of {', '.join(TEMPLATES)}")
-        self.model, self.config, self.name, self.state = model, config, name, "starting"
+        self.model, self.config, self.name = model, config, name
+        self.state: State = "starting"
         self.template: ChatTemplate = template
+        resolved(model, config.generation)
         model.engine_config = config.engine
         rows = config.engine.rows
         longest = GenerationConfig(mode="text", max_new_tokens=model.config.context_length)

@@ -13,6 +13,10 @@ from PIL import Image
 from running import CONFIG, GENERATION, running, small_model
 from tiny_models import random_picture
 
+from chameleon_jax.chameleon import CannotDraw
+from chameleon_jax.generation.guidance import contexts
+from chameleon_jax.serving.service import Service
+
 DRAWING = dataclasses.replace(GENERATION, mode="image", max_images=None, seed=6)
 
 
@@ -105,6 +109,7 @@ def test_edits_need_a_model_that_was_trained_to(client, model):
             ({"image": ("a.png", b"nothing", "image/png")}, "not a picture"),
             ({"mask": file_of(2)}, "only image is a file"),
             ({"extra_body": {"seed": "x"}}, "seed = 'x': must be a valid integer"),
+            ({"extra_body": {"seed": "[" * 100_000}}, "must be a valid integer"),
             ({"extra_body": {"negative_prompt": "b"}}, "prompt without pictures"),
         ):
             with pytest.raises(openai.APIStatusError) as caught:
@@ -114,6 +119,8 @@ def test_edits_need_a_model_that_was_trained_to(client, model):
 
 
 def test_model_that_cannot_draw_says_why():
+    with pytest.raises(CannotDraw):
+        Service(small_model(draws=False), dataclasses.replace(CONFIG, generation=DRAWING), "tiny")
     with running(small_model(draws=False)) as server, server.client() as client:
         for call in (
             lambda: client.images.generate(model="tiny", prompt="A"),
@@ -130,8 +137,6 @@ def test_model_that_cannot_draw_says_why():
 
 def test_guidance_away_from_a_text_is_by_hand(model):
     """The engine draws with a negative prompt what the formula gives for its three readings."""
-    from chameleon_jax.generation.guidance import contexts
-
     vocabulary = model.vocabulary
     ids = np.array([vocabulary.bos, *model.encode("A seven"), vocabulary.begin_image], np.int32)
     negative = model.encode("three")
