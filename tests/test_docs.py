@@ -234,6 +234,8 @@ def test_reference_of_commands_is_that_of_the_command_line(hooks):
 
 def test_reference_of_keys_has_every_key_with_its_default(hooks):
     page = hooks["reference"].keys()
+    names = re.findall(r"^## (\w+)", page, re.MULTILINE)
+    assert len(names) == len(set(names))  # they are anchors
     sections = dict(re.findall(r"^## (\w+) \{.*?\}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
     for command in COMMANDS.values():
         for cls in filter(None, (command.config, command.options)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -53,7 +53,8 @@ def rewritten(markdown: str, page: str, repo_url: str | None = None) -> str:
     return LINK.sub(link, markdown)
 
 
-def recipe_anchor(path: PurePosixPath) -> str:
+def recipe_anchor(path: PurePath) -> str:
+    """The anchor of a YAML file on the page of recipes; `path` begins with configs/."""
     return "-".join(path.with_suffix("").parts[1:]).replace("_", "-")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
+from links import recipe_anchor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -21,7 +23,7 @@ import data_pipeline
 from chameleon_jax import config as configs
 from chameleon_jax.config.docstrings import field_docs
 from chameleon_jax.console.arguments import Command, CommonOptions, is_positional
-from chameleon_jax.console.cli import COMMANDS, SHELLS
+from chameleon_jax.console.cli import COMMANDS, SHELLS, main
 from data_pipeline.config import SourceConfig
 from data_pipeline.sources.source import _KINDS
 
@@ -75,8 +77,7 @@ def commands() -> str:
         *(_command(command) for command in COMMANDS.values() if command.listed),
         f"## chameleon completion\n\nPrints the completion script for {', '.join(SHELLS)}.\n\n"
         '```sh\neval "$(chameleon completion bash)"\n```',
-        "## Exit status\n\n0 success, 1 failure, 2 wrong command line or config, 130 interrupted by Ctrl-C (training "
-        "saves first), 141 output pipe closed (`| head`), 143 training stopped by SIGTERM after saving.",
+        "## Exit status\n\n" + inspect.getdoc(main).partition("\n\n")[2],
     ]  # fmt: skip
     return "\n\n".join(parts)
 
@@ -90,11 +91,14 @@ def _command(command: Command) -> str:
     if fields := _fields(command.arguments):
         parts.append(_definitions(fields))
     if command.options:
-        parts.append("Options that are keys of " + _link(command.options, "keys.md") + ".")
+        parts.append("On the command line alone, keys of " + _link(command.options, "keys.md") + ".")
     if has_keys:
         parts.append("Keys: " + _link(command.config, "keys.md") + ".")
     if command.configs:
-        links = (f"[{name}](recipes.md#{_anchor(path)})" for name, path in command.shipped().items())
+        links = (
+            f"[{name}](recipes.md#{recipe_anchor(path.relative_to(CONFIGS.parent))})"
+            for name, path in command.shipped().items()
+        )
         parts.append(f"Recipes: {', '.join(links)}.")
     return "\n\n".join(parts)
 
@@ -221,13 +225,9 @@ def recipes() -> str:
         for path in sorted(folder.glob("*.yaml")):
             name = path.relative_to(CONFIGS)
             parts.append(
-                f"## {name} {{ #{_anchor(path)} }}\n\n```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```"
+                f"## {name} {{ #{recipe_anchor(path.relative_to(CONFIGS.parent))} }}\n\n```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```"
             )
     return "\n\n".join(parts)
-
-
-def _anchor(path: Path) -> str:
-    return "-".join(PurePosixPath(path.relative_to(CONFIGS)).with_suffix("").parts).replace("_", "-")
 
 
 # Python names.
@@ -241,11 +241,11 @@ def python_pages() -> dict[str, str]:
             f"# chameleon_jax.{name}", summary, *(_module(f"chameleon_jax.{name}.{each}") for each in modules)
         ))  # fmt: skip
     first = _on_first_page()
-    others = sorted((name, home) for home, names in chameleon_jax.HOMES.items() for name in names)
+    others = sorted(each for each in _public(chameleon_jax) if each not in first)
     pages["chameleon_jax"] = "\n\n".join((
         "# chameleon_jax",
         "The names for using a model; `import chameleon_jax` needs only jax, flax, optax and numpy, and is quick.",
-        f"On other pages: {', '.join(_reference(*each) for each in others if each not in first)}.",
+        f"On other pages: {', '.join(_reference(*each) for each in others)}.",
         *(_object(home, name) for name, home in first),
     ))  # fmt: skip
     pages["training"], pages["data_pipeline"] = _package(chameleon_jax.training), _package(data_pipeline)
@@ -265,16 +265,17 @@ def python_pages() -> dict[str, str]:
 def _on_first_page() -> list[tuple[str, str]]:
     """Public names of `chameleon_jax` that have no page of a package of their own, and the modules that define them."""
     packages = {f"chameleon_jax.{name}" for name in (*MODULES, "config", "training")}
-    return [
-        (name, home) for home, names in chameleon_jax.HOMES.items() for name in names
-        if ".".join(home.split(".")[:2]) not in packages
-    ]  # fmt: skip
+    return [(name, home) for name, home in _public(chameleon_jax) if ".".join(home.split(".")[:2]) not in packages]
+
+
+def _public(package: types.ModuleType) -> list[tuple[str, str]]:
+    """The public names of a package, and the modules that define them."""
+    return [(name, home) for home, names in package.HOMES.items() for name in names]
 
 
 def _package(package: types.ModuleType) -> str:
     """The public names of a package. Configs are on their own page, and some names on that of `chameleon_jax`."""
-    public = [(name, home) for home, names in package.HOMES.items() for name in names]
-    known = config_classes()
+    public, known = _public(package), config_classes()
     keyed = [getattr(package, name) for name, _ in public if getattr(package, name) in known]
     links = ", ".join(_link(cls, "keys.md") for cls in keyed)
     return "\n\n".join((
