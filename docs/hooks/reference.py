@@ -223,10 +223,9 @@ def recipes() -> str:
     ]
     for folder in (CONFIGS, *(path for path in sorted(CONFIGS.rglob("*")) if path.is_dir())):
         for path in sorted(folder.glob("*.yaml")):
-            name = path.relative_to(CONFIGS)
-            parts.append(
-                f"## {name} {{ #{recipe_anchor(path.relative_to(CONFIGS.parent))} }}\n\n```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```"
-            )
+            anchor = recipe_anchor(path.relative_to(CONFIGS.parent))
+            text = path.read_text(encoding="utf-8").rstrip()
+            parts.append(f"## {path.relative_to(CONFIGS)} {{ #{anchor} }}\n\n```yaml\n{text}\n```")
     return "\n\n".join(parts)
 
 
