@@ -81,17 +81,23 @@ OPTIONS = (
     ),
 )  # fmt: skip
 
+LARGE_MAP = 128
 CONVOLUTIONS = Option(
     "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_DOT", ("cpu",),
-    "Convolutions by Eigen and not by YNNPACK, which takes up to nine times as long for the gradient of a kernel and a "
-    "quarter longer for the convolution of a large map (jaxlib 0.10.2, AVX2). Matrix products stay with YNNPACK.",
+    f"Convolutions by Eigen and not by YNNPACK, which over maps of {LARGE_MAP} positions a side takes three to nine "
+    "times as long for the gradient of a kernel, though a tenth to a third less over those below 64 (jaxlib 0.10.2). "
+    "Matrix products stay with YNNPACK.",
 )  # fmt: skip
 
 
-def convolution_options(device: Any) -> dict[str, bool | int | str]:
-    """The `compiler_options` for `jax.jit` of programs of convolutions: `CONVOLUTIONS`, if the compiler knows it."""
-    wanted = {CONVOLUTIONS.name: CONVOLUTIONS.value} if device.platform in CONVOLUTIONS.devices else {}
-    return dict(_accepted(device, tuple(wanted.items())))
+def convolution_options(device: Any, largest_map: int) -> dict[str, bool | int | str]:
+    """The `compiler_options` for `jax.jit` of programs of convolutions: `CONVOLUTIONS`, if the compiler knows it.
+
+    Args:
+      largest_map: positions a side of the largest map that is convolved.
+    """
+    wanted = device.platform in CONVOLUTIONS.devices and largest_map >= LARGE_MAP
+    return dict(_accepted(device, ((CONVOLUTIONS.name, CONVOLUTIONS.value),) if wanted else ()))
 
 
 def compiler_options(
@@ -99,7 +105,7 @@ def compiler_options(
     choice: Literal["auto", "none"] = "auto",
     *,
     remat_outside_loop: bool = True,
-    convolutions: bool = False,
+    largest_map: int = 0,
 ) -> dict[str, bool | int | str]:
     """The `compiler_options` for `jax.jit` of a step on `mesh`: those of `OPTIONS` that the compiler knows.
 
@@ -107,7 +113,7 @@ def compiler_options(
     the demo's speed, and are omitted where a loop makes them unnecessary (`ExecutionConfig.remat_outside_loop`).
 
     Args:
-      convolutions: adds `convolution_options`, for a step of convolutions.
+      largest_map: adds `convolution_options`, for a step of convolutions.
     """
     device = _local_device(mesh)
     if choice == "none" or (device.platform == "gpu" and mesh.size == 1):
@@ -115,7 +121,7 @@ def compiler_options(
     options = dict(_accepted(device, tuple(options_for(device).items())))
     if device.platform == "cpu" and not remat_outside_loop:
         options.pop("xla_disable_hlo_passes", None)
-    return options | (convolution_options(device) if convolutions else {})
+    return options | convolution_options(device, largest_map)
 
 
 def _local_device(mesh: Mesh) -> Any:

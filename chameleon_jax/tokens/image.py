@@ -116,12 +116,15 @@ def _method(config: ImageTokenizerConfig, method: str, params: Any, values: Arra
 
 
 @functools.cache
-def _program(any_cores: bool = False) -> Callable[..., Array]:
-    """`_method`, compiled. For `any_cores` the order of its sums does not depend on the number of cores of a CPU, which
-    is slower: that of Eigen's convolutions does (see `convolution_options`), whatever the number of its threads."""
+def _program(largest_map: int, any_cores: bool = False) -> Callable[..., Array]:
+    """`_method`, compiled for maps up to a size.
+
+    For `any_cores` the order of its sums does not depend on the number of cores of a CPU, which is slower: that of
+    Eigen's convolutions does (see `convolution_options`), whatever the number of its threads.
+    """
     device = jax.local_devices()[0]
     on_any = {"xla_cpu_multi_thread_eigen": False} if device.platform == "cpu" else {}
-    options = on_any if any_cores else convolution_options(device)
+    options = on_any if any_cores else convolution_options(device, largest_map)
     return jax.jit(_method, static_argnums=(0, 1), compiler_options=options)
 
 
@@ -173,7 +176,9 @@ class ImageTokenizer:
         for start in range(0, len(values), size):
             piece = prepare(values[start : start + size])
             padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-            output = _program(any_cores)(self.config, method, self.params, jnp.asarray(np.pad(piece, padding)))
+            output = _program(self.config.maps[0], any_cores)(
+                self.config, method, self.params, jnp.asarray(np.pad(piece, padding))
+            )
             pieces.append(np.asarray(output)[: len(piece)])
         return np.concatenate(pieces)
 

@@ -320,7 +320,10 @@ class ImageTokenizerTask:
     def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
         config = self.config
         return compiler_options(
-            mesh, config.compiler_options, remat_outside_loop=config.execution.remat != "none", convolutions=True
+            mesh,
+            config.compiler_options,
+            remat_outside_loop=config.execution.remat != "none",
+            largest_map=config.model.maps[0],
         )
 
     # Reports

@@ -88,7 +88,8 @@ def train(ours: ImageTokenizer, tensors: dict[str, torch.Tensor], pixels: np.nda
         latents = model.apply({"params": params}, pixels, method="latents")
         return jnp.mean(jnp.abs(model.apply({"params": params}, latents, method="decode_latents") - pixels))
 
-    step = jax.jit(jax.value_and_grad(loss_of), compiler_options=convolution_options(jax.local_devices()[0]))
+    options = convolution_options(jax.local_devices()[0], model.config.maps[0])
+    step = jax.jit(jax.value_and_grad(loss_of), compiler_options=options)
     params, network = jax.device_put(ours.params), fixtures._Network(tensors, SIZES)
 
     def theirs() -> float:
