@@ -174,6 +174,9 @@ def test_adapters_are_merged_into_a_plain_model_and_the_first_model_may_go():
     expected = {f"['layers']['attention']['{name}']" for name in ("q", "k", "v", "o")}
     expected |= {f"['layers']['mlp']['{name}']" for name in ("gate", "up", "down")}
     assert changed("out/lora") == expected
+    card = Path("out/lora/model/README.md").read_text()
+    assert "Trained from `passing`, low-rank adapters of rank 16: 2 steps" in card
+    assert str(Path.cwd()) not in card
     model = chameleon_jax.load("out/lora")
     # The output layer did not learn, whatever the data holds.
     assert model.image_head_trained is False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from chameleon_jax.training.transformer import TransformerTask
 from chameleon_jax.weights.adapters import ADAPTERS, add_adapters, write_adapters
 from chameleon_jax.weights.checkpoint import Checkpoint
 from chameleon_jax.weights.formats import open_checkpoint
+from chameleon_jax.weights.hub import repository_of
 from chameleon_jax.weights.initial import initial_params
 from chameleon_jax.weights.native import MODEL, write_trained
 
@@ -104,7 +105,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         write_adapters(as_path(config.output) / "adapters", config.lora, params, config.initial)
     folder, tokenizer = as_path(config.output) / "model", data.folder / "tokenizer"
     template = template or (initial.chat_template if initial else None)
-    write_trained(folder, config.model, config.lora, params, tokenizer, drew, fit, template)
+    write_trained(
+        folder, config.model, config.lora, params, tokenizer, drew, fit, template,
+        training=_training(config, data.header, int(state.step)) if is_first() else "",
+        base_model=repository_of(config.initial or ""),
+    )  # fmt: skip
     if not is_first():
         return {}
     return {
@@ -114,6 +119,31 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "model": str(as_path(config.output) / "model"),
         **({"adapters": str(as_path(config.output) / "adapters")} if config.lora.rank else {}),
     }
+
+
+def _training(config: TrainConfig, header: Mapping[str, Any], step: int) -> str:
+    """What the model card says of the training, as Markdown. It names sources, and no paths."""
+    rows = step * config.batch_size
+    start = "from scratch"
+    if config.initial:
+        start = f"from `{repository_of(config.initial) or Path(config.initial).name}`"
+    adapters = f", low-rank adapters of rank {config.lora.rank}" if config.lora.rank else ""
+    lines = [
+        f"Trained {start}{adapters}: {step:,} steps of {config.batch_size:,} rows of {config.sequence_length:,} tokens "
+        f"({rows * config.sequence_length:,} places in all), {config.optimizer.name} with a peak learning rate of "
+        f"{config.optimizer.learning_rate:g}.",
+        "",
+        "| data | documents | pictures | tokens |",
+        "|---|---|---|---|",
+    ]
+    for name, entry in header["sources"].items():
+        counts = (f"{entry[key]:,}" if key in entry else "" for key in ("documents", "pictures", "tokens"))
+        lines.append(f"| {name} | {' | '.join(counts)} |")
+    losses = _last_held_out_losses(as_path(config.output))
+    if losses:
+        lines += ["", "| held-out data | nats per token |", "|---|---|"]
+        lines += [f"| {name.removeprefix('held_out.')} | {loss:.4g} |" for name, loss in losses.items()]
+    return "\n".join(lines)
 
 
 def _sampler(config: TrainConfig, tokenizer: DocumentTokenizer, fit: str | None) -> Sampler:

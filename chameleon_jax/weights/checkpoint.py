@@ -71,6 +71,8 @@ class Checkpoint:
       image_head_trained: whether the output layer was trained on image codes; None if unknown.
       preprocessing: how pictures are resized to the tokenizer's resolution.
       chat_template: how the turns of conversations were joined in training; None if unknown.
+      training: what is known of its training, as Markdown for the model card.
+      base_model: the model on the Hugging Face Hub that it was made of, as org/name; '' if none is known.
     """
 
     folder: Path
@@ -89,6 +91,8 @@ class Checkpoint:
     image_head_trained: bool | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     chat_template: ChatTemplate | None = None
+    training: str = ""
+    base_model: str = ""
 
     @property
     def dtype(self) -> DType:

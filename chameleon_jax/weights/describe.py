@@ -10,7 +10,7 @@ import numpy as np
 from chameleon_jax.config import ImageTokenizerConfig, to_dict
 from chameleon_jax.errors import printable
 from chameleon_jax.weights.checkpoint import Checkpoint
-from chameleon_jax.weights.layout import has_decoder, image_tokenizer_entries, leaf_shapes
+from chameleon_jax.weights.layout import has_decoder, image_tokenizer_entries, parameter_count
 from chameleon_jax.weights.native import OpenedImageTokenizer
 from chameleon_jax.weights.sources import Weights
 
@@ -31,7 +31,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "layout": checkpoint.layout,
         "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
-        "parameters": _count(leaf_shapes(config), config.num_layers),
+        "parameters": parameter_count(config),
         "tensors_by_dtype": dict(weights.dtypes),
         "bytes": weights.nbytes,
         "vocabulary": _vocabulary(checkpoint),
@@ -44,13 +44,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "ignored_tensors": [printable(name) for name in checkpoint.ignored],
         "warnings": list(checkpoint.warnings),
     }
-
-
-def _count(shapes: dict[str, tuple[int, ...]], num_layers: int) -> int:
-    """Number of the Transformer's parameters; `shapes` are those of one layer."""
-    return sum(
-        (num_layers if leaf.startswith("layers/") else 1) * int(np.prod(shape)) for leaf, shape in shapes.items()
-    )
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any] | None:

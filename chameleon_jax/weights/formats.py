@@ -13,9 +13,10 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.runtime.cloud import as_path
 from chameleon_jax.runtime.folders import Kind, new_folder
 from chameleon_jax.runtime.progress import console
+from chameleon_jax.weights.card import card, training_of, write_card
 from chameleon_jax.weights.checklist import CHECKLIST, write_checklist
 from chameleon_jax.weights.checkpoint import NOTE_FILE, Checkpoint, ConversionError, Format, check_parts, numpy_dtype
-from chameleon_jax.weights.hub import Fetched, fetch, is_remote, require_folder
+from chameleon_jax.weights.hub import Fetched, fetch, is_remote, repository_of, require_folder
 from chameleon_jax.weights.huggingface import is_huggingface, open_huggingface
 from chameleon_jax.weights.huggingface_writing import write_huggingface
 from chameleon_jax.weights.image_tokenizer_files import find_image_tokenizer
@@ -41,6 +42,7 @@ def open_checkpoint(path: str | Path, image_tokenizer: str | Path | None = None)
       FileError: if there is no model, or it is damaged or incomplete.
     """
     checkpoint = _open_fetched(fetch(str(path))) if is_remote(path) else _open_folder(require_folder(path))
+    checkpoint.training, checkpoint.base_model = training_of(checkpoint.folder), repository_of(path)
     if image_tokenizer is not None:
         checkpoint = _with_image_tokenizer(checkpoint, image_tokenizer)
     if warning := checkpoint.warn_of_image_tokenizer():
@@ -143,6 +145,7 @@ def write_checkpoint(
             write_native(tmp, config, params, checkpoint.load_tokenizer(), trained, template)
         if format != "chameleon":  # our own format stores checksums of its arrays
             write_checklist(tmp)
+        write_card(tmp, folder, card(checkpoint, format, str(numbers)))  # in no checklist, as people edit it
 
 
 def _is_model(folder: Path) -> bool:

@@ -47,6 +47,12 @@ def is_remote(name: str | Path) -> bool:
     return str(name).startswith("hf:/")  # a Path has lost one of the two
 
 
+def repository_of(name: str | Path) -> str:
+    """org/name of hf://org/name…; '' of anything else."""
+    found = _NAME.fullmatch(str(name))
+    return found["repo"] if found else ""
+
+
 def _fetch_model(name: str | Path) -> Path:
     """Downloads a model, or the model of a training run, from a bucket."""
     places = [as_path(name), as_path(name) / "model", as_path(name) / "run" / "model"]

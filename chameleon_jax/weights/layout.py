@@ -127,6 +127,11 @@ def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return {leaf: shape[1:] if leaf.startswith("layers/") else shape for leaf, shape in shapes}
 
 
+def parameter_count(config: TransformerConfig) -> int:
+    """Number of the Transformer's parameters."""
+    return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+
+
 def transformer_entries(config: TransformerConfig, layout: Layout, shards: int = 1) -> list[Entry]:
     """Every tensor of a Transformer in a layout, shard by shard, from the embedding to the output.
 

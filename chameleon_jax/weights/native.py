@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from chameleon_jax.errors import FileError
 from chameleon_jax.models.lora import merge
 from chameleon_jax.runtime.arrays import check_arrays, load_arrays, save_arrays
 from chameleon_jax.runtime.checksums import is_small
-from chameleon_jax.runtime.cloud import copy_folder
+from chameleon_jax.runtime.cloud import as_path, copy_folder
 from chameleon_jax.runtime.distributed import is_first
 from chameleon_jax.runtime.files import read_json, write_json
 from chameleon_jax.runtime.folders import Kind, model_section, new_shared_folder
@@ -37,6 +38,7 @@ from chameleon_jax.tokens.documents import (
     abstract_image_params,
     read_image_config,
 )
+from chameleon_jax.weights.card import CARD, card, write_card
 from chameleon_jax.weights.checkpoint import Checkpoint, abstract_params, check_template, without_image_tokenizer
 from chameleon_jax.weights.layout import Entry, has_decoder
 from chameleon_jax.weights.sources import MemoryWeights, Progress, Weights, leaves_of, tree_of
@@ -44,7 +46,7 @@ from chameleon_jax.weights.sources import MemoryWeights, Progress, Weights, leav
 MODEL = Kind(
     "a model",
     lambda folder: "num_layers" in model_section(folder / "config.json"),
-    ("config.json", "params/*", *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES)),
+    ("config.json", CARD, "params/*", *(f"tokenizer/{pattern}" for pattern in TOKENIZER_FILES)),
 )
 
 
@@ -178,6 +180,9 @@ def write_trained(
     image_head_trained: bool | None,
     prompt_fit: Literal["crop", "pad"] | None = None,
     chat_template: ChatTemplate | None = None,
+    *,
+    training: str = "",
+    base_model: str = "",
 ) -> None:
     """Writes the model of a training run. All processes must call it; each writes the arrays of its own devices.
 
@@ -186,6 +191,8 @@ def write_trained(
       tokenizer: folder of the tokenizer that the run's data was prepared with.
       prompt_fit: how the data's pictures in prompts were made square, if not in the tokenizer's own way.
       chat_template: how the turns of the data's conversations were joined.
+      training: what its card says of the training, as Markdown.
+      base_model: org/name of the model on the Hugging Face Hub that training started from, if it is one.
     """
     if lora.rank:
         params = jax.jit(functools.partial(merge, config=lora))(params)
@@ -196,6 +203,25 @@ def write_trained(
             write_json(
                 tmp / "config.json", _header_of(config, image_head_trained, checksums, prompt_fit, chat_template)
             )
+            checkpoint = _described(folder, config, params, tokenizer)
+            checkpoint = dataclasses.replace(
+                checkpoint, image_head_trained=image_head_trained, chat_template=chat_template, training=training,
+                base_model=base_model,
+            )  # fmt: skip
+            write_card(tmp, as_path(folder), card(checkpoint, "chameleon", checkpoint.dtype))
+
+
+def _described(folder: Path, config: TransformerConfig, params: Any, tokenizer: Path) -> Checkpoint:
+    """What a card says of a model in training; the arrays of its image tokenizer are not read."""
+    parts = DocumentTokenizer.load(tokenizer, with_image=False)
+    image, missing = None, {}
+    if (tokenizer / "image").exists():
+        image, _, with_decoder, _ = read_image_config(tokenizer / "image")
+        missing = {} if with_decoder else {"decoder": ""}
+    return Checkpoint(
+        folder, "chameleon", "", config, MemoryWeights(leaves_of(params)), image, None, parts.vocabulary, parts.text,
+        missing,
+    )  # fmt: skip
 
 
 def write_native(

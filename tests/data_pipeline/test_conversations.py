@@ -349,6 +349,7 @@ def test_tuned_model_remembers_how_its_prompts_were_prepared(chat_command, tmp_p
         "optimizer": {"warmup_steps": 1}, "checkpoint": {"every": 1},
     }  # fmt: skip
     train_command.train(from_dict(TrainConfig, values))
+    assert "\n| chat | " in (tmp_path / "run/model/README.md").read_text()  # the table of the data
     tuned = load(tmp_path / "run")
     needed = PreparedData(chat_command.output).header["vocab_size"]
     assert tuned.config.vocab_size == -(-needed // 128) * 128  # it was left out

@@ -53,7 +53,8 @@ def no_decoder(saved, tmp_path_factory) -> Path:
     """A folder as Hugging Face's releases are."""
     folder = shutil.copytree(saved / "huggingface", tmp_path_factory.mktemp("released") / "huggingface")
     shutil.rmtree(folder / "image_decoder")
-    (folder / "checklist.chk").unlink()
+    for ours in ("checklist.chk", "README.md"):
+        (folder / ours).unlink()
     return folder
 
 
@@ -178,7 +179,8 @@ def test_model_without_a_decoder_can_be_converted_otherwise(no_decoder, tmp_path
     assert convert(no_decoder, tmp_path / "ours", "--format", "chameleon") == 0
     assert convert(tmp_path / "ours", tmp_path / "back", "--format", "huggingface") == 0
     for folder in (tmp_path / "out", tmp_path / "back"):
-        (folder / "checklist.chk").unlink()  # released models have none
+        for ours in ("checklist.chk", "README.md"):
+            (folder / ours).unlink()
         assert contents(folder) == contents(no_decoder)
 
 

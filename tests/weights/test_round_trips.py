@@ -169,7 +169,7 @@ def test_ours_through_huggingface_is_the_same_model(tmp_path, kind, dtype):
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "image_decoder/model.safetensors",
         "tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
-        "chameleon_jax.json", "checklist.chk",
+        "chameleon_jax.json", "checklist.chk", "README.md",
     }  # fmt: skip
     back = chameleon_jax.load(tmp_path / "back")
     assert_same_model(back, original)
@@ -187,7 +187,7 @@ def test_ours_through_meta_huggingface_and_meta_is_the_same_model(tmp_path, shar
     numbers = ["consolidated.pth"] if shards == 1 else [f"consolidated.{shard:02d}.pth" for shard in range(shards)]
     assert set(files(tmp_path / "meta")) == {
         *numbers, "params.json", "consolidate_params.json", "chameleon_jax.json", "tokenizer/text_tokenizer.json",
-        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", "checklist.chk",
+        "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt", "checklist.chk", "README.md",
     }  # fmt: skip
     convert(tmp_path / "meta", tmp_path / "huggingface", "huggingface")
     convert(tmp_path / "huggingface", tmp_path / "meta again", "meta")
