@@ -80,6 +80,8 @@ class ServeConfig:
     some clients want. Requests may choose."""
     system: Literal["refuse", "first_turn"] = "refuse"
     """System turns, which no Chameleon model was trained on. 'first_turn': put before the user's first turn."""
+    examples: tuple[str, ...] = ()
+    """Prompts that the page offers to begin with. Default: some by what the model can do."""
     edits: bool = False
     """Answer /v1/images/edits: for models trained on a picture, what to change, and the changed picture."""
     log: Literal["nothing", "requests", "prompts"] = "requests"

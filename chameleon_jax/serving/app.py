@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import time
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.serving import chat, completions, images, tokenizing
+from chameleon_jax.models.transformer import parameter_shapes
+from chameleon_jax.serving import chat, completions, images, page, tokenizing
 from chameleon_jax.serving.errors import RequestError, failed, of_http
 from chameleon_jax.serving.exchange import as_request_error
 from chameleon_jax.serving.gate import Clients, Gate
@@ -58,7 +60,7 @@ def make_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
         )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for module in (chat, completions, images, tokenizing):
+    for module in (chat, completions, images, tokenizing, page):
         app.include_router(module.router)
     app.add_api_route("/v1/models", _models)
     app.add_api_route("/v1/models/{name:path}", _model)
@@ -88,10 +90,17 @@ def _described(request: Request) -> dict[str, Any]:
     reads = [*(["text"] if model.tokenizer.text else []), *(["image"] if model.tokenizer.image else [])]
     draws = not model.why_no_pictures
     image = {"size": service.picture_size, "codes": model.tokenizer.codes_per_image} if model.tokenizer.image else None
+    default = service.config.generation
     return {
         "id": service.name, "object": "model", "created": request.app.state.created, "owned_by": "chameleon_jax",
         "context_length": model.config.context_length, "input_modalities": reads,
         "output_modalities": ["text", *(["image"] if draws else [])], "image": image,
+        "parameters": sum(math.prod(shape) for shape in parameter_shapes(model.config).values()),
+        "conversations": model.chat_template is not None, "examples": service.config.examples,
+        "defaults": {
+            "temperature": default.text.temperature, "top_p": default.text.top_p, "max_tokens": default.max_new_tokens,
+            "image_temperature": default.image.temperature, "guidance": default.text_guidance,
+        },
     }  # fmt: skip
 
 

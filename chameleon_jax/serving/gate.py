@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from chameleon_jax.config import ConfigError, LimitsConfig
 from chameleon_jax.errors import FileError, printable
 from chameleon_jax.runtime.reading import read_bytes
+from chameleon_jax.serving import page
 from chameleon_jax.serving.errors import RETRY_SECONDS, RequestError, busy, failed, too_large
 from chameleon_jax.serving.metrics import Metrics
 
@@ -25,7 +26,7 @@ log = logging.getLogger("chameleon_jax.serving")
 
 VARIABLE = "CHAMELEON_KEYS"
 SHORTEST_KEY = 16
-FREE = ("/health", "/health/live", "/health/ready")
+FREE = ("/health", "/health/live", "/health/ready", *page.FILES)
 """Addresses that ask for no key."""
 DISCARDED = 64 << 20
 """Bytes of a refused body that are still taken, as clients read no answer before they have sent theirs."""
