@@ -6,7 +6,7 @@ import itertools
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "br", "input"}
+VOID = {"meta", "img", "br", "link", "input"}
 ADDRESSES = {"src", "srcset", "href", "xlink:href", "action", "poster", "data", "cite"}
 
 

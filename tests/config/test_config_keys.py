@@ -808,6 +808,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "proxies": "test_client_behind_a_proxy_is_known_if_the_proxy_is",
         "pictures_in": "test_server_may_be_told_how_to_answer",
         "system": "test_server_may_be_told_how_to_answer",
+        "examples": "test_models_say_what_the_page_needs",
         "edits": "test_edits_need_a_model_that_was_trained_to",
         "log": "test_logs_hold_no_prompt_unless_asked",
         "drain_seconds": "test_sigterm_says_why_it_ends_answers_that_take_too_long",

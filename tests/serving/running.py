@@ -37,7 +37,10 @@ def small_model(*, draws: bool = True, context_length: int = 256) -> Chameleon:
 
 def alone(model: Chameleon) -> Chameleon:
     """The same model with engines of its own, as that of a server ends with it."""
-    return Chameleon(model.config, model.params, model.tokenizer, image_head_trained=model.image_head_trained)
+    return Chameleon(
+        model.config, model.params, model.tokenizer, image_head_trained=model.image_head_trained,
+        chat_template=model.chat_template,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass

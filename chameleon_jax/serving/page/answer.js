@@ -20,6 +20,10 @@ export class Answer {
     return this.parts.filter((part) => part.type === "image_url").map((part) => part.image_url.url);
   }
 
+  get hasText() {
+    return this.parts.some((part) => part.type === "text");
+  }
+
   /** Shows all events. Throws what they throw. */
   async follow(events) {
     this.place.setAttribute("aria-busy", "true");

@@ -1,39 +1,38 @@
 // Something to begin with, by what the model can do, or as its server says.
 
 import { element } from "./elements.js";
-import { imagePart } from "./requests.js";
+import { formOf, imagePart } from "./requests.js";
 
 const text = (words) => ({ type: "text", text: words });
 
 export function examplesFor(model) {
-  const draws = model.output_modalities.includes("image");
-  const form = model.conversations ? "chat" : "continue";
+  const form = formOf(model);
   if (model.examples.length) return model.examples.map((words) => ({ label: words, parts: [text(words)], form }));
+  const draws = model.output_modalities.includes("image");
   const found = [];
-  const wanted = "a red star above a green square";
-  if (draws && model.conversations) found.push({ label: `Draw ${wanted}.`, parts: [text(`Draw ${wanted}.`)], form });
-  else if (draws) found.push({ label: "Draw a red star", parts: [text("A red star.")], form: "draw" });
+  const wanted = "red circle above a blue star";
+  if (draws && model.conversations) found.push({ label: `Draw a ${wanted}.`, parts: [text(`Draw a ${wanted}.`)], form });
+  else if (draws) found.push({ label: `Draw: A ${wanted}.`, parts: [text(`A ${wanted}.`)], form: "draw" });
   if (model.input_modalities.includes("image")) {
-    const words = model.conversations ? "What do you see?" : "";
-    const label = words ? `${words} (a drawing)` : "Continue a drawing";
-    found.push({ label, parts: [imagePart(shapes()), ...(words ? [text(words)] : [])], form });
+    const words = "What do you see?";
+    if (model.conversations) found.push({ label: `${words} (a drawing)`, parts: [imagePart(shapes()), text(words)], form });
+    else found.push({ label: "Continue: a drawing", parts: [imagePart(shapes())], form });
   }
-  const story = draws ? "Tell me a story with pictures." : "Once upon a time";
-  if (model.conversations) found.push({ label: story, parts: [text(story)], form });
-  else found.push({ label: "Once upon a time …", parts: [text("Once upon a time")], form });
+  if (draws) found.push({ label: "Continue: A blue circle. …", parts: [text("A blue circle. ")], form: "continue" });
+  else found.push({ label: "Continue: Once upon a time …", parts: [text("Once upon a time")], form: "continue" });
   return found;
 }
 
-/** A picture of a blue square above a yellow circle. */
+/** A picture of a red circle at the top left and a blue square at the bottom right. */
 function shapes() {
   const canvas = element("canvas", { width: 192, height: 192 });
   const context = canvas.getContext("2d");
   context.fillStyle = "#faf8f2";
   context.fillRect(0, 0, 192, 192);
-  context.fillStyle = "#3069d6";
-  context.fillRect(18, 18, 60, 60);
-  context.fillStyle = "#f6d53c";
-  context.arc(48, 144, 34, 0, 7);
+  context.fillStyle = "#d63031";
+  context.arc(48, 48, 34, 0, 7);
   context.fill();
+  context.fillStyle = "#3069d6";
+  context.fillRect(114, 114, 60, 60);
   return canvas.toDataURL("image/png");
 }

@@ -8,9 +8,19 @@ import { answerTo, imagePart, withGuidance } from "./requests.js";
 const LARGEST = 384; // pixels of a picture with its codes
 const note = (text) => element("p", {}, element("small", { textContent: text }));
 
-/** The tokens of a text; the fuller the bar below one, the likelier it was. */
-export function tokens(answer) {
-  const shown = answer.tokens.map(({ token, logprob }) => {
+/**
+ * The tokens of a text; the fuller the bar below one, the likelier it was.
+ * @param request with the answer's seed: streams of continuations have no tokens, so that one is written once more.
+ */
+export async function tokens(answer, request, signal) {
+  let found = answer.tokens;
+  if (!found.length) {
+    const { stream, stream_options, partial_images, ...body } = request.body;
+    const [choice] = (await (await call(request.path, { ...body, logprobs: 0 }, signal)).json()).choices;
+    const { tokens: words, token_logprobs: logprobs } = choice.logprobs;
+    found = words.map((token, place) => ({ token, logprob: logprobs[place] }));
+  }
+  const shown = found.map(({ token, logprob }) => {
     const share = Math.exp(logprob);
     const percent = share < 0.01 ? "<1 %" : `${Math.round(100 * share)} %`;
     const bar = element("span", { className: "share" });

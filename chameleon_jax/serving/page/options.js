@@ -1,6 +1,7 @@
 // What stands behind "Options".
 
 import { byId } from "./elements.js";
+import { formOf } from "./requests.js";
 
 const fields = () => byId("options").querySelectorAll("select, input");
 const field = (name) => byId("options").querySelector(`[name=${name}]`);
@@ -13,7 +14,7 @@ export function prepare(model) {
     field("form").querySelector("[value=draw]").remove();
     for (const each of byId("options").querySelectorAll("[data-draws]")) each.remove();
   }
-  field("form").value = model.conversations ? "chat" : "continue";
+  field("form").value = formOf(model);
   for (const [name, value] of Object.entries(model.defaults ?? {})) {
     const found = field(name);
     if (found && value !== null) found.placeholder = value;

@@ -9,7 +9,7 @@ import { button, byId, element, picture, say } from "./elements.js";
 import { examplesFor } from "./examples.js";
 import * as looking from "./looking.js";
 import * as options from "./options.js";
-import { answerTo, requestFor } from "./requests.js";
+import { answerTo, formOf, requestFor } from "./requests.js";
 
 let model;
 let turns = []; // of the conversation: {role, parts}
@@ -34,9 +34,10 @@ async function send() {
   byId("examples").hidden = true;
   byId("restart").hidden = false;
   byId("conversation").append(asked(parts));
-  if (wanted.form !== "chat") turns = []; // what is not said in turns begins anew
-  turns.push({ role: "user", parts });
-  await answer(requestFor(turns, wanted, model), wanted.form === "chat");
+  const turn = { role: "user", parts };
+  const inConversation = wanted.form === "chat";
+  if (inConversation) turns.push(turn);
+  await answer(requestFor(inConversation ? turns : [turn], wanted, model), inConversation);
 }
 
 /** Shows the answer to a request below all others. */
@@ -51,12 +52,13 @@ async function answer(request, inConversation) {
   follows = true;
   scrollToEnd();
   const problem = await whileRunning((signal) => written.follow(answerTo(request, signal)), shown);
-  if (turns === before && inConversation) {
+  if (inConversation && turns === before) {
     if (problem && !written.parts.length) turns.pop(); // nothing was answered
     else turns.push({ role: "assistant", parts: written.parts });
-  } else if (turns === before) turns = [];
+  }
   if (written.seed !== undefined) shown.append(...below(written, request, inConversation));
   say(problem ?? (written.reason ? "The answer is whole." : "Stopped."));
+  await Promise.allSettled([...shown.querySelectorAll("img")].map((image) => image.decode())); // now they have a height
   if (follows) scrollToEnd();
   follows = false;
 }
@@ -117,6 +119,7 @@ function below(written, request, inConversation) {
   const sent = { ...request, body: { ...request.body, seed: written.seed } };
   const facts = [`seed ${written.seed}`];
   if (written.total) facts.push(`${written.total} of ${model.context_length} tokens used`);
+  if (model.conversations && !inConversation) facts.push("not part of the conversation");
   if (written.reason === "length") facts.push("ended at a limit of length");
   const place = element("div", { className: "looking" });
   const views = [];
@@ -138,8 +141,8 @@ function below(written, request, inConversation) {
       options.set("seed", written.seed);
       say(`The next answer has the seed ${written.seed}.`);
     }),
-    inConversation && button("Answer again", (event) => again(request, event.target.closest("article"))),
-    written.tokens.length && view("Tokens", async () => show(...looking.tokens(written))),
+    inConversation && button("Answer again", (event) => again(event.target.closest("article")), { className: "again" }),
+    written.hasText && view("Tokens", async (signal) => show(...(await looking.tokens(written, sent, signal)))),
     written.pictures.length && view("Codes", async (signal) => show(...(await looking.codes(written, model, signal)))),
     written.pictures.length &&
       view("Guidance on/off", async (signal) => {
@@ -158,8 +161,8 @@ function below(written, request, inConversation) {
 }
 
 /** Another answer to the last turn of a conversation, in the place of this one. */
-function again(request, shown) {
-  if (running.size || shown !== byId("conversation").lastElementChild) return;
+function again(shown) {
+  if (running.size) return;
   if (turns.at(-1)?.role === "assistant") turns.pop();
   const wanted = options.read();
   if (!wanted || !turns.length) return;
@@ -208,9 +211,10 @@ function describe() {
 function offerExamples() {
   const offered = examplesFor(model).map(({ label, parts, form }) =>
     button(label, () => {
-      options.set("form", form);
       composer.fill(parts);
+      options.set("form", form);
       send();
+      options.set("form", formOf(model));
     }),
   );
   byId("examples").append(element("p", { textContent: "For instance:" }), element("div", { className: "buttons" }, ...offered));

@@ -6,6 +6,9 @@ const PREVIEWS = 3;
 export const dataUrl = (base64) => `data:image/png;base64,${base64}`;
 export const imagePart = (url) => ({ type: "image_url", image_url: { url } });
 
+/** The form that suits a model. */
+export const formOf = (model) => (model.conversations ? "chat" : "continue");
+
 /** Parts as the content of a message: a text alone is a string. */
 const contentOf = (parts) => (parts.every((part) => part.type === "text") ? parts.map((part) => part.text).join("") : parts);
 
