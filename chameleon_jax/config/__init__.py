@@ -45,7 +45,7 @@ from chameleon_jax.config.training import (
     TrainConfig,
     stage_ends,
 )
-from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand
+from chameleon_jax.config.weights import BenchCommand, ConvertCommand, InspectCommand, PushCommand
 from chameleon_jax.errors import ConfigError
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "PerceptualConfig",
     "PreprocessingConfig",
     "ProfileConfig",
+    "PushCommand",
     "ReconstructionsConfig",
     "RunCommand",
     "RunConfig",

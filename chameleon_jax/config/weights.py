@@ -27,6 +27,16 @@ class ConvertCommand:
 
 
 @config
+class PushCommand:
+    """`chameleon push`: send a model to the Hugging Face Hub."""
+
+    private: bool = False
+    """Create the repository as a private one. One that is public already is refused."""
+    dry_run: bool = False
+    """Only list the files that would be sent. Nobody is asked, and nobody need be logged in."""
+
+
+@config
 class InspectCommand:
     """`chameleon inspect`: describe or verify a folder."""
 

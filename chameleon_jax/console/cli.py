@@ -136,6 +136,14 @@ class _Convert:
 
 
 @dataclass(frozen=True)
+class _Push:
+    folder: Positional[str]
+    """A model folder in any format, or the folder of a run"""
+    name: Positional[str]
+    """Where to: hf://org/name, which is created if there is none"""
+
+
+@dataclass(frozen=True)
 class _Inspect:
     path: Positional[str]
     """A model folder or an image tokenizer: ours, Hugging Face's or Meta's; or hf://org/name"""
@@ -273,6 +281,10 @@ COMMANDS = {
         Command(
             "convert", "write a model in another format", configs.ConvertCommand, "console.commands:convert", _Convert,
             example="chameleon convert models/chameleon-7b out/7b --format chameleon",
+        ),
+        Command(
+            "push", "send a model to the Hugging Face Hub", configs.PushCommand, "console.push:push", _Push,
+            example="chameleon push out/demo hf://org/name --private",
         ),
         Command(
             "bench weights", "measure converting and loading a checkpoint; prints JSON", configs.BenchCommand,

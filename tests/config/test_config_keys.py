@@ -850,6 +850,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "shards": "test_more_shards_hold_the_same_model",
         "image_tokenizer": "test_decoder_comes_from_another_folder",
     },
+    configs.PushCommand: {
+        "private": "test_repository_is_private_if_asked_and_never_public_then",
+        "dry_run": "test_what_is_sent_is_the_model_and_nothing_else",
+    },
     configs.InspectCommand: {"json": "test_inspect_gives_json", "verify": "test_what_is_damaged_is_named"},
     BenchCommand: dict.fromkeys(("model", "repeats", "folder"), _bench_weights),
     configs.BenchOptions: dict.fromkeys(
