@@ -117,6 +117,8 @@ def test_conversation_with_a_dropped_picture(browser, served, width, scheme, mon
     with opened(browser, served, width, color_scheme=scheme) as (page, wrong):
         page.locator("#examples button").first.wait_for()
         shot(page, f"{width}-start")
+        drop(page, "words.png", b"no picture")
+        page.get_by_text("words.png: this browser cannot read it as a picture.").wait_for()
         drop(page, "noise.png", png())
         page.locator("#attached img").wait_for()
         page.keyboard.type(TEXT)  # the cursor is in the message
@@ -235,6 +237,24 @@ def test_what_is_continued_or_drawn_stands_apart_from_the_conversation(browser, 
         assert "context_length" in page.locator("article .problem").text_content()
         wrong = [each for each in wrong if "400" not in each]  # which the browser notes
         assert wrong == []
+
+
+def test_server_that_goes_away_is_said(browser, served, monkeypatch):
+    with opened(browser, served, 390) as (page, _):
+        page.locator("#examples button").first.wait_for()
+        monkeypatch.setattr(served.service.engine, "_step", slowly(served.service.engine._step))
+        page.locator("#prompt").fill("Once")
+        page.locator("#prompt").press("Enter")
+        until(lambda: served.service.engine.running)
+        monkeypatch.setattr(served.service, "state", "ready")  # and is so again after this test
+        served.loop.call_soon_threadsafe(served.service.stop)
+        page.get_by_text("the server is shutting down").wait_for()
+        whole(page)
+        page.context.set_offline(True)
+        page.locator("#prompt").fill("Again")
+        page.locator("#prompt").press("Enter")
+        page.get_by_text("The server cannot be reached.").wait_for()
+        until(lambda: idle(served))
 
 
 def test_with_the_keyboard_alone(browser, served):

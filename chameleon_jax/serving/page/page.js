@@ -57,7 +57,7 @@ async function answer(request, inConversation) {
     else turns.push({ role: "assistant", parts: written.parts });
   }
   if (written.seed !== undefined) shown.append(...below(written, request, inConversation));
-  say(problem ?? (written.reason ? "The answer is whole." : "Stopped."));
+  say(problem ? "" : written.reason ? "The answer is whole." : "Stopped."); // a problem is an alert, which is heard
   await Promise.allSettled([...shown.querySelectorAll("img")].map((image) => image.decode())); // now they have a height
   if (follows) scrollToEnd();
   follows = false;
