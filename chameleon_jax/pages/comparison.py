@@ -16,7 +16,7 @@ SIDE = 512
 
 _LEAD = """<p>Two answers to each of {count} prompts, in an order that was drawn for each. Say of both how far they
 fulfil the task, and which one is better.</p>
-<details><summary>What the words mean, and keys</summary>
+<details class='explained'><summary>What the words mean, and keys</summary>
 <p><b>Fully</b>: the answer does all that the prompt asks. <b>Partially</b>: it does some of it, or does it with
 mistakes. <b>Not</b>: it does not do it, or cannot be understood. Judge pictures and text together. It is a
 <b>tie</b> if neither answer is better, whether both are good or both are bad.</p>
@@ -52,7 +52,7 @@ def _body(number: str, pair: Pair) -> str:
         f"{_choice(number, letter, f'Does answer {letter} fulfil the task?', FULFILLED)}</div>"
         for letter, answer in zip("AB", pair.answers, strict=True)
     )
-    prompt = f"<div class='card asked'>{_shown(pair.prompt.document, 'the prompt')}</div>"
+    prompt = f"<div class='card task'>{_shown(pair.prompt.document, 'the prompt')}</div>"
     return f"{prompt}<div class='pair'>{answers}</div>{_choice(number, 'better', 'Which answer is better?', BETTER)}"
 
 
@@ -80,4 +80,4 @@ def _choice(number: str, name: str, question: str, values: Sequence[str]) -> str
     buttons = "".join(
         f"<label><input type='radio' name='{number} {name}' value='{value}'>{value}</label>" for value in values
     )
-    return f"<fieldset><legend>{question}</legend>{buttons}</fieldset>"
+    return f"<fieldset class='choice'><legend>{question}</legend>{buttons}</fieldset>"
