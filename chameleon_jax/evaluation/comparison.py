@@ -139,6 +139,7 @@ def answer(
             encode_prompts(opened, [prompts[place].document], [options])
         except DocumentError as error:  # which counts the documents of one call
             raise DocumentError(f"{prompts[place].place}: {str(error).removeprefix('document 0 ')}") from None
+    opened.drop_params()  # which takes half of the memory
     with progress_bar(name, len(left)) as bar:
         step = opened.engine_config.rows
         for begin in range(0, len(left), step):

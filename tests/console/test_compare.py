@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import weakref
 
 import pytest
 from html_page import check_page
@@ -95,9 +96,17 @@ def test_what_was_answered_before_an_interruption_is_not_generated_again(folder,
     assert compare(folder, tmp_path) == 130
     assert not (tmp_path / "compare.html").exists()
     generated[0].write_text("{")  # as if the disk had been full
-    loaded = []
+    loaded, models = [], []
+
+    def load_alone(name):
+        assert not any(model() for model in models), "two models in memory"
+        loaded.append(name)
+        model = load(name)
+        models.append(weakref.ref(model))
+        return model
+
     monkeypatch.setattr(comparison, "_write_answer", lambda file, *rest: (write(file, *rest), generated.append(file)))
-    monkeypatch.setattr(comparison, "load", lambda name: loaded.append(name) or load(name))
+    monkeypatch.setattr(comparison, "load", load_alone)
     assert compare(folder, tmp_path) == 0
     assert sorted(generated[4:]) == sorted([generated[0], *{*(tmp_path / "answers").glob("*.json")} - {*generated[:4]}])
     assert compare(folder, tmp_path) == 0
