@@ -152,7 +152,7 @@ class ImageTokenizerTrainConfig(RunConfig):
     """With a codebook that is learned by gradients: apply beta to mean |code - sg(z)|^2 instead, as
     taming-transformers does by default."""
     codebook_decay: float = 0.99
-    """Of the moving averages ('ema', 'rotation')."""
+    """Of the moving averages ('ema', 'rotation'). At first (1 + step) / (10 + step), unless `initial` is given."""
     restart_below: float = 0.05
     """A code whose use is below this share of the mean is restarted at a latent of the current batch ('ema',
     'rotation')."""

@@ -103,8 +103,20 @@ def perplexity(counts: Float[Array, "N"]) -> Float[Array, ""]:
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)))
 
 
+def codebook_decay(config: ImageTokenizerTrainConfig, step: Array) -> Array | float:
+    """Decay of the moving averages: (1 + step) / (10 + step) until that is `config.codebook_decay`.
+
+    At first latents move fast, and a code that nothing is near any more is found dead within some steps instead of some
+    hundred. A codebook that was trained before keeps to its decay, as rare codes would seem dead.
+    """
+    if config.initial:
+        return config.codebook_decay
+    return jnp.minimum(config.codebook_decay, (1 + step) / (10 + step))
+
+
 def update_codebook(
     config: ImageTokenizerTrainConfig,
+    decay: Array | float,
     counts: Float[Array, "N"],
     sums: Float[Array, "N e"],
     used: Float[Array, "N"],
@@ -116,6 +128,7 @@ def update_codebook(
     A code is dead if its average use per batch is below `restart_below` times the mean use.
 
     Args:
+      decay: of the moving averages.
       counts, sums: moving averages of the number of latents of each code, and of their sum.
       used, used_sums: the same of this batch.
       restarts: a latent for each code to restart at.
@@ -123,8 +136,8 @@ def update_codebook(
     Returns:
       codebook, counts, sums, and the number of restarted codes.
     """
-    counts = config.codebook_decay * counts + (1 - config.codebook_decay) * used
-    sums = config.codebook_decay * sums + (1 - config.codebook_decay) * used_sums
+    counts = decay * counts + (1 - decay) * used
+    sums = decay * sums + (1 - decay) * used_sums
     fresh = jnp.sum(used) / counts.shape[0]  # the mean use, so that a restarted code is not declared dead again at once
     dead = counts < config.restart_below * fresh
     counts = jnp.where(dead, fresh, counts)

@@ -40,7 +40,7 @@ from chameleon_jax.training.adversarial import (
     update_averages,
 )
 from chameleon_jax.training.codebook_losses import code_entropies, entropy_loss
-from chameleon_jax.training.codebooks import CHUNK, perplexity, quantize, update_codebook
+from chameleon_jax.training.codebooks import CHUNK, codebook_decay, perplexity, quantize, update_codebook
 from chameleon_jax.training.optimizer import make_optimizer
 from chameleon_jax.training.task import Measures, Params, Part, Work
 
@@ -181,13 +181,13 @@ class ImageTokenizerTask:
         return tree
 
     def update_frozen(
-        self, frozen: Params, statistics: Mapping[str, Array], key: Array | None
+        self, frozen: Params, statistics: Mapping[str, Array], step: Array
     ) -> tuple[Params, dict[str, Array]]:
         config, used, frozen = self.config, statistics["used"], dict(frozen)
         figures = {"perplexity": perplexity(used), "codes_used": jnp.mean(used > 0)}
         if "restarts" in statistics:
             codebook, counts, sums, figures["restarted_codes"] = update_codebook(
-                config, frozen["averages"]["counts"], frozen["averages"]["sums"],
+                config, codebook_decay(config, step), frozen["averages"]["counts"], frozen["averages"]["sums"],
                 *(statistics[name] for name in ("used", "sums", "restarts")),
             )  # fmt: skip
             frozen["averages"] = {"counts": counts, "sums": sums}

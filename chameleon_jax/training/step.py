@@ -101,7 +101,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, before, trained)
         trained = _unless(bad, optax.apply_updates(trained, task.mask(updates)), trained)
         opt_state = _unless(bad, opt_state, before)
-        followed, figures = task.update_frozen(frozen, measures.statistics, key)
+        followed, figures = task.update_frozen(frozen, measures.statistics, state.step)
         frozen = _unless(bad, followed, frozen)
         if config.ema:
             mean = state.opt_state.average

@@ -106,10 +106,10 @@ class Task(Protocol):
     def loss(self, params: Params, batch: Batch, key: Array | None, part: Part) -> tuple[Array, Measures]: ...
 
     def update_frozen(
-        self, frozen: Params, statistics: Mapping[str, Array], key: Array | None
+        self, frozen: Params, statistics: Mapping[str, Array], step: Array
     ) -> tuple[Params, dict[str, Array]]:
-        """The frozen parameters after a step, for those that follow statistics rather than gradients; and scalars to
-        report."""
+        """The frozen parameters after the step of this number, for those that follow statistics rather than gradients;
+        and scalars to report."""
 
     def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
         """XLA options of train and evaluation steps."""

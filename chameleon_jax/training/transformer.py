@@ -144,7 +144,7 @@ class TransformerTask:
         return {**tree, "output": jnp.where(jnp.asarray(self._is_image_id), tree["output"], 0)}
 
     def update_frozen(
-        self, frozen: Params, statistics: Mapping[str, Array], key: Array | None
+        self, frozen: Params, statistics: Mapping[str, Array], step: Array
     ) -> tuple[Params, dict[str, Array]]:
         return frozen, {}
 

@@ -23,7 +23,7 @@ from chameleon_jax.models.flops import image_tokenizer_flops
 from chameleon_jax.models.vq import VQModel, nearest_code
 from chameleon_jax.sharding import make_mesh
 from chameleon_jax.tokens.image import scale
-from chameleon_jax.training.codebooks import perplexity, update_codebook
+from chameleon_jax.training.codebooks import codebook_decay, perplexity, update_codebook
 from chameleon_jax.training.feeding import local_rows, place
 from chameleon_jax.training.image_tokenizer import (
     ImageTokenizerTask,
@@ -128,7 +128,9 @@ def averages():
 def update(config, counts, sums, latents, codes):
     used = np.bincount(codes, minlength=len(counts)).astype(np.float32)
     used_sums = np.stack([latents[codes == code].sum(axis=0) for code in range(len(counts))])
-    return update_codebook(config, *map(jnp.asarray, (counts, sums, used, used_sums, latents[: len(counts)])))
+    return update_codebook(
+        config, config.codebook_decay, *map(jnp.asarray, (counts, sums, used, used_sums, latents[: len(counts)]))
+    )
 
 
 def test_codes_in_use_follow_the_moving_average_of_their_latents(averages):
@@ -140,6 +142,13 @@ def test_codes_in_use_follow_the_moving_average_of_their_latents(averages):
     np.testing.assert_allclose(counts[~dead], expected_counts[~dead], rtol=1e-5)
     np.testing.assert_allclose(sums[~dead], expected_sums[~dead], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(codebook[~dead], (expected_sums / expected_counts[:, None])[~dead], rtol=1e-4, atol=1e-6)
+
+
+def test_averages_of_a_new_codebook_are_short_at_first():
+    decays = [float(codebook_decay(CONFIG, jnp.asarray(step))) for step in (0, 8, 80, 10_000)]
+    np.testing.assert_allclose(decays, [0.1, 0.5, 0.9, CONFIG.codebook_decay], rtol=1e-6)
+    trained_before = dataclasses.replace(CONFIG, initial="tokenizer")
+    assert codebook_decay(trained_before, jnp.asarray(0)) == CONFIG.codebook_decay
 
 
 def test_dead_codes_move_onto_their_latents_of_the_batch_and_live_on(averages):
