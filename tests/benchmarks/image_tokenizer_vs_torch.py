@@ -122,7 +122,7 @@ def measure(sides: Sides, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=("encode", "decode", "train"), default=["encode", "decode", "train"])
+    parser.add_argument("--only", choices=("encode", "decode", "train"), help="one of the three alone")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--resolution", type=int, default=SIZES["resolution"])
     parser.add_argument("--train-resolution", type=int, default=128)
@@ -142,7 +142,7 @@ def main() -> None:
         "decode": lambda: decode(ours, tensors, codes),
         "train": lambda: train(ours, tensors, several),
     }
-    report = {name: measure(cases[name](), options.turns) for name in options.what}
+    report = {name: measure(cases[name](), options.turns) for name in ([options.only] if options.only else cases)}
     print(
         json.dumps(
             {
