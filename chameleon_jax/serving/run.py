@@ -118,7 +118,7 @@ async def _run(service: Service, keys: Sequence[str], listener: socket.socket) -
             server.force_exit = len(came) > 1
         else:
             loop.call_later(service.config.drain_seconds, service.stop)
-            log.info("ends when %d answers under way have ended", service.engine.running + service.engine.waiting)
+            log.info("shutting down; answers under way: %d", service.engine.running + service.engine.waiting)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
