@@ -52,7 +52,7 @@ def measure_image_tokenizer_step(
         "step_seconds": round(step, 5),
         "flops_per_picture": work.flops / work.amount,
         **utilisation(work.flops / step, *peak_flops(config.execution.compute_dtype)),
-        **{name: value for name, value in measured.items() if name != "parameters"},
+        **measured,
         "compiler_options": task.compiler_options(mesh),
         "options": to_dict(options),
         "config": to_dict(config),

@@ -121,7 +121,7 @@ def bench_train(config: BenchTrainConfig, *, profile: str = "") -> dict[str, Any
     seconds, measured = measure_steps(task, mesh, random_batch(config), config, profile=profile)
     return {
         "bench": "train",
-        "parameters": measured.pop("parameters"),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(task.abstract_params())),
         **speed(config, seconds, *peak_flops(config.execution.compute_dtype)),
         **measured,
         "compiler_options": step_compiler_options(config, mesh),
@@ -143,7 +143,7 @@ def measure_steps(
       profile: folder for a trace of one more repeat; empty: none.
 
     Returns:
-      the seconds of each repeat, and parameters, seconds of the first step, losses and memory.
+      the seconds of each repeat, and seconds of the first step, losses and memory.
 
     Raises:
       ChameleonError: if the loss is not a number.
@@ -153,7 +153,6 @@ def measure_steps(
     step = make_train_step(task, mesh)
     with jax.set_mesh(mesh):
         state = init_state(task, mesh, params)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         batch = jax.device_put(batch, task.batch_shardings(mesh))
 
         def repeat(state: TrainState, steps: int) -> tuple[float, TrainState, Array]:
@@ -178,9 +177,7 @@ def measure_steps(
     losses = {"first": float(first_loss), "last": float(last_loss)}
     if not all(map(math.isfinite, losses.values())):
         raise ChameleonError(f"loss = {losses}: must be a number; lower the learning rate")
-    return seconds, {
-        "parameters": parameters, "first_step_seconds": round(first_step, 3), "loss": losses, "memory": memory,
-    }  # fmt: skip
+    return seconds, {"first_step_seconds": round(first_step, 3), "loss": losses, "memory": memory}
 
 
 def speed(config: BenchTrainConfig, seconds: list[float], peak: float, source: str) -> dict[str, Any]:
