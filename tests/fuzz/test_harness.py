@@ -12,11 +12,7 @@ FAULTY = Path(__file__).parent / "misbehaving.py"
 
 @pytest.fixture(scope="module")
 def outcomes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "HUNG", 5)
-        figures = harness.run(FAULTY, 9, workers=1)
-    assert figures["cases"] == 9
-    return figures
+    return harness.run(FAULTY, 8, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -28,16 +24,21 @@ def outcomes():
         (5, "memory"),
         (6, "crashed"),
         (7, "executed"),
-        (8, "hung"),
     ],
 )
 def test_fault_is_found(outcomes, fault, outcome):
     assert {result["seed"]: result["outcome"] for result in outcomes["not_well"]}[fault] == outcome
 
 
+def test_waiting_is_found(monkeypatch):
+    monkeypatch.setattr(harness, "HUNG", 3)
+    [result] = harness.run(FAULTY, 1, first=8, workers=1)["not_well"]
+    assert result["outcome"] == "hung"
+
+
 def test_reading_and_refusing_are_well(outcomes):
     assert outcomes["read"] == outcomes["refused"] == 1
-    assert len(outcomes["not_well"]) == 7
+    assert len(outcomes["not_well"]) == 6
 
 
 def test_files_of_a_fault_are_kept(tmp_path):
