@@ -197,7 +197,8 @@ def rates(amount: float, seconds: list[float]) -> dict[str, Any]:
     found = [amount / each for each in seconds]
     return {
         # Not the median of the rates: of an even number of repeats that is another figure than the seconds give.
-        "median": round(amount / statistics.median(seconds), 1), "min": round(min(found), 1), "max": round(max(found), 1),
+        "median": round(amount / statistics.median(seconds), 1),
+        "min": round(min(found), 1), "max": round(max(found), 1),
         "all": [round(rate, 1) for rate in found],
     }  # fmt: skip
 
