@@ -210,7 +210,7 @@ def explain(errors: Sequence[Mapping[str, Any]], body: Any, fields: Sequence[str
         return invalid(f"{path}: is missing" if path != "body" else "the body is missing: expected JSON", path)
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(place[-1], fields, n=1) if len(place) == 1 else []
-        hint = f"; did you mean {near[0]}?" if near else "; docs/serving.md lists all"
+        hint = f"; did you mean {near[0]}?" if near else "; /docs lists all"
         return invalid(f"{path}: there is no such key{hint}", path, "unknown_parameter")
     message = error["msg"].replace("Input should", "must").replace("Input must", "must")
     return invalid(f"{path or 'the body'} = {shortened(error['input'])}: {message}", path or None)

@@ -29,6 +29,8 @@ def _normal(name: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if not CONSTRAINTS.is_file():  # the installed package is without
+        raise SystemExit(f"{CONSTRAINTS}: no such file; run this in a checkout of the repository")
     print("\n".join(requirements()))
     if not arguments:
         return 0
