@@ -41,7 +41,9 @@ class TextTokenizerConfig:
 class ImageTokenizerOptimizerConfig(OptimizerConfig):
     """The optimizer of an image tokenizer: that of a Transformer with defaults of its own."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
+    """'muon' orthogonalises the updates of all convolutions but those that read and write pixels. It learns much more
+    from a step; at small sizes on a CPU the step takes a quarter longer."""
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "exponential", "linear", "constant"] = "cosine"
     warmup_steps: int = 50
@@ -105,6 +107,7 @@ class DiscriminatorConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("channels", "stages"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name, "must be 'adamw' here")
         require(0 <= self.lecam_decay < 1, "lecam_decay", self.lecam_decay, "must be in [0, 1)")
         require(not (self.r1 and self.norm == "batch"), "r1", self.r1,
                 "must be 0 with norm = 'batch', where scores do not depend on one picture alone")  # fmt: skip

@@ -41,17 +41,30 @@ _MATRIX_AXES = {
     "o": ((1, 2), (3,)),
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
 }
-"""Input and output axes of the matrices in the layers. Axis 0 is the layer axis."""
+"""Input and output axes of the matrices in the layers of the Transformer. Axis 0 is the layer axis."""
+_KERNEL_AXES = ((0, 1, 2), (3,))
+"""Of the convolutions of the image tokenizer: height, width and input channels are one axis of a matrix."""
+_OUTER_CONVOLUTIONS = (("encoder", "conv_in"), ("decoder", "conv_out"))
+
+
+def _matrix_axes(path: tuple, array: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Input and output axes of what Muon trains; None for what AdamW trains: embedding, output, the convolutions that
+    read and write pixels, and norms, as Muon's authors recommend."""
+    *modules, name = (key.key for key in path)
+    if name == "kernel" and array.ndim == 4:
+        return None if tuple(modules[-2:]) in _OUTER_CONVOLUTIONS else _KERNEL_AXES
+    return _MATRIX_AXES.get(name)
 
 
 def _optimizer_of_each(params: Any) -> Any:
-    """Muon for the matrices in the layers; AdamW for embedding, output and norms, as Muon's authors recommend."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _name(path) in _MATRIX_AXES else "adamw", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: "muon" if _matrix_axes(path, array) else "adamw", params
+    )
 
 
 def _muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: optax.contrib.MuonDimensionNumbers(*_MATRIX_AXES[_name(path)]), params
+        lambda path, array: optax.contrib.MuonDimensionNumbers(*_matrix_axes(path, array)), params
     )
 
 
@@ -77,7 +90,7 @@ def keep_moments_in(optimizer: optax.GradientTransformation, dtype: Any) -> opta
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW, or Muon for the matrices inside the layers and AdamW for the rest."""
+    """Global-norm clipping, then AdamW, or Muon for what is inside the layers and AdamW for the rest."""
     schedule = make_schedule(config, steps)
     optimizer = optax.adamw(
         schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask

@@ -350,6 +350,24 @@ def test_a_step_on_any_mesh_and_in_any_parts_is_that_of_one_device(mesh, accumul
     )
 
 
+def test_a_step_with_muon_on_a_mesh_is_that_of_one_device():
+    muon = dataclasses.replace(CONFIG.optimizer, name="muon")
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(SMALLEST, channels=8), optimizer=muon)
+    states = []
+    for mesh in (mesh_of(ONE), mesh_of(MeshConfig(data=2, fsdp=4))):
+        task = ImageTokenizerTask(config)
+        params = jax.tree.map(np.asarray, jax.jit(task.init_params)(jax.random.key(0)))
+        state = init_state(task, mesh, jax.device_put(params, task.params_shardings(mesh)))
+        placed = place(batch(), task.batch_shardings(mesh), 8, local_rows(mesh, 8))
+        states.append(make_train_step(task, mesh)(state, placed)[0])
+    momenta = [leaf for leaf in jax.tree.leaves(states[1].opt_state) if leaf.shape == (3, 3, 8, 8)]
+    assert {leaf.addressable_shards[0].data.shape for leaf in momenta} == {(3, 3, 8, 2)}
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-3, atol=5e-4),
+        states[1].params, states[0].params,
+    )  # fmt: skip
+
+
 def test_parameters_are_sharded_over_fsdp():
     shardings = ImageTokenizerTask(CONFIG).params_shardings(mesh_of(MeshConfig(data=1, fsdp=4)))
     kernel, codebook = shardings["model"]["encoder"]["mid_block_1"]["conv1"]["kernel"], shardings["model"]["codebook"]

@@ -167,6 +167,24 @@ def muon_update(params):
     return by_name(updates)
 
 
+def test_muon_takes_the_convolutions_between_those_that_read_and_write_pixels():
+    kernels = {
+        "encoder": {"conv_in": {"kernel": (3, 3, 3, 4)}, "conv_out": {"kernel": (3, 3, 4, 6), "bias": (6,)}},
+        "decoder": {"conv_in": {"kernel": (3, 3, 6, 4)}, "conv_out": {"kernel": (3, 3, 4, 3)}},
+        "codebook": (16, 4),
+    }  # fmt: skip
+    params = random_like(kernels, seed=0)
+    config = OptimizerConfig(name="muon", learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0)
+    optimizer = make_optimizer(dataclasses.replace(config, eps=1e-12), 5)
+    updates, _ = jax.jit(optimizer.update)(gradients(params, 1), optimizer.init(params), params)
+    # Adam's first update has one size in every element.
+    varied = {name for name, value in by_name(updates).items() if np.ptp(np.abs(value)) > 0.01 * np.max(np.abs(value))}
+    assert varied == {"encoder/conv_out/kernel", "decoder/conv_in/kernel"}
+    flat = by_name(updates)["encoder/conv_out/kernel"].reshape(36, 6)
+    values = np.linalg.svd(flat, compute_uv=False)  # near each other: height, width and input channels are one axis
+    assert values.min() > 0.6 * values.max()
+
+
 def test_muon_takes_exactly_the_matrices_of_the_layers(muon_update):
     """Adam's first update has one size in every element; Muon's has one size in every singular value."""
     by_adam = {name for name, value in muon_update.items() if np.ptp(np.abs(value)) < 0.01 * np.max(np.abs(value))}
