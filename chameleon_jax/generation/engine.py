@@ -28,7 +28,8 @@ from chameleon_jax.generation.rows import Rows
 from chameleon_jax.tokens.vocabulary import Vocabulary
 
 PICTURE_STEPS = 4
-"""How many times more steps a call takes where all rows that run are in pictures: nothing ends there for long."""
+"""How many times more steps a call takes where all rows are in pictures: nothing ends there for long, and no request
+that comes meanwhile could have a row."""
 
 
 @dataclasses.dataclass
@@ -277,11 +278,25 @@ class Engine:
             raise
 
     def _admit(self) -> None:
+        """Gives free rows to requests, also to those that come while the prompts of others are read."""
         with self._changed:
             for row, handle in enumerate(self._handles):
                 if handle is not None and handle.done:  # cancelled
                     self._rows = _stop(self._rows, np.int32(row))
                     self._handles[row] = None
+        while starting := self._assign():
+            for row, handle in starting:
+                reused = self._lanes.read(0, row, handle.prompt[:-1])
+                self.statistics.prompt_tokens += len(handle.prompt) - 1
+                self.statistics.prompt_tokens_reused += reused
+                self._rows = _put(self._rows, np.int32(row), handle.request, np.int32(handle.sample))
+                self._place[row] = handle.request.place
+                if handle.request.place != IN_TEXT:
+                    self._guide(row, handle)
+
+    def _assign(self) -> list[tuple[int, Handle]]:
+        """The requests that get a free row now."""
+        with self._changed:
             free = [row for row, handle in enumerate(self._handles) if handle is None]
             starting = []
             while free and self._queue:
@@ -291,14 +306,7 @@ class Engine:
                 self._handles[row] = handle
                 handle.start(row)
                 starting.append((row, handle))
-        for row, handle in starting:
-            reused = self._lanes.read(0, row, handle.prompt[:-1])
-            self.statistics.prompt_tokens += len(handle.prompt) - 1
-            self.statistics.prompt_tokens_reused += reused
-            self._rows = _put(self._rows, np.int32(row), handle.request, np.int32(handle.sample))
-            self._place[row] = handle.request.place
-            if handle.request.place != IN_TEXT:
-                self._guide(row, handle)
+            return starting
 
     def _guide(self, row: int, handle: Handle) -> None:
         """Gives a row that begins a picture, or stands in one, its lanes of guidance."""
@@ -320,7 +328,8 @@ class Engine:
         settings, running = self.settings, [row for row, handle in enumerate(self._handles) if handle is not None]
         drawing = [row for row in running if self._place[row] != IN_TEXT]
         lanes = 1 + max((self._guided[row] for row in drawing), default=0)
-        steps = settings.steps * (PICTURE_STEPS if len(drawing) == len(running) else 1)
+        long = len(drawing) == self.rows
+        steps = settings.steps * (PICTURE_STEPS if long else 1)
         waiting = bool(self._queue)
         self._rows, caches, *outputs = decode(
             self.config,
@@ -329,7 +338,7 @@ class Engine:
             self._rows,
             tuple(self._lanes.caches[:lanes]),
             np.int32(steps),
-            np.bool_(waiting),
+            np.bool_(waiting or long),
             max_steps=settings.steps * PICTURE_STEPS,
             window=settings.window if drawing else 1,
             logits_sharding=self._replicated,

@@ -510,6 +510,21 @@ def test_rows_are_busy_while_requests_wait():
     assert statistics.busy_while_waiting / statistics.row_steps_while_waiting >= 0.9
 
 
+def test_requests_that_come_while_a_prompt_is_read_are_written_beside_it(monkeypatch):
+    shared, options = engine(never_ending()), dataclasses.replace(LONG, mode="text", max_new_tokens=16)
+    handles, read = [], shared._lanes.read
+
+    def read_while_others_ask(*arguments):
+        if len(handles) < 8:
+            handles.append(shared.submit(np.array(PROMPTS[0]), options, sample=len(handles)))
+        return read(*arguments)
+
+    monkeypatch.setattr(shared._lanes, "read", read_while_others_ask)
+    handles.append(shared.submit(np.array(PROMPTS[0]), options))
+    assert [len(handle.result().ids) for handle in handles] == [16] * 8  # there are more of them meanwhile
+    assert (shared.statistics.steps, shared.statistics.busy_row_steps) == (2 * 16, 8 * 16)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Prompts
 # ----------------------------------------------------------------------------------------------------------------------
