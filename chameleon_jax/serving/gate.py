@@ -124,6 +124,9 @@ class Gate:
         self._metrics.under_way.inc()
         try:
             await self._pass(scope, receive, count)
+        except asyncio.CancelledError:  # the time to drain is over, and uvicorn ends what is left
+            if not status:
+                await respond(busy("the server is shutting down", "shutting_down"), count)
         except Exception:
             if status:  # nothing else can be said any more
                 raise

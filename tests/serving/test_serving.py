@@ -322,6 +322,26 @@ def test_sigterm_says_why_it_ends_answers_that_take_too_long(model, endless):
     assert not service.failed
 
 
+def test_body_that_never_ends_is_refused_at_the_end_without_a_traceback(model, caplog):
+    got = []
+
+    def work(service, client) -> None:
+        url = client.base_url
+        with socket.create_connection((url.host, url.port)) as connection:
+            connection.sendall(post("/v1/chat/completions", json.dumps(CHAT).encode())[:-20])
+            until(lambda: "requests_under_way 2.0" in httpx2.get(url.join("/metrics")).text)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while part := connection.recv(4096):
+                got.append(part)
+
+    config = dataclasses.replace(CONFIG, drain_seconds=0.0, limits=LimitsConfig(body_seconds=600.0))
+    came, _ = run_here(model, config, work)
+    assert came == signal.SIGTERM
+    assert b"".join(got).startswith(b"HTTP/1.1 503")
+    assert b'"code": "shutting_down"' in b"".join(got)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_server_ends_with_its_engine(model):
     came, service = run_here(model, CONFIG, lambda service, client: service.engine.close())
     assert came == 0
