@@ -128,7 +128,7 @@ def measure_prefill(model: Model) -> dict[str, Any]:
 
 
 def measure_text(model: Model, rows: int) -> dict[str, Any]:
-    """Tokens a second of `rows` requests at once, after their first tokens."""
+    """Tokens a second of `rows` requests at once, after their first tokens, and from when they were asked."""
     config = model.config
     options = GenerationConfig(mode="text", max_new_tokens=config.new_tokens, seed=config.seed)
     runs, first_run = _runs(model, make_engine(model, rows), rows, options)
@@ -137,6 +137,7 @@ def measure_text(model: Model, rows: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "tokens_per_second": _spread([run.tokens_after_first / run.seconds_after_first for run in runs]),
+        "tokens_per_second_with_prompts": _spread([run.tokens / run.seconds for run in runs]),
         "milliseconds_per_step": round(1000 * seconds, 4),
         "bytes_per_step": round(moved),
         "of_bandwidth": round(moved / seconds / model.bandwidth, 3),
@@ -178,6 +179,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 class _Run(NamedTuple):
     seconds: float
     seconds_to_first: float
+    tokens: int
     steps: int
     seconds_after_first: float
     tokens_after_first: int
@@ -195,7 +197,9 @@ def _runs(model: Model, engine: Engine, rows: int, options: GenerationConfig) ->
         firsts = [len(next(iter(handle)).ids) for handle in handles]
         seconds, to_first = (max(getattr(each, name) for each in results) for name in ("seconds", "seconds_to_first"))
         steps, tokens = engine.statistics.steps - before, sum(len(each.ids) for each in results)
-        runs.append(_Run(seconds, to_first, steps, seconds - to_first, tokens - sum(firsts), steps - max(firsts)))
+        runs.append(
+            _Run(seconds, to_first, tokens, steps, seconds - to_first, tokens - sum(firsts), steps - max(firsts))
+        )
     return runs[1:], runs[0].seconds
 
 

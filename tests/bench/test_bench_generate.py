@@ -43,6 +43,7 @@ def test_prints_figures_of_everything_that_was_asked_for(tiny, capsys):
     assert figures["parameters"] == 2 * 64 * 8 + 4 * 8 * 8 + 3 * 8 * 8 + 3 * 8 + 4 * 4
     (text,) = figures["text"]
     assert (text["rows"], len(text["tokens_per_second"]["all"])) == (2, 2)
+    assert len(text["tokens_per_second_with_prompts"]["all"]) == 2
     assert sum(text["parts"].values()) == pytest.approx(text["milliseconds_per_step"], abs=1e-3)
     one_by_one, three_at_a_time = figures["pictures"]
     assert [each["window"] for each in figures["pictures"]] == [1, 3]
