@@ -20,7 +20,7 @@ from chameleon_jax.runtime.disk_errors import explain_disk_errors
 from data_pipeline.records import Shard
 from data_pipeline.sources.files import identity
 
-NAMES = ("handwritten_digits", "python_reference", "python_stdlib")
+NAMES = ("handwritten_digits", "python_reference", "python_stdlib", "openmoji/64px", "openmoji/128px")
 EXAMPLES_PER_SHARD = 1000
 
 
@@ -40,7 +40,7 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
 
     Args:
       name: one of `NAMES`.
-      split: "train", "test" or a slice such as "train[:90%]".
+      split: "train", "test", that of another name where there is one, or a slice such as "train[:90%]".
     """
     if is_cloud(folder):
         raise ConfigError(f"datasets = {str(folder)!r}: must be a folder on this machine; it is a cache")
@@ -49,12 +49,14 @@ def open_dataset(name: str, split: str, folder: str | Path) -> Sequence[dict[str
     import tensorflow_datasets as tfds
 
     from data_pipeline.datasets.handwritten_digits import HandwrittenDigits
+    from data_pipeline.datasets.openmoji import OpenMoji
     from data_pipeline.datasets.python_text import PythonReference, PythonStdlib
 
     tfds.disable_progress_bar()
-    builders = dict(zip(NAMES, (HandwrittenDigits, PythonReference, PythonStdlib), strict=True))
+    name, _, config = name.partition("/")
+    builders = {builder.name: builder for builder in (HandwrittenDigits, PythonReference, PythonStdlib, OpenMoji)}
     with explain_disk_errors(folder), building():
-        builder = builders[name](data_dir=str(folder), file_format="array_record")
+        builder = builders[name](config=config or None, data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
     try:
         return builder.as_data_source(split)

@@ -91,6 +91,7 @@ class TfdsSource(SourceConfig):
         import tensorflow_datasets as tfds
 
         import data_pipeline.datasets.handwritten_digits
+        import data_pipeline.datasets.openmoji
         import data_pipeline.datasets.python_text
 
         folder = self.data_dir or datasets or None

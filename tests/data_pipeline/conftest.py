@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from chameleon_jax.console.commands import prepare
 from chameleon_jax.runtime.files import write_text
 from chameleon_jax.tokens.documents import save_image_tokenizer
 from data_pipeline.config import PrepareCommand
+from data_pipeline.datasets import openmoji
 from data_pipeline.sources import DocumentsSource
 
 
@@ -31,8 +33,30 @@ def write_documents(path: Path, documents: list) -> Path:
     return path
 
 
+FEW_THINGS = (
+    "1F44B", "1F469-200D-1F527", "1F468-200D-1F527", "1F9D1-200D-1F527", "1F46E", "1F468-200D-1F680",
+    "1F9D1-200D-1F680", "1F9D1-200D-2764-200D-1F9D1", "1F353", "1F950", "2615", "1F35E", "1F9C0", "1F1EB-1F1F7",
+    "2640", "1F3FB", "1F981", "1F9F2", "E040", "1FA77", "1F499", "1F49A",
+)  # fmt: skip
+"""Families of OpenMoji that stand for all of them: people in tones, the same woman, man and person, couples, single
+things, some held out, one without a name."""
+
+
 @pytest.fixture(scope="session")
-def datasets(tmp_path_factory) -> str:
+def few_pictures() -> Iterator[dict[str, Path]]:
+    """Of OpenMoji's pictures, only those of `FEW_THINGS`, by code points, for what this process builds."""
+    few = {
+        code_points: path
+        for code_points, path in openmoji.svg_files().items()
+        if openmoji.family_of(code_points).removesuffix("-200D-2640").removesuffix("-200D-2642") in FEW_THINGS
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji, "svg_files", lambda: few)
+        yield few
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory, few_pictures) -> str:
     return str(tmp_path_factory.mktemp("datasets"))
 
 
