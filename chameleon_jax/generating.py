@@ -239,15 +239,16 @@ def encode_prompts(
     """
     tokenizer, vocabulary = model.tokenizer, model.vocabulary
     documents = as_documents(documents)
-    for number, (document, config) in enumerate(zip(documents, configs, strict=True)):
+    names = [f"document {number}" for number in range(len(documents))] if len(documents) > 1 else ["the prompt"]
+    for name, document, config in zip(names, documents, configs, strict=True):
         pictures = sum(not isinstance(segment, str) for segment in document)
         if pictures:
-            _check_room(model, f"document {number}", pictures * tokenizer.image_block, config, IN_TEXT)
+            _check_room(model, name, pictures * tokenizer.image_block, config, IN_TEXT)
     prompts = []
-    for number, (ids, config) in enumerate(zip(tokenizer.encode_many(documents), configs, strict=True)):
+    for name, ids, config in zip(names, tokenizer.encode_many(documents), configs, strict=True):
         turn = [vocabulary.end_of_turn] if config.form == "chat" else []
         prompts.append(with_begin_image(model, np.concatenate([[vocabulary.bos], ids, turn]), config))
-        _check_room(model, f"document {number}", len(prompts[-1]), config, place_after(vocabulary, prompts[-1]))
+        _check_room(model, name, len(prompts[-1]), config, place_after(vocabulary, prompts[-1]))
     return prompts
 
 

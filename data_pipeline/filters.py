@@ -26,6 +26,7 @@ class FilterConfig:
     min_characters: int | None = None
     """Characters of the text."""
     max_characters: int | None = None
+    """The same, at most."""
     min_words: int | None = None
     """Words, separated by white space. Gopher: 50."""
     max_words: int | None = None

@@ -170,7 +170,7 @@ def test_prompt_that_is_too_long_is_refused_before_any_work(model, monkeypatch):
     with pytest.raises(DocumentError, match=r"document 1 has .* tokens, .*context_length = 4,096. Shorten"):
         model.generate_many(["short", "long " * 17_500], TEXT)
     monkeypatch.setattr(model.image_tokenizer, "tokenize", None)
-    with pytest.raises(DocumentError, match=r"document 0 has 6,000 tokens, .*context_length = 4,096"):
+    with pytest.raises(DocumentError, match=r"the prompt has 6,000 tokens, .*context_length = 4,096"):
         model.generate([random_picture(0)] * 1000, TEXT)
 
 
@@ -183,7 +183,7 @@ def test_longer_context_can_be_asked_for(model):
 
 def test_more_than_the_model_was_trained_on_is_refused(model):
     short = Chameleon(dataclasses.replace(model.config, context_length=16), model.params, model.tokenizer)
-    with pytest.raises(DocumentError, match=r"^document 0 has .* together more than context_length = 16"):
+    with pytest.raises(DocumentError, match=r"^the prompt has .* together more than context_length = 16"):
         short.generate("A handwritten seven. " * 4, TEXT)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

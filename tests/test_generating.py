@@ -117,7 +117,7 @@ def test_cancelled_in_the_middle_keeps_what_was_whole(model):
         ({"prompt_ids": [10**6]}, DocumentError, "prompt_ids from 1000000 to 1000000: must be from 0 to"),
         ({"document": "a", "n": 0}, ConfigError, "n = 0: must be at least 1"),
         ({"document": "a" * 300}, DocumentError, "context_length = 256"),
-        ({"document": [random_picture(1)] * 43}, DocumentError, "document 0 has 258 tokens"),
+        ({"document": [random_picture(1)] * 43}, DocumentError, "the prompt has 258 tokens"),
         ({"document": "a", "config": dataclasses.replace(TEXT, stop_ids=(10**6,))}, ConfigError, "stop_ids = 1000000"),
         ({"document": ["a", None]}, DocumentError, "not NoneType"),
     ],

@@ -41,7 +41,9 @@ class BenchTrainConfig:
     steps: int = 10
     """Steps per repeat, dispatched without waiting in between."""
     repeats: int = 5
+    """Measurements, of which the median counts."""
     seed: int = 0
+    """Of the weights and of the rows."""
 
     moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
 
@@ -99,7 +101,9 @@ class BenchGenerateConfig:
     text_guidance: float = 3.0
     """Guidance scale of pictures; 1 is off."""
     repeats: int = 3
+    """Measurements, of which the median counts."""
     seed: int = 0
+    """Of the weights, the prompts and the sampling."""
 
     def __post_init__(self):
         require_seed(self.seed)

@@ -20,6 +20,7 @@ class EvaluationConfig:
     drawing: GenerationConfig = GenerationConfig(mode="image")
     """Options of drawing."""
     seed: int = 0
+    """Of the pairs to add up, and of the judge. What the model writes has that of `drawing`."""
 
     def __post_init__(self):
         require_seed(self.seed)

@@ -22,6 +22,7 @@ class TextTokenizerConfig:
     max_lines: int = 1_000_000
     """Lines to train on, sampled at random if there are more."""
     seed: int = 0
+    """Of the lines that are sampled."""
 
     def __post_init__(self):
         require_seed(self.seed, bits=32)
@@ -141,6 +142,7 @@ class ImageTokenizerTrainConfig(RunConfig):
     execution: ChangesRounding[ImageTokenizerExecutionConfig] = ImageTokenizerExecutionConfig()
     optimizer: ImageTokenizerOptimizerConfig = ImageTokenizerOptimizerConfig()
     reconstruction: Literal["l1", "l2"] = "l2"
+    """Error of pixels in the loss: absolute or squared."""
     perceptual: PerceptualConfig = PerceptualConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     codebook: Literal["ema", "rotation", "learned", "sim_vq", "ibq"] = "ema"

@@ -261,6 +261,7 @@ class RunConfig:
     evaluation_batches: Adjustable[int] = 8
     """Batches of each held-out source per evaluation; 0: all."""
     seed: int = 0
+    """Of the weights, the order of the rows and dropout."""
 
     @property
     def depends_on_mesh(self) -> str:

@@ -49,8 +49,10 @@ def compare(generation: GenerationConfig, options: CompareOptions, *, a: str, b:
     if before and before["comparison"] != key["comparison"]:  # answers were removed, and others generated
         raise FileError(stays)
     write_json(key_file, key)
-    write_text(folder / "compare.html", comparison_page(pairs, key["comparison"]))
-    console.print(f"give {folder / 'compare.html'} to those who judge, and keep {key_file} from them")
+    content = comparison_page(pairs, key["comparison"])
+    write_text(folder / "compare.html", content)
+    size = len(content.encode()) / 1e6
+    console.print(f"give {folder / 'compare.html'} ({size:,.1f} MB) to those who judge, and keep {key_file} from them")
     return {"prompts": len(prompts), "page": folder / "compare.html", "key": key_file}
 
 

@@ -137,8 +137,8 @@ def answer(
     for place in left:
         try:
             encode_prompts(opened, [prompts[place].document], [options])
-        except DocumentError as error:  # which counts the documents of one call
-            raise DocumentError(f"{prompts[place].place}: {str(error).removeprefix('document 0 ')}") from None
+        except DocumentError as error:  # which does not know where it stands
+            raise DocumentError(f"{prompts[place].place}: {str(error).removeprefix('the prompt ')}") from None
     opened.drop_params()  # which takes half of the memory
     with progress_bar(name, len(left)) as bar:
         step = opened.engine_config.rows

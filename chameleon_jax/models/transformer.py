@@ -78,6 +78,8 @@ def _adapter(
 
 
 class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
+
     config: TransformerConfig
     execution: ExecutionConfig
 

@@ -31,19 +31,22 @@ def reconstructions_page(measured: Measured, names: Sequence[str], data: str) ->
     """The page as HTML.
 
     Args:
-      names: of the tokenizers.
+      names: of the tokenizers. Of paths, the page shows as many of the last parts as tell them apart.
       data: where the pictures are from.
     """
+    labels = _labels(names)
     rows = [(*_SAID[key], *(f"{figures[key]:.4g}" for figures in measured.figures)) for key in measured.figures[0]]
     use = "".join(
         f"<h3>{html.escape(name)}</h3>" * (len(names) > 1) + charts.code_use(counts, name)
-        for name, counts in zip(names, measured.counts, strict=True)
+        for name, counts in zip(labels, measured.counts, strict=True)
     )
-    order = " | ".join(("original", *map(html.escape, names)))
+    order = " | ".join(("original", *map(html.escape, labels)))
     sections = [
-        Section("Figures", _FIGURES, table(("figure", "", *names), rows)),
-        Section("The worst", f"The lowest PSNR of {html.escape(names[0])}: {order}.", _gallery(measured.worst, names)),
-        Section("At random", f"{order}.", _gallery(measured.random, names)),
+        Section("Figures", _FIGURES, table(("figure", "", *labels), rows)),
+        Section(
+            "The worst", f"The lowest PSNR of {html.escape(labels[0])}: {order}.", _gallery(measured.worst, labels)
+        ),
+        Section("At random", f"{order}.", _gallery(measured.random, labels)),
         Section("How the codes are used", "Over all pictures.", use),
     ]
     what = " and ".join(f"<code>{html.escape(name)}</code>" for name in names)
@@ -51,6 +54,16 @@ def reconstructions_page(measured: Measured, names: Sequence[str], data: str) ->
     lead = f"<p>What {what} of {measured.pictures:,} pictures from <code>{html.escape(data)}</code>.</p>"
     footer = "Written by <code>chameleon evaluate-image-tokenizer</code>."
     return page("Pictures and their reconstructions", lead, sections, footer)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Short enough for a column in a narrow window."""
+    paths = [name.rstrip("/").split("/") for name in names]
+    for count in range(1, max(map(len, paths))):
+        labels = ["/".join(path[-count:]) for path in paths]
+        if len(set(labels)) == len(names):
+            return labels
+    return list(names)
 
 
 def _gallery(examples: Sequence[Example], names: Sequence[str]) -> str:

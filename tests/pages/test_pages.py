@@ -82,6 +82,18 @@ def test_one_tokenizer_makes_something_of_pictures_and_two_make_it():
         assert said in reconstructions_page(measured, names, "photos")
 
 
+def test_folders_of_tokenizers_are_named_by_what_tells_them_apart():
+    for names, labels in (
+        (["out/demo/image_tokenizer"], ["image_tokenizer"]),
+        (["out/a/image_tokenizer/", "out/b/image_tokenizer"], ["a/image_tokenizer", "b/image_tokenizer"]),
+        (["a/b", "b"], ["a/b", "b"]),
+        (["hf://org/one", "hf://org/two@main"], ["one", "two@main"]),
+    ):
+        measured = Measured(60, [{"ssim": 0.9}] * len(names), [np.ones(4, np.int64)] * len(names), [], [])
+        shown = check_page(reconstructions_page(measured, names, "photos"))
+        assert shown.text_of("th") == ["figure", *labels]
+
+
 def test_small_pictures_are_enlarged_by_whole_numbers_and_large_ones_fitted():
     def shown(width, height, side):
         found = re.search(
