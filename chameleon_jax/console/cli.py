@@ -187,6 +187,7 @@ COMMANDS = {
         Command(
             "demo", "train and evaluate a small Chameleon from scratch; some minutes", configs.DemoCommand,
             "demo.run:run_demo", OptionalConfigFile, keeps_programs=True,
+            then=("chat {output}", "serve {output} --examples 'A handwritten seven.' 'Counting up from two:'"),
         ),
         Command(
             "init", "look at a folder of your own, and write the YAML files that make a model of it",
