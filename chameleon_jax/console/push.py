@@ -6,6 +6,7 @@ from typing import Any
 
 from chameleon_jax.config import PushCommand
 from chameleon_jax.console.data import in_columns
+from chameleon_jax.errors import printable
 from chameleon_jax.runtime.progress import console
 from chameleon_jax.weights.card import CARD
 from chameleon_jax.weights.push import files_to_push, repository_to_push_to
@@ -25,5 +26,11 @@ def push(command: PushCommand, *, folder: str, name: str) -> dict[str, Any]:
     if pushed.kept_card:
         console.print(
             f"note: {repository} has a {CARD}, which stays; once you edit that of {place}, it is sent instead"
+        )
+    if pushed.left:
+        others = f" and {len(pushed.left) - 1:,} more files" if len(pushed.left) > 1 else ""
+        console.print(
+            f"note: {repository} has {printable(pushed.left[0])}{others}, which this model does not have, perhaps of "
+            "an earlier push; they stay, and `hf repos delete-files` deletes them"
         )
     return {"files": len(names) - pushed.kept_card, "sent": pushed.url}

@@ -21,10 +21,13 @@ class Pushed(NamedTuple):
     Attributes:
       url: of the commit.
       kept_card: whether the repository has a card already, which was not replaced by one that nobody has edited.
+      left: names of files in the repository that a model of ours may have and this one has not, such as weights of an
+        earlier push.
     """
 
     url: str
     kept_card: bool
+    left: list[str]
 
 
 def files_to_push(folder: str | Path) -> tuple[Path, list[str]]:
@@ -90,18 +93,16 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = False
         raise FileError(f"{name}: {_why(error)}") from None
     if private and not there.private:
         raise FileError(f"{name}: is public already, so nothing was sent; make it private on the Hub, or choose a name")
-    kept = (
-        CARD in names
-        and any(file.rfilename == CARD for file in there.siblings or ())
-        and is_untouched((folder / CARD).read_bytes())
-    )
+    before = sorted(file.rfilename for file in there.siblings or ())
+    kept = CARD in names and CARD in before and is_untouched((folder / CARD).read_bytes())
     sent = [each for each in names if not (kept and each == CARD)]
     operations = [CommitOperationAdd(each, str(folder / each)) for each in sent]
     try:
         commit = api.create_commit(repository, operations, commit_message="Upload of a model by chameleon_jax")
     except Exception as error:
         raise FileError(f"{name}: {_why(error)}") from None
-    return Pushed(str(commit.commit_url), kept)
+    left = [each for each in before if each not in names and _is_of_model(each)]
+    return Pushed(str(commit.commit_url), kept, left)
 
 
 def _why(error: Exception) -> str:

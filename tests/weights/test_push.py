@@ -176,6 +176,16 @@ def test_card_of_the_repository_is_replaced_only_by_one_that_was_edited(hub, sav
     assert files["README.md"] == card.read_bytes()
 
 
+def test_files_of_an_earlier_push_are_named_and_stay(hub, saved, capsys):
+    files = {"params/d/of-earlier-weights": b"1", "results.csv": b"of others"}
+    hub.repositories["someone/model"] = {"private": False, "files": files}
+    for _ in range(2):  # what the first push sent is not counted by the second
+        assert main(["push", str(saved / "chameleon" / "model"), "hf://someone/model"]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "someone/model has params/d/of-earlier-weights, which this model does not have" in said
+    assert {"params/d/of-earlier-weights", "results.csv"} < files.keys()
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [(401, "the token is not valid"), (403, "the token may not write there"), (500, "Check the network")],
