@@ -272,10 +272,21 @@ for name in ("", ".models.transformer", ".models.vq", ".training", ".training.st
 
 def test_importing_the_package_does_not_load_what_is_rarely_used():
     heavy = ("grain", "tensorflow_datasets", "sentencepiece", "orbax.checkpoint.v1", "matplotlib", "sklearn")
-    body = f"import chameleon_jax.training, data_pipeline; print([name for name in {heavy!r} if name in sys.modules])"
+    heavy += ("chameleon_jax.serving", "fastapi", "starlette", "uvicorn", "prometheus_client")
+    body = "import chameleon_jax.chameleon, chameleon_jax.training, data_pipeline; "
+    body += f"print([name for name in {heavy!r} if name in sys.modules])"
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {body}"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_importing_the_package_loads_next_to_nothing():
+    """Names are looked up when they are used: neither JAX nor what serves is loaded before."""
+    body = "before = set(sys.modules); import chameleon_jax; print(*sorted(set(sys.modules) - before))"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {body}"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    loaded = {name for name in result.stdout.split() if name.split(".")[0] not in sys.stdlib_module_names}
+    assert loaded == {"chameleon_jax", "chameleon_jax.runtime", "chameleon_jax.runtime.lazy_names"}
 
 
 @pytest.mark.slow
