@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from chameleon_jax.document import Document
 from chameleon_jax.generating import check_prompt, resolved
-from chameleon_jax.generation.events import Finished, PictureDone, PictureProgress, TextPiece
+from chameleon_jax.generation.events import Finished, TextPiece
 from chameleon_jax.generation.handle import Chunk
 from chameleon_jax.serving.errors import invalid
 from chameleon_jax.serving.exchange import respond, service_of, write_down
@@ -23,6 +23,7 @@ from chameleon_jax.serving.responses import (
     chat_completion,
     delta_of,
     finish_reason,
+    has_picture,
     server_sent,
     usage_chunk,
     usage_of,
@@ -104,8 +105,7 @@ async def chat_events(
             logprobs = _logprobs(rest) if rest else None
             yield server_sent(chat_chunk(head, index, {}, finish=finish_reason(event.answer), logprobs=logprobs))
             continue
-        has_picture = isinstance(event, PictureDone | PictureProgress)
-        delta = await service.in_thread(delta_of, event) if has_picture else delta_of(event)
+        delta = await service.in_thread(delta_of, event) if has_picture(event) else delta_of(event)
         if isinstance(event, TextPiece) and body.logprobs:
             logprobs = _logprobs(shown[index].take(event.text))
         if delta is not None:

@@ -18,6 +18,7 @@ from chameleon_jax.serving.responses import (
     Head,
     delta_of,
     finish_reason,
+    has_picture,
     server_sent,
     text_choice,
     text_chunk,
@@ -113,7 +114,7 @@ async def text_events(
         if isinstance(event, TextPiece):
             choice = text_choice(index, event.text, None)
         elif isinstance(event, PictureDone | PictureProgress):
-            delta = await service.in_thread(delta_of, event)
+            delta = await service.in_thread(delta_of, event) if has_picture(event) else delta_of(event)
             choice = {**text_choice(index, "", None), **delta}
         elif isinstance(event, Finished):
             finished[index] = event.answer

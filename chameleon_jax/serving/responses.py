@@ -133,6 +133,11 @@ def delta_of(event: Event) -> dict[str, Any] | None:
     return None
 
 
+def has_picture(event: Event) -> bool:
+    """Whether `delta_of` encodes a picture, which takes a while."""
+    return isinstance(event, PictureDone) or (isinstance(event, PictureProgress) and event.preview is not None)
+
+
 class TokenLogprobs:
     """Log-probabilities of the text tokens of an answer, given out with the text that they make up: that is held back
     while it may be the beginning of a stop text, or is no whole character. Image codes have none."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from chameleon_jax.config import GenerationConfig, ServeConfig, require
 from chameleon_jax.errors import printable
 from chameleon_jax.generating import resolved
 from chameleon_jax.generation.engine import NO_TEXT, Engine
-from chameleon_jax.generation.events import Event, Finished
+from chameleon_jax.generation.events import Event, Finished, TextPiece
 from chameleon_jax.generation.handle import Chunk, Handle
 from chameleon_jax.generation.stream import whole_answer
 from chameleon_jax.generation.streaming import DocumentStream
@@ -252,8 +252,8 @@ class Answers:
     async def _events_of(self, chunk: Chunk, document: DocumentStream) -> list[Event]:
         decodes = self._task.preview_every or (chunk.ids == self._service.model.vocabulary.end_image).any()
         if not decodes:
-            return list(document.feed(chunk.ids))
-        return await self._service.in_thread(lambda: list(document.feed(chunk.ids)))
+            return _joined(document.feed(chunk.ids))
+        return await self._service.in_thread(lambda: _joined(document.feed(chunk.ids)))
 
     def _put(self, index: int, *events: Event | Chunk | Exception) -> None:
         for event in events:
@@ -290,3 +290,14 @@ class Answers:
         for handle, pump in zip(self._handles, self._pumps, strict=False):
             handle.cancel()
             pump.cancel()
+
+
+def _joined(events: Iterable[Event]) -> list[Event]:
+    """The same with the pieces of each text as one: they come at the same time, and each would be sent by itself."""
+    found: list[Event] = []
+    for event in events:
+        if found and isinstance(event, TextPiece) and isinstance(found[-1], TextPiece):
+            found[-1] = TextPiece(found[-1].text + event.text)
+        else:
+            found.append(event)
+    return found

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import openai
 import pytest
-from running import GENERATION
+from running import ENGINE, GENERATION
 from test_chat_completions import SAID, frozen, read
 from tiny_models import random_picture
 
@@ -114,3 +114,11 @@ def test_ids_that_are_none(client, path, body, said):
     with pytest.raises(openai.BadRequestError) as caught:
         client.post(path, body=body, cast_to=object)
     assert said in caught.value.body["message"]
+
+
+def test_text_of_one_call_of_the_engine_is_one_piece_of_a_stream(client):
+    asked = {"model": "tiny", "prompt": "One", "seed": 1, "extra_body": {"modalities": ["text"]}}
+    whole = client.completions.create(**asked)
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == whole.choices[0].text
+    assert len([piece for piece in pieces if piece]) <= whole.usage.completion_tokens // ENGINE.steps + 1
