@@ -7,7 +7,11 @@ from typing import ClassVar, Literal
 
 from chameleon_jax.config.reading import config, require, require_seed
 from chameleon_jax.config.tokenizers import ImageTokenizerTrainConfig, TextTokenizerConfig
-from data_pipeline.datasets import digit_documents, python_documents  # noqa: F401  (the demo's kinds of sources)
+from data_pipeline.datasets import (  # noqa: F401  (the demos' kinds of sources)
+    digit_documents,
+    openmoji_documents,
+    python_documents,
+)
 from data_pipeline.near_duplicates import NearDuplicatesConfig
 from data_pipeline.sources import SourceConfig
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chameleon_jax.config import ConfigError
 from chameleon_jax.runtime.cloud import is_cloud
 from chameleon_jax.runtime.disk_errors import explain_disk_errors
@@ -76,3 +78,17 @@ def shards_of(name: str, split: str, folder: str | Path, count: int = 0) -> list
         for begin in range(0, total, EXAMPLES_PER_SHARD)
         for end in [min(begin + EXAMPLES_PER_SHARD, total)]
     ]
+
+
+def in_turn(shard: Shard, total: int, seed: int, stream: int) -> Iterator[tuple[int, int, np.random.Generator]]:
+    """For each document of a shard its number, which of `total` pictures it begins with, and random numbers.
+
+    All pictures are gone through in a new random order each time. Random numbers depend on seed, stream and the number
+    of the document, so that each can be made apart.
+    """
+    turn, order = -1, np.zeros(0, np.int64)
+    for number in range(shard.begin, shard.end):
+        if number // total != turn:
+            turn = number // total
+            order = np.random.default_rng([seed, stream, turn, 1]).permutation(total)
+        yield number, int(order[number % total]), np.random.default_rng([seed, stream, number])

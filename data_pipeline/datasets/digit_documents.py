@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from chameleon_jax.config.reading import config, require_seed
-from data_pipeline.datasets import open_dataset, shards_of
+from data_pipeline.datasets import in_turn, open_dataset, shards_of
 from data_pipeline.datasets.number_words import DIGITS, NUMBERS
 from data_pipeline.records import Picture, Record, Segment, Shard
 from data_pipeline.sources.source import SourceConfig, register_source
@@ -65,17 +65,10 @@ class DigitsSource(SourceConfig):
         return shards_of("handwritten_digits", self.split, datasets, self.count)
 
     def read(self, shard: Shard, datasets: str = "") -> Iterator[Record]:
-        """Goes through all pictures of the split in a new random order each time. Random numbers depend on the seed and
-        the number of the document, so that each can be made apart."""
+        """Goes through all pictures of the split in a new random order each time."""
         pictures = _pictures(self.split, datasets)
-        total = len(pictures.labels)
-        order: dict[int, np.ndarray] = {}
-        for number in range(shard.begin, shard.end):
-            turn, place = divmod(number, total)
-            if turn not in order:
-                order = {turn: np.random.default_rng([self.seed, self.stream, turn, 1]).permutation(total)}
-            rng = np.random.default_rng([self.seed, self.stream, number])
-            segments = tuple(self.document(pictures, int(order[turn][place]), rng))
+        for number, index, rng in in_turn(shard, len(pictures.labels), self.seed, self.stream):
+            segments = tuple(self.document(pictures, index, rng))
             place = f"{self.kind} {self.split}, document {number}"
             yield Record(str(number), place, segments, fields=self.fields(segments))
 

@@ -55,7 +55,7 @@ from data_pipeline.config import (
     PrepareCommand,
     TextTokenizerCommand,
 )
-from data_pipeline.datasets import digit_documents, python_documents
+from data_pipeline.datasets import digit_documents, openmoji_documents, python_documents
 from data_pipeline.filters import FilterConfig
 from data_pipeline.forms import FormConfig, Template
 from data_pipeline.near_duplicates import NearDuplicatesConfig
@@ -478,6 +478,11 @@ TURNS: dict[str, Check | str] = {
 }
 PICTURES: dict[str, Check | str] = {"picture_folder": "test_pictures_may_be_in_a_folder_of_their_own"}
 SPLIT: dict[str, Check | str] = {"split": "test_slices_of_a_split"}
+EMOJI: dict[str, Check | str] = {
+    "split": "test_held_out_pictures_are_in_no_document",
+    "resolution": "test_documents_at_another_resolution",
+    "seed": "test_document_depends_on_its_number_and_the_seed",
+}
 
 KEYS: dict[type, dict[str, Check | str]] = {
     TransformerConfig: {
@@ -721,6 +726,11 @@ KEYS: dict[type, dict[str, Check | str]] = {
         sources_in(digit_documents),
         SOURCE | SPLIT | {"seed": "test_seed_changes_the_documents"},
     ),
+    **dict.fromkeys(sources_in(openmoji_documents), SOURCE | EMOJI),
+    openmoji_documents.EmojiNamesSource: SOURCE | EMOJI | dict.fromkeys(
+        ("english", "image_first"), "test_shares_of_english_and_of_pictures_first_can_be_set"
+    ),
+    openmoji_documents.EmojiStoriesSource: SOURCE | EMOJI | {"pictures": "test_stories_show_what_they_name"},
     FormConfig: {
         "order": "test_order_is_that_of_pictures_and_texts_among_themselves",
         "image_first_share": "test_share_of_pictures_first_can_be_set",
