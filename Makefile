@@ -7,10 +7,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all test-beam lint install install-all docs notebooks shapes gpu gpu-needs clean
+.PHONY: help demo showcase test test-all test-beam lint install install-all docs notebooks shapes gpu gpu-needs clean
 
 help:
 	@echo "make demo     train and evaluate a small Chameleon; writes out/demo/report.html (some minutes)"
+	@echo "make showcase train and evaluate a Chameleon on pictures in colour; writes out/showcase/report.html (about 45 minutes)"
 	@echo "make test     run all tests but the slow ones"
 	@echo "make test-all install torch, PEFT and libtpu too (3 GB), and run all tests"
 	@echo "make test-beam  create $(BEAM) with Apache Beam, and run its tests"
@@ -39,6 +40,9 @@ $(VENV)/.installed-all: $(VENV)/.installed
 
 demo: install
 	$(BIN)/chameleon demo
+
+showcase: install
+	$(BIN)/chameleon demo pictures
 
 test: install
 	$(PYTEST) -m "not slow"

@@ -47,6 +47,7 @@ install_import_hook(
 
 LONGEST = (
     "tests/demo/test_demo.py",
+    "tests/demo/pictures/test_pictures_demo.py",
     "tests/training/test_loop.py::test_a_run_killed",
     "tests/training/test_loop.py::test_an_image_tokenizer_killed",
     "tests/notebooks/test_notebooks.py::test_the_model_as_a_library",

@@ -1,7 +1,7 @@
 """Everything configurable: frozen dataclasses, read strictly from YAML, overridable from the command line."""
 
 from chameleon_jax.config.bench import BenchGenerateConfig, BenchOptions, BenchTrainConfig
-from chameleon_jax.config.demo import DemoCommand, EvaluationConfig
+from chameleon_jax.config.demo import DemoCommand, EvaluationConfig, PicturesDemoCommand, PicturesEvaluationConfig
 from chameleon_jax.config.evaluation import CompareOptions, CompareReportCommand, EvaluateImageTokenizerCommand
 from chameleon_jax.config.generation import EngineConfig, GenerateOptions, GenerationConfig, SamplingConfig
 from chameleon_jax.config.models import (
@@ -80,6 +80,8 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "PerceptualConfig",
+    "PicturesDemoCommand",
+    "PicturesEvaluationConfig",
     "PreprocessingConfig",
     "ProfileConfig",
     "PushCommand",

@@ -1,9 +1,9 @@
-"""The demo and its evaluation."""
+"""The demos and their evaluations."""
 
 from __future__ import annotations
 
 from chameleon_jax.config.generation import GenerationConfig
-from chameleon_jax.config.reading import config, require_seed
+from chameleon_jax.config.reading import config, require, require_seed
 
 
 @config
@@ -27,6 +27,31 @@ class EvaluationConfig:
 
 
 @config
+class PicturesEvaluationConfig:
+    """Evaluation of the model of `chameleon demo pictures` on OpenMoji's pictures."""
+
+    split: str = "test"
+    """Split of new combinations to evaluate on. Tune on a slice of train, never on test."""
+    train_split: str = "train"
+    """Split with the other tones of these, from which pictures to edit are taken."""
+    novel_split: str = "novel"
+    """Split of pictures of things that the model has never seen."""
+    trained_drawings: int = 300
+    """Names of the split `train_split` to draw."""
+    drawing: GenerationConfig = GenerationConfig(mode="image")
+    """Options of drawing."""
+    rows: int = 64
+    """Answers that are written at the same time."""
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.trained_drawings > 0, "trained_drawings", self.trained_drawings, "must be at least 1")
+        require(self.drawing.mode == "image", "drawing.mode", self.drawing.mode, "must be image")
+        require(self.rows > 0, "rows", self.rows, "must be at least 1")
+        require_seed(self.seed)
+
+
+@config
 class DemoCommand:
     """`chameleon demo`: every stage of the paper in small, then a report."""
 
@@ -37,3 +62,14 @@ class DemoCommand:
     configs/demo."""
     fresh: bool = False
     """Redo everything instead of reusing finished stages."""
+
+
+@config
+class PicturesDemoCommand(DemoCommand):
+    """`chameleon demo pictures`: the same with pictures in colour and names in fourteen languages."""
+
+    output: str = "out/showcase"
+    """Folder for everything that the demo makes. Must be empty, or of an earlier one."""
+    recipes: str = ""
+    """Folder with text_tokenizer.yaml, image_tokenizer.yaml, prepare.yaml, train.yaml and evaluation.yaml. Default:
+    configs/showcase."""

@@ -26,6 +26,7 @@ from chameleon_jax.config import (
     ImageTokenizerTrainConfig,
     LoRAConfig,
     PerceptualConfig,
+    PicturesEvaluationConfig,
     PreprocessingConfig,
     SamplingConfig,
     StageConfig,
@@ -54,6 +55,7 @@ CLASSES = {
     "train": TrainConfig,
     "bench/": BenchTrainConfig,
     "generate/": BenchGenerateConfig,
+    "showcase/evaluation": PicturesEvaluationConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }

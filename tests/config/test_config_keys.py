@@ -841,6 +841,13 @@ KEYS: dict[type, dict[str, Check | str]] = {
         ("split", "train_split", "drawings_per_digit", "sums", "drawing", "seed"),
         "test_every_promised_figure_is_there_and_a_number",
     ),
+    configs.PicturesEvaluationConfig: dict.fromkeys(
+        ("split", "train_split", "novel_split", "trained_drawings", "drawing", "rows", "seed"),
+        "test_every_figure_of_the_page_is_there",
+    ),
+    configs.PicturesDemoCommand: dict.fromkeys(
+        ("output", "recipes", "fresh"), "test_every_figure_of_the_page_is_there"
+    ),
     configs.EvaluateImageTokenizerCommand: {
         **dict.fromkeys(
             ("compare", "count", "json", "output", "samples"), "test_figures_are_those_of_their_definitions"

@@ -14,7 +14,7 @@ from chameleon_jax import load
 from chameleon_jax.bench.gpu.__main__ import main as gpu
 from chameleon_jax.config import find_configs
 from chameleon_jax.console.cli import main
-from chameleon_jax.demo.judge import Judge, nearest_distances
+from chameleon_jax.demo.digits.judge import Judge, nearest_distances
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_demo_folder_opens_as_a_model(demo, tmp_path, capsys):
 
 
 def test_judge_knows_real_digits_and_learns_only_from_what_it_is_given(demo):
-    from chameleon_jax.demo.evaluate import digit_pictures
+    from chameleon_jax.demo.digits.evaluate import digit_pictures
 
     images, labels = digit_pictures("train", str(demo[0] / "datasets"))
     judge = Judge(images[:1000], labels[:1000], seed=0)

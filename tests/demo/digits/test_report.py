@@ -9,8 +9,8 @@ from html_page import check_page
 from tiny_models import random_picture, released_model
 
 from chameleon_jax.config import TrainConfig, find_configs, read_config
-from chameleon_jax.demo.evaluate import Answers, Drawings, Evaluation
-from chameleon_jax.demo.report import write_report
+from chameleon_jax.demo.digits.evaluate import Answers, Drawings, Evaluation
+from chameleon_jax.demo.digits.report import write_report
 from chameleon_jax.tokens.image import to_pixels
 
 METRICS = (

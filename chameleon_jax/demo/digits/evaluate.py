@@ -15,7 +15,7 @@ import numpy as np
 
 from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import EvaluationConfig, GenerationConfig, SamplingConfig, from_dict
-from chameleon_jax.demo.judge import Judge, nearest_distances
+from chameleon_jax.demo.digits.judge import Judge, nearest_distances
 from chameleon_jax.evaluation.image_tokenizer import evaluate_image_tokenizers
 from chameleon_jax.models.transformer import Transformer
 from chameleon_jax.tokens.image import resize_and_crop, scale, to_pixels
