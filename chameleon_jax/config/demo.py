@@ -40,14 +40,11 @@ class PicturesEvaluationConfig:
     """Names of the split `train_split` to draw."""
     drawing: GenerationConfig = GenerationConfig(mode="image")
     """Options of drawing."""
-    rows: int = 64
-    """Answers that are written at the same time."""
     seed: int = 0
 
     def __post_init__(self):
         require(self.trained_drawings > 0, "trained_drawings", self.trained_drawings, "must be at least 1")
         require(self.drawing.mode == "image", "drawing.mode", self.drawing.mode, "must be image")
-        require(self.rows > 0, "rows", self.rows, "must be at least 1")
         require_seed(self.seed)
 
 

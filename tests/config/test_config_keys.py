@@ -842,7 +842,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         "test_every_promised_figure_is_there_and_a_number",
     ),
     configs.PicturesEvaluationConfig: dict.fromkeys(
-        ("split", "train_split", "novel_split", "trained_drawings", "drawing", "rows", "seed"),
+        ("split", "train_split", "novel_split", "trained_drawings", "drawing", "seed"),
         "test_every_figure_of_the_page_is_there",
     ),
     configs.PicturesDemoCommand: dict.fromkeys(

@@ -16,6 +16,7 @@ from chameleon_jax.chameleon import Chameleon
 from chameleon_jax.config import GenerationConfig, PicturesEvaluationConfig, SamplingConfig
 from chameleon_jax.demo.pictures.judge import Judge
 from chameleon_jax.evaluation.image_tokenizer import Measured, evaluate_image_tokenizers
+from chameleon_jax.runtime.progress import progress_bar
 from chameleon_jax.tokens.image import resize_and_crop, scale
 from data_pipeline.datasets import open_dataset
 from data_pipeline.datasets.openmoji_documents import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 ENGLISH = "en"
 LONGEST_NAME = 64
 """Text tokens of a caption at most."""
+AT_ONCE = 256
+"""Prompts that are handed to the model at once, between two lines of progress."""
 STORIES = ("Breakfast", "A fruit salad", "On the farm", "In the sea", "Music", "In space", "Weather", "Hearts")
 """Themes of the stories that are continued, of those in `data_pipeline.datasets.openmoji_stories`."""
 
@@ -129,6 +132,15 @@ def _share(examples: Sequence[Drawing | Caption], of: str = "right") -> float:
     return float(np.mean([getattr(each, of) for each in examples])) if examples else float("nan")
 
 
+def _answers(model: Chameleon, prompts: Sequence[Document], config: GenerationConfig, title: str) -> list[Document]:
+    answers: list[Document] = []
+    with progress_bar(title, len(prompts)) as bar:
+        for start in range(0, len(prompts), AT_ONCE):
+            answers += model.generate_many(prompts[start : start + AT_ONCE], config)
+            bar.update(len(answers))
+    return answers
+
+
 def draw(
     model: Chameleon,
     pictures: Pictures,
@@ -142,7 +154,7 @@ def draw(
       asked: prompt, true picture and language of each.
       by_name: count every picture of the same name as right, where names are what was asked for.
     """
-    answers = model.generate_many([prompt for prompt, _, _ in asked], config)
+    answers = _answers(model, [prompt for prompt, _, _ in asked], config, "draw")
     images = [answer[0] for answer in answers]
     if not images:
         return []
@@ -167,7 +179,7 @@ def ask(model: Chameleon, asked: Sequence[tuple[Document, set[str], str]]) -> li
       asked: prompt, right answers and language of each.
     """
     greedy = GenerationConfig(mode="text", max_new_tokens=LONGEST_NAME, text=SamplingConfig(temperature=0.0, top_p=1.0))
-    answers = model.generate_many([prompt for prompt, _, _ in asked], greedy)
+    answers = _answers(model, [prompt for prompt, _, _ in asked], greedy, "ask")
     texts = ["".join(answer).strip().removesuffix(".") for answer in answers]
     return [
         Caption(prompt, text, min(expected), text in expected, language)
@@ -262,7 +274,6 @@ class Evaluation:
 
 def evaluate(model: Chameleon, config: PicturesEvaluationConfig, datasets: str) -> Evaluation:
     """Evaluates a model on the splits of `config`."""
-    model.engine_config = dataclasses.replace(model.engine_config, rows=config.rows)
     tokenizer = model.tokenizer.image
     pictures = Pictures(datasets, tokenizer.config.resolution, config)
     rng = np.random.default_rng(config.seed)

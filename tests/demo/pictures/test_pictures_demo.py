@@ -12,11 +12,9 @@ from html_page import check_page
 from chameleon_jax.config import find_configs
 from chameleon_jax.console.cli import main
 from chameleon_jax.demo.pictures.report import LINKS
-from data_pipeline.datasets import openmoji
 
 pytestmark = pytest.mark.slow
 
-THINGS = {"1F44B", "1F44D", "1F9D1-200D-1F527", "2615", "1F375", "1F353", "1F34E", "1F34C", "1F40D", "1F418"}
 FIGURES = {
     "drawing_accuracy", "drawing_family_accuracy", "drawing_family_accuracy_by_edges", "drawing_accuracy_in_languages",
     "caption_accuracy", "caption_accuracy_in_languages", "edit_accuracy", "edit_family_accuracy",
@@ -56,17 +54,14 @@ def _recipes(folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, few_pictures):
     """The folder of a finished demo, and its recipes."""
     folder = tmp_path_factory.mktemp("pictures")
-    few = {name: path for name, path in openmoji.svg_files().items() if openmoji.family_of(name) in THINGS}
     (folder / "recipes").mkdir()
     _recipes(folder / "recipes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openmoji, "svg_files", lambda: few)
-        arguments = ["demo", "pictures", "--recipes", str(folder / "recipes"), "--output", str(folder / "out")]
-        assert main(arguments) == 0
-        yield folder / "out", arguments
+    arguments = ["demo", "pictures", "--recipes", str(folder / "recipes"), "--output", str(folder / "out")]
+    assert main(arguments) == 0
+    return folder / "out", arguments
 
 
 def test_every_figure_of_the_page_is_there(demo):
