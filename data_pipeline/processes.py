@@ -31,7 +31,7 @@ from chameleon_jax.runtime.progress import console
 from chameleon_jax.tokens.documents import DocumentTokenizer
 from chameleon_jax.tokens.image import ImageTokenizer
 from data_pipeline.counts import Counts
-from data_pipeline.tokenize import EncodeSquares
+from data_pipeline.tokenize import EncodeSquares, remember_codes
 from data_pipeline.units import Unit, UnitFailed, run
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def run_units(
         yield from _run_in_workers(units, command, tokenizer, report, processes)
         return
     encode = encoder(tokenizer)
+    encode = encode and remember_codes(encode)
     for unit in units:
         try:
             yield unit, run(unit, command, tokenizer, encode, lambda counts, unit=unit: report(unit, counts))
@@ -216,12 +217,14 @@ def _work() -> None:
             raise codes
         return codes
 
+    if tokenizer.image is not None:
+        encode = remember_codes(tokenizer.image.encode_squares if on_cpu else encode)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             unit = connection.recv()
             report = lambda counts: connection.send(("counts", counts))  # noqa: E731
             try:
-                result: tuple[str, Any] = ("done", run(unit, command, tokenizer, None if on_cpu else encode, report))
+                result: tuple[str, Any] = ("done", run(unit, command, tokenizer, encode, report))
             except UnitFailed as error:
                 result = ("failed", error)
             except ConnectionError:

@@ -36,6 +36,36 @@ EncodeSquares = Callable[[np.ndarray], np.ndarray]
 """Squares uint8 `[n, resolution, resolution, 3]`, whose memory is used again, to codes int32 `[n, codes_per_image]`."""
 
 
+MOST_REMEMBERED = 1 << 14
+"""Pictures whose codes are remembered."""
+
+
+def remember_codes(encode: EncodeSquares) -> EncodeSquares:
+    """`encode`, except that pictures which come again are not encoded again: sources may show each picture many times.
+
+    The first `MOST_REMEMBERED` pictures are remembered, by a hash of their squares. If fewer than that have come again
+    by then, remembering ends, as hashing takes time. The codes are the same as without it.
+    """
+    known: dict[bytes, np.ndarray] = {}
+    again = 0
+
+    def encode_new(squares: np.ndarray) -> np.ndarray:
+        nonlocal again
+        ended = len(known) >= MOST_REMEMBERED > again
+        if ended or len(squares) == 1:  # one alone is encoded by a program of its own, which may round differently
+            return encode(squares)
+        keys = [hashlib.blake2b(square, digest_size=16).digest() for square in squares]
+        new = {key: place for place, key in enumerate(keys) if key not in known}
+        again += len(keys) - len(new)
+        places = list(new.values()) * (2 if len(new) == 1 else 1)
+        found = dict(zip(new, encode(squares[places]), strict=False)) if new else {}
+        codes = np.stack([found[key] if key in found else known[key] for key in keys])
+        known.update(itertools.islice(found.items(), MOST_REMEMBERED - len(known)))
+        return codes
+
+    return encode_new
+
+
 class _Document(NamedTuple):
     """A document of which the texts and squares wait to be encoded. Documents have one part, conversations two for each
     turn; True stands for a picture."""

@@ -14,7 +14,7 @@ from chameleon_jax.tokens.documents import DocumentTokenizer
 from data_pipeline import tokenize as module
 from data_pipeline.records import Picture, Record, Rejected
 from data_pipeline.sources import ConversationsSource, DocumentsSource, SourceConfig
-from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenize import remember_codes, tokenize
 
 
 @pytest.fixture
@@ -151,3 +151,28 @@ def test_records_that_differ_in_what_templates_use_are_no_duplicates(tokenizer):
     ]
     first, other, same = (made[0].digest for made in tokenize(records, source, tokenizer))
     assert first == same != other
+
+
+def test_pictures_that_come_again_are_encoded_once(tokenizer, monkeypatch):
+    """The codes are those of the tokenizer, in whatever groups the pictures come."""
+    squares = np.stack([np.asarray(random_picture(number, (16, 16))) for number in range(12)])
+    expected, encoded = tokenizer.image.encode_squares(squares), []
+
+    def encode(group: np.ndarray) -> np.ndarray:
+        encoded.append(len(group))
+        return tokenizer.image.encode_squares(group)
+
+    remembering = remember_codes(encode)
+    for places in ([0, 1, 1, 2], [2, 1, 0], [0, 3], [3, 4, 5, 0], [5]):
+        np.testing.assert_array_equal(remembering(squares[places]), expected[places])
+    assert encoded == [3, 2, 2, 1], "three; none; one of two, as one alone takes another program; two; one alone"
+
+    monkeypatch.setattr(module, "MOST_REMEMBERED", 4)
+    remembering = remember_codes(encode)
+    for places in ([0, 1, 2, 3, 4, 5], [0, 1, 2], [1, 2]):
+        np.testing.assert_array_equal(remembering(squares[places]), expected[places])
+    assert encoded[4:] == [6, 3, 2], "none came again among the first four"
+    remembering = remember_codes(encode)
+    for places in ([0, 1, 2, 0, 1, 2], [0, 1, 2, 3], [0, 4, 5], [3, 5]):
+        np.testing.assert_array_equal(remembering(squares[places]), expected[places])
+    assert encoded[7:] == [3, 2, 2, 2], "the fifth and later ones are not remembered"
