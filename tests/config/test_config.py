@@ -56,7 +56,6 @@ CLASSES = {
     "bench/": BenchTrainConfig,
     "generate/": BenchGenerateConfig,
     "showcase/evaluation": PicturesEvaluationConfig,
-    "showcase_gpu/evaluation": PicturesEvaluationConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }
