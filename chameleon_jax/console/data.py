@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chameleon_jax.config import ConfigError, TrainConfig, read_config
+from chameleon_jax.config import ConfigError, TrainConfig, read_config, require
 from chameleon_jax.config.yaml_files import read_yaml
 from chameleon_jax.console.show import print_rows
 from chameleon_jax.runtime.cloud import as_path
@@ -33,8 +33,7 @@ def data(config: DataCommand, *, what: str, rows: Sequence[str] = ()) -> dict[st
     folder, train = _find_rows(what)
     prepared = PreparedData(folder)
     if rows:
-        print_rows(prepared, config.source, rows, config.output)
-        return {}
+        return _print(prepared, config, rows)
     tables = [of_sources(prepared), *(of_run(prepared, train) if train else [])]
     for table in tables:
         print(f"{table.title}\n{in_columns([table.head, *table.rows])}\n")
@@ -49,7 +48,12 @@ def show(config: DataCommand, *, data: str, rows: Sequence[str] = ()) -> dict[st
     """What `chameleon data --rows` was called before."""
     from data_pipeline.loader import PreparedData
 
-    print_rows(PreparedData(data), config.source, rows or ("0",), config.output)
+    return _print(PreparedData(data), config, rows or ("0",))
+
+
+def _print(prepared: PreparedData, config: DataCommand, rows: Sequence[str]) -> dict[str, Any]:
+    require(not config.page, "page", config.page, "is written by `chameleon data` without --rows")
+    print_rows(prepared, config.source, rows, config.output)
     return {}
 
 

@@ -42,9 +42,9 @@ FEW_THINGS = (
 things, some held out, one without a name."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def few_pictures() -> Iterator[dict[str, Path]]:
-    """Of OpenMoji's pictures, only those of `FEW_THINGS`, by code points, for what this process builds."""
+    """Of OpenMoji's pictures, only those of `FEW_THINGS`, by code points, for what is built meanwhile."""
     few = {
         code_points: path
         for code_points, path in openmoji.svg_files().items()
@@ -56,7 +56,7 @@ def few_pictures() -> Iterator[dict[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def datasets(tmp_path_factory, few_pictures) -> str:
+def datasets(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("datasets"))
 
 

@@ -86,6 +86,13 @@ def test_rows_are_printed_as_show_printed_them(prepared, capsys):
     assert "⟦The fox said" in printed
 
 
+@pytest.mark.parametrize("words", [("data", "--rows", "0"), ("show",)])
+def test_a_page_of_rows_that_are_printed_is_refused(words, prepared, tmp_path, capsys):
+    name, *options = words
+    assert main([name, str(prepared), *options, "--page", str(tmp_path / "page.html")]) == 2
+    assert "page.html': is written by `chameleon data` without --rows" in capsys.readouterr().err
+
+
 def test_what_is_no_data_is_refused(tmp_path, capsys):
     path = tmp_path / "other.yaml"
     path.write_text("kind: kite\n")

@@ -18,10 +18,11 @@ from data_pipeline.datasets.languages import LANGUAGES
 
 SPLITS = ("train", "test", "novel")
 svg_files = openmoji.svg_files  # before the tests leave some out
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
-def splits(datasets) -> dict[str, list[dict]]:
+def splits(datasets, few_pictures) -> dict[str, list[dict]]:
     def as_text(value):
         return {name: as_text(each) for name, each in value.items()} if isinstance(value, dict) else value.decode()
 

@@ -24,10 +24,11 @@ from data_pipeline.records import Picture, Record
 from data_pipeline.sources import SourceConfig
 
 KINDS = (EmojiNamesSource, EmojiQuestionsSource, EmojiEditsSource, EmojiTranslationsSource, EmojiStoriesSource)
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
-def by_name(datasets) -> dict[str, dict]:
+def by_name(datasets, few_pictures) -> dict[str, dict]:
     return {emoji.picture.name: emoji._asdict() for emoji in pictures_of("train", 64, datasets).all}
 
 
