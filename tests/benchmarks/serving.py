@@ -8,7 +8,7 @@ It starts servers of its own on loopback and prints JSON. Parts:
 - `throughput`: tokens a second of as many endless clients as the server has rows, of twice as many, of the engine in a
   process without HTTP that is asked the same, and of `chameleon bench generate` at the same sizes; in turns.
 - `restart`: seconds to ready with an empty and with a full cache of programs, and of loading alone; SIGTERM under load.
-- `hostile`: 10,000 requests from `hostile.py`.
+- `hostile`: 10,000 requests from `hostile_requests.py`.
 - `slow`: clients that do not read, and bodies that never end, beside a normal request.
 
 Not a test: pytest does not collect it.
@@ -41,7 +41,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from hostile import Hostile  # noqa: E402
+from hostile_requests import Hostile  # noqa: E402
 from served import HEADERS, Part, Server, is_token, request, streamed_of, whole_of  # noqa: E402
 
 CHAT, TEXT, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
