@@ -47,11 +47,13 @@ def remember_codes(encode: EncodeSquares) -> EncodeSquares:
     by then, remembering ends, as hashing takes time. The codes are the same as without it.
     """
     known: dict[bytes, np.ndarray] = {}
-    again = 0
+    again, ended = 0, False
 
     def encode_new(squares: np.ndarray) -> np.ndarray:
-        nonlocal again
-        ended = len(known) >= MOST_REMEMBERED > again
+        nonlocal again, ended
+        if len(known) >= MOST_REMEMBERED > again:
+            ended = True
+            known.clear()  # 64 MiB where a picture has 1,024 codes
         if ended or len(squares) == 1:  # one alone is encoded by a program of its own, which may round differently
             return encode(squares)
         keys = [hashlib.blake2b(square, digest_size=16).digest() for square in squares]
