@@ -22,6 +22,12 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
+def datasets(tmp_path_factory, few_pictures) -> str:
+    """Where they are built of those few: other tests build all of them in the folder of the session."""
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module")
 def splits(datasets, few_pictures) -> dict[str, list[dict]]:
     def as_text(value):
         return {name: as_text(each) for name, each in value.items()} if isinstance(value, dict) else value.decode()

@@ -28,6 +28,12 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
+def datasets(tmp_path_factory, few_pictures) -> str:
+    """Where they are built of those few: other tests build all of them in the folder of the session."""
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module")
 def by_name(datasets, few_pictures) -> dict[str, dict]:
     return {emoji.picture.name: emoji._asdict() for emoji in pictures_of("train", 64, datasets).all}
 
