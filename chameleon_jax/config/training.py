@@ -261,7 +261,7 @@ class RunConfig:
     evaluation_batches: Adjustable[int] = 8
     """Batches of each held-out source per evaluation; 0: all."""
     seed: int = 0
-    """Of the weights, the order of the rows and dropout."""
+    """Of the weights, the order of the rows, dropout and noise."""
 
     @property
     def depends_on_mesh(self) -> str:
@@ -324,6 +324,11 @@ class TrainConfig(RunConfig):
     """Low-rank adapters to train instead of the parameters of the model."""
     dropout: float = 0.0
     """Dropout rate on the output of each branch, before it is added to the residual stream."""
+    image_code_noise: float = 0.0
+    """Largest share of the image codes of a row that are read as random ones, in training alone; the share is drawn
+    anew for each row, uniformly from 0 to this, and the targets stay. Small data invites a model to recognise a picture
+    by its first codes and to ignore the text before it; with noise, it needs the text throughout (word dropout of
+    Bowman et al., 2016, section 3.1)."""
     initial: Adjustable[str] = ""
     """Model to start from, in any format: a folder, or hf://org/name on the Hugging Face Hub. Default: random
     initialisation."""
@@ -343,8 +348,8 @@ class TrainConfig(RunConfig):
     z_loss: float = 1e-5
     """Weight of (log Z)^2 in the loss, which keeps the logits from drifting."""
     dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """Random number generator of dropout. 'threefry2x32' gives the same masks on all devices and meshes, but is slow on
-    TPUs; 'rbg' is their own generator, whose masks depend on the mesh and the kind of device."""
+    """Random number generator of dropout and noise. 'threefry2x32' gives the same masks on all devices and meshes, but
+    is slow on TPUs; 'rbg' is their own generator, whose masks depend on the mesh and the kind of device."""
     samples: Adjustable[SamplesConfig] = SamplesConfig()
 
     moved_keys: ClassVar[dict[str, str]] = MOVED_KEYS
@@ -359,7 +364,8 @@ class TrainConfig(RunConfig):
 
     @property
     def depends_on_mesh(self) -> str:
-        return "dropout_bits = 'rbg'" if self.dropout and self.dropout_bits == "rbg" else ""
+        random = self.dropout or self.image_code_noise
+        return "dropout_bits = 'rbg'" if random and self.dropout_bits == "rbg" else ""
 
     @property
     def rows_of_first_stage(self) -> int:
@@ -379,6 +385,8 @@ class TrainConfig(RunConfig):
         for name, epochs in self.max_epochs.items():
             require(epochs > 0, f"max_epochs.{name}", epochs, "must be above 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
+        noise = self.image_code_noise
+        require(0 <= noise <= 1, "image_code_noise", noise, "must be from 0 to 1")
         require(
             not (self.lora.rank and self.trainable != "all"),
             "trainable",

@@ -18,6 +18,7 @@ import optax
 from chameleon_jax.array_types import Array
 from chameleon_jax.batch import Batch
 from chameleon_jax.config import BenchTrainConfig, ExecutionConfig, TrainConfig
+from chameleon_jax.config.reading import require
 from chameleon_jax.models.attention import backend_for
 from chameleon_jax.models.flops import (
     adapter_parameters,
@@ -48,6 +49,14 @@ class TransformerTask:
     @functools.cached_property
     def _is_image_id(self) -> np.ndarray:
         return np.zeros(self.config.model.vocab_size, bool) if self.is_image_id is None else self.is_image_id
+
+    @functools.cached_property
+    def _image_ids(self) -> np.ndarray:
+        ids = np.flatnonzero(self._is_image_id).astype(np.int32)
+        require(
+            len(ids) > 0, "image_code_noise", self.config.image_code_noise, "needs to know which ids are image codes"
+        )
+        return ids
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         check_mesh(self.config, mesh)
@@ -151,8 +160,8 @@ class TransformerTask:
     # The loss
 
     def key(self, step: Array) -> Array | None:
-        """Of dropout."""
-        if not self.config.dropout:
+        """Of dropout and noise."""
+        if not (self.config.dropout or self.config.image_code_noise):
             return None
         return jax.random.fold_in(jax.random.key(self.config.seed, impl=self.config.dropout_bits), step)
 
@@ -160,13 +169,16 @@ class TransformerTask:
         return jnp.sum(batch.loss_weights)
 
     def loss(self, params: Params, batch: Batch, key: Array | None, part: Part) -> tuple[Array, Measures]:
-        """With dropout if a key is given."""
+        """With dropout and noise if a key is given."""
         if key is not None and part.count > 1:  # each part has masks of its own
             key = jax.random.fold_in(key, part.number)
         config = self.config
+        inputs = batch.inputs
+        if key is not None and config.image_code_noise:
+            inputs = self._with_noise(inputs, jax.random.fold_in(key, 1))
         x = Transformer(config.model, config.execution, config.lora).apply(
             {"params": params},
-            batch.inputs,
+            inputs,
             batch.positions,
             batch.segment_ids,
             dropout=0.0 if key is None else config.dropout,
@@ -189,6 +201,13 @@ class TransformerTask:
             "row_weight_sum": jnp.sum(batch.loss_weights, axis=1),
         }
         return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)}, rows)
+
+    def _with_noise(self, ids: Array, key: Array) -> Array:
+        """`ids` int32 `[batch, length]` with a share of their image codes replaced by random ones."""
+        share, where, which = jax.random.split(key, 3)
+        shares = jax.random.uniform(share, (len(ids), 1), maxval=self.config.image_code_noise)
+        replaced = (jax.random.uniform(where, ids.shape) < shares) & jnp.asarray(self._is_image_id)[ids]
+        return jnp.where(replaced, jax.random.choice(which, jnp.asarray(self._image_ids), ids.shape), ids)
 
     def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
         return step_compiler_options(self.config, mesh)

@@ -161,7 +161,8 @@ class EmojiSource(SourceConfig):
 @register_source
 @config
 class EmojiNamesSource(EmojiSource):
-    """A picture and its name in a language: the name first, to be drawn, or the picture first, to be named."""
+    """A picture and its name in a language: the name first, to be drawn, or the picture first, to be named, then in
+    several languages if `languages` says so."""
 
     kind: Literal["emoji_names"] = "emoji_names"
     english: float = 0.3
@@ -169,19 +170,24 @@ class EmojiNamesSource(EmojiSource):
     image_first: float = 0.5
     """Share of documents with the picture first. The language is named in these, so the text differs, and `form.order`
     leaves them as they are."""
+    languages: int = 1
+    """Names behind a picture that comes first, each in another language, as far as it has names in so many."""
     stream = 10
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("english", "image_first"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be from 0 to 1")
+        require(self.languages > 0, "languages", self.languages, "must be at least 1")
 
     def document(self, pictures: Pictures, emoji: Emoji, rng: np.random.Generator) -> list[Segment]:
         image_first = rng.random() < self.image_first
         others = [language for language in emoji.names if language != "en"]
         language = "en" if rng.random() < self.english or not others else others[rng.integers(len(others))]
         if image_first:
-            return [emoji.picture, f"{caption_prompt(language)} {emoji.names[language]}."]
+            more = rng.permutation([each for each in emoji.names if each != language])[: self.languages - 1]
+            captions = (f"{caption_prompt(each)} {emoji.names[each]}." for each in (language, *more))
+            return [emoji.picture, "".join(captions)]
         return [drawing_prompt(emoji.names[language]), emoji.picture]
 
 

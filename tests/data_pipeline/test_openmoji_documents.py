@@ -91,6 +91,21 @@ def test_shares_of_english_and_of_pictures_first_can_be_set(datasets):
         EmojiNamesSource(english=1.5)
 
 
+def test_a_picture_can_be_named_in_several_languages(datasets, by_name):
+    own = {label: language for language, label in LANGUAGES.items()}
+    firsts = collections.Counter()
+    for record in EmojiNamesSource(count=300, image_first=1.0, english=0.5, languages=3).records(datasets):
+        picture, text = record.segments
+        names = by_name[picture.name]["names"]
+        labels = re.findall(rf" ({'|'.join(own)}): ", text)
+        assert len(set(labels)) == len(labels) == min(3, len(names))
+        assert text == "".join(f" {label}: {names[own[label]]}." for label in labels)
+        firsts[labels[0]] += 1
+    assert firsts["English"] / 300 == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ConfigError, match="languages = 0: must be at least 1"):
+        EmojiNamesSource(languages=0)
+
+
 def test_answers_are_right(datasets, by_name):
     asked = collections.Counter()
     for record in EmojiQuestionsSource(count=600).records(datasets):

@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from chameleon_jax.config import MeshConfig
+from chameleon_jax.config import ConfigError, MeshConfig
 from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.transformer import Transformer
@@ -20,6 +20,7 @@ from chameleon_jax.sharding import constraints_on, make_mesh
 from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.task import Part
+from chameleon_jax.training.transformer import TransformerTask
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -273,6 +274,45 @@ def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, b
     later = tiny.init_state(tiny.task(config), mesh)
     assert loss_of_first_step(later._replace(step=later.step + 1)) != first
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
+
+
+def test_noise_replaces_a_share_of_the_image_codes_of_each_row(tiny):
+    task = tiny.task(tiny.config(image_code_noise=0.6))
+    ids = np.random.default_rng(0).integers(0, len(tiny.is_image_id), (8, 2000)).astype(np.int32)
+    noisy = np.asarray(task._with_noise(jnp.asarray(ids), task.key(jnp.int32(3))))
+    is_image = tiny.is_image_id[ids]
+    np.testing.assert_array_equal(noisy[~is_image], ids[~is_image])
+    assert set(noisy[is_image].tolist()) == set(np.flatnonzero(tiny.is_image_id).tolist())
+    codes = tiny.is_image_id.sum()
+    shares = [
+        (row != old)[image].mean() * codes / (codes - 1) for row, old, image in zip(noisy, ids, is_image, strict=True)
+    ]
+    assert 0 < min(shares) < max(shares) < 0.65
+    assert max(shares) - min(shares) > 0.2, "each row has a share of its own"
+
+
+def test_noise_is_for_training_alone_and_the_same_on_every_mesh(tiny):
+    config = tiny.config(image_code_noise=0.6)
+    losses = {}
+    for name in ("data 8", "sequence 4, fsdp 2"):
+        mesh = mesh_of(MESHES[name])
+        state = tiny.init_state(tiny.task(config), mesh)
+        losses[name] = float(tiny.make_train_step(tiny.task(config), mesh)(state, tiny.batch(0))[1]["loss_sum"])
+    assert losses["data 8"] == pytest.approx(losses["sequence 4, fsdp 2"], rel=1e-5)
+    mesh = mesh_of(ONE)
+    evaluated = [
+        float(
+            tiny.make_evaluation_step(tiny.task(each), mesh)(
+                tiny.init_state(tiny.task(each), mesh).params, tiny.batch(0)
+            )["loss_sum"]
+        )
+        for each in (config, tiny.config())
+    ]
+    assert evaluated[0] == evaluated[1] != losses["data 8"]
+    with pytest.raises(ConfigError, match=r"image_code_noise = 1\.5: must be from 0 to 1"):
+        tiny.config(image_code_noise=1.5)
+    with pytest.raises(ConfigError, match="image_code_noise = 0\\.6: needs to know which ids are image codes"):
+        TransformerTask(config).loss({}, tiny.batch(0), jax.random.key(0), Part(0, 1, 1.0))
 
 
 @pytest.mark.slow
