@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from chameleon_jax.evaluation.image_tokenizer import Measured, evaluate_image_to
 from chameleon_jax.runtime.progress import progress_bar
 from chameleon_jax.tokens.image import resize_and_crop, scale
 from data_pipeline.datasets import open_dataset
+from data_pipeline.datasets.languages import LANGUAGES
 from data_pipeline.datasets.openmoji_documents import (
     QUESTIONS,
     caption_prompt,
@@ -40,6 +42,7 @@ AT_ONCE = 256
 """Prompts that are handed to the model at once, between two lines of progress."""
 STORIES = ("Breakfast", "A fruit salad", "On the farm", "In the sea", "Music", "In space", "Weather", "Hearts")
 """Themes of the stories that are continued, of those in `data_pipeline.datasets.openmoji_stories`."""
+_OTHER_LANGUAGE = re.compile("|".join(re.escape(f".{caption_prompt(language)}") for language in LANGUAGES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,15 +175,20 @@ def draw(
     return drawings
 
 
+def first_name(answer: str) -> str:
+    """What an answer says before it goes on with other languages, as documents with several names of a picture do."""
+    return _OTHER_LANGUAGE.split(answer, maxsplit=1)[0].strip().removesuffix(".")
+
+
 def ask(model: Chameleon, asked: Sequence[tuple[Document, set[str], str]]) -> list[Caption]:
-    """Has texts written, each right if it is one of those expected and nothing else.
+    """Has texts written, each right if it is one of those expected and nothing else (`first_name`).
 
     Args:
       asked: prompt, right answers and language of each.
     """
     greedy = GenerationConfig(mode="text", max_new_tokens=LONGEST_NAME, text=SamplingConfig(temperature=0.0, top_p=1.0))
     answers = _answers(model, [prompt for prompt, _, _ in asked], greedy, "ask")
-    texts = ["".join(answer).strip().removesuffix(".") for answer in answers]
+    texts = [first_name("".join(answer)) for answer in answers]
     return [
         Caption(prompt, text, min(expected), text in expected, language)
         for (prompt, expected, language), text in zip(asked, texts, strict=True)

@@ -65,6 +65,14 @@ def test_caption_is_right_to_the_letter(pictures):
     assert [each.right for each in captions] == [True, True, False, False]
 
 
+def test_only_the_first_of_several_names_counts(pictures):
+    """Documents may name a picture in several languages, so a model goes on with others; names have full stops too."""
+    texts = (" Mrs. Claus. Français: mère Noël. De", " Mrs. Cl. Français: mère Noël.", " Mrs. Claus. French")
+    captions = ask(Answers(*texts), [([], {"Mrs. Claus"}, "en")] * 3)
+    assert [each.right for each in captions] == [True, False, False]
+    assert captions[0].text == "Mrs. Claus"
+
+
 def test_edits_ask_for_test_pictures_from_training_pictures_of_their_family(pictures, monkeypatch):
     monkeypatch.setattr(evaluate, "draw", lambda model, pictures, asked, config, by_name: asked)
     train = {pictures.all[number].image.tobytes(): pictures.all[number] for number in pictures.train}
