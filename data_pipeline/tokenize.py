@@ -84,6 +84,10 @@ def _loss_mask(ids: np.ndarray, source: SourceConfig, vocabulary: Vocabulary) ->
     """bool `[n]`: the tokens that `source.loss` selects."""
     if source.loss == "all":
         return np.ones(len(ids), bool)
+    if source.loss == "last_image":
+        places = np.arange(len(ids))
+        begin, end = (places[ids == id].max(initial=-1) for id in (vocabulary.begin_image, vocabulary.end_image))
+        return (begin < places) & (places <= end)
     is_image = (vocabulary.modality[ids] == IMAGE) | (ids == vocabulary.end_image)
     return is_image if source.loss == "image" else ~is_image
 

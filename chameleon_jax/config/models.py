@@ -172,6 +172,10 @@ class ImageTokenizerConfig:
     map is resolution / space_to_depth wide. Released: none, attention is in the middle alone."""
     attn_type: Literal["vanilla", "none"] = "vanilla"
     """'none' leaves out all attention, that in the middle too."""
+    independent_patches: bool = False
+    """Whether the encoder sees the pixels of one code at a time, so that equal patches have equal codes wherever they
+    are, and a change in one place changes the codes of that place. Released: false. Pictures from codes are worse, and
+    a small Transformer learns the codes with far fewer examples. The decoder sees all codes either way."""
 
     @property
     def maps(self) -> tuple[int, ...]:

@@ -325,10 +325,10 @@ class TrainConfig(RunConfig):
     dropout: float = 0.0
     """Dropout rate on the output of each branch, before it is added to the residual stream."""
     image_code_noise: float = 0.0
-    """Largest share of the image codes of a row that are read as random ones, in training alone; the share is drawn
-    anew for each row, uniformly from 0 to this, and the targets stay. Small data invites a model to recognise a picture
-    by its first codes and to ignore the text before it; with noise, it needs the text throughout (word dropout of
-    Bowman et al., 2016, section 3.1)."""
+    """Largest share of the image codes of a document that are read as random ones, in training alone; the share is
+    drawn anew for each document, uniformly from 0 to this. Targets stay, and so do codes without a weight in the loss,
+    which are only read. Small data invites a model to recognise a picture by its first codes and to ignore the text
+    before it; with noise, it needs the text throughout (word dropout of Bowman et al., 2016, section 3.1)."""
     initial: Adjustable[str] = ""
     """Model to start from, in any format: a folder, or hf://org/name on the Hugging Face Hub. Default: random
     initialisation."""

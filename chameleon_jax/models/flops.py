@@ -44,40 +44,47 @@ def conv_flops(side: int, inputs: int, outputs: int, kernel: int = 3) -> float:
     return 2.0 * side**2 * kernel**2 * inputs * outputs
 
 
+def _same_conv_flops(side: int, inputs: int, outputs: int) -> float:
+    """FLOPs of a 3 x 3 convolution of a map of `side` x `side` positions; see `_convolve` of models/vq.py."""
+    return conv_flops(side, inputs, outputs, 1 if side == 1 else 3)
+
+
 def image_tokenizer_flops(config: ImageTokenizerConfig) -> tuple[float, float]:
     """FLOPs of encoding and of decoding one picture: its convolutions, attention, and the distances to all codes."""
-    conv = conv_flops
+    conv, same = conv_flops, _same_conv_flops
 
-    def block(side: int, inputs: int, outputs: int) -> float:
+    def block(side: int, inputs: int, outputs: int, attended: bool) -> float:
         shortcut = conv(side, inputs, outputs, 1) if inputs != outputs else 0.0
         attention = 4 * conv(side, outputs, outputs, 1) + 4.0 * side**4 * outputs
-        return (
-            conv(side, inputs, outputs) + conv(side, outputs, outputs) + shortcut
-            + attention * (side in config.attn_resolutions)
-        )  # fmt: skip
+        return same(side, inputs, outputs) + same(side, outputs, outputs) + shortcut + attention * attended
 
     def middle(side: int, channels: int) -> float:
         attention = 4 * conv(side, channels, channels, 1) + 4.0 * side**4 * channels
-        return 4 * conv(side, channels, channels) + attention * (config.attn_type == "vanilla")
+        return 4 * same(side, channels, channels) + attention * (config.attn_type == "vanilla")
 
     widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+    levels = [
+        (side, channels, side in config.attn_resolutions) for side, channels in zip(config.maps, widths, strict=True)
+    ]
     pixels, grid, last = 3 * config.space_to_depth**2, config.grid, len(widths) - 1
-    encode, width = conv(config.maps[0], pixels, config.channels), config.channels
-    for level, (side, channels) in enumerate(zip(config.maps, widths, strict=True)):
+    parts = grid if config.independent_patches else 1  # along each side, encoded one by one
+    encode, width = same(config.maps[0] // parts, pixels, config.channels), config.channels
+    for level, (side, channels, attended) in enumerate(levels):
         for _ in range(config.num_res_blocks):
-            encode, width = encode + block(side, width, channels), channels
-        encode += conv(side // 2, channels, channels) if level < last else 0.0
-    encode += middle(grid, width) + conv(grid, width, config.latent_channels)
+            encode, width = encode + block(side // parts, width, channels, attended), channels
+        encode += conv(side // parts // 2, channels, channels) if level < last else 0.0
+    encode += middle(grid // parts, width) + same(grid // parts, width, config.latent_channels)
+    encode *= parts**2
     encode += conv(grid, config.latent_channels, config.code_dim, 1)
     encode += 2.0 * grid**2 * config.code_dim * config.num_codes
 
-    decode = conv(grid, config.code_dim, config.latent_channels, 1) + conv(grid, config.latent_channels, width)
+    decode = conv(grid, config.code_dim, config.latent_channels, 1) + same(grid, config.latent_channels, width)
     decode += middle(grid, width)
-    for level, (side, channels) in reversed(list(enumerate(zip(config.maps, widths, strict=True)))):
+    for level, (side, channels, attended) in reversed(list(enumerate(levels))):
         for _ in range(config.num_res_blocks + 1):
-            decode, width = decode + block(side, width, channels), channels
+            decode, width = decode + block(side, width, channels, attended), channels
         decode += conv(side + 1, channels, 4 * channels, 2) if level > 0 else 0.0  # see upsample_conv
-    return encode, decode + conv(config.maps[0], width, pixels)
+    return encode, decode + same(config.maps[0], width, pixels)
 
 
 def lpips_flops(side: int) -> float:

@@ -175,7 +175,7 @@ class TransformerTask:
         config = self.config
         inputs = batch.inputs
         if key is not None and config.image_code_noise:
-            inputs = self._with_noise(inputs, jax.random.fold_in(key, 1))
+            inputs = self._with_noise(batch, jax.random.fold_in(key, 1))
         x = Transformer(config.model, config.execution, config.lora).apply(
             {"params": params},
             inputs,
@@ -202,11 +202,17 @@ class TransformerTask:
         }
         return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)}, rows)
 
-    def _with_noise(self, ids: Array, key: Array) -> Array:
-        """`ids` int32 `[batch, length]` with a share of their image codes replaced by random ones."""
+    def _with_noise(self, batch: Batch, key: Array) -> Array:
+        """The inputs with a share of the image codes that are learnt replaced by random ones, int32 `[batch, length]`.
+
+        Codes that the loss leaves out are only read, like those of a picture that is to be named, and stay.
+        """
         share, where, which = jax.random.split(key, 3)
-        shares = jax.random.uniform(share, (len(ids), 1), maxval=self.config.image_code_noise)
-        replaced = (jax.random.uniform(where, ids.shape) < shares) & jnp.asarray(self._is_image_id)[ids]
+        ids, documents = batch.inputs, batch.segment_ids
+        shares = jax.random.uniform(share, ids.shape, maxval=self.config.image_code_noise)
+        shares = jnp.take_along_axis(shares, documents % ids.shape[1], axis=1)  # one of each document
+        learnt = jnp.pad(batch.loss_weights[:, :-1] > 0, ((0, 0), (1, 0)))  # weights are those of the next token
+        replaced = (jax.random.uniform(where, ids.shape) < shares) & learnt & jnp.asarray(self._is_image_id)[ids]
         return jnp.where(replaced, jax.random.choice(which, jnp.asarray(self._image_ids), ids.shape), ids)
 
     def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:

@@ -144,7 +144,7 @@ def meta_config(config: ImageTokenizerConfig) -> dict[str, Any]:
 
 def why_not_released(config: ImageTokenizerConfig) -> str:
     """Settings of an image tokenizer that the released formats cannot represent, in words; '' if there are none."""
-    wanted = {"space_to_depth": 1, "norm_groups": 32}
+    wanted = {"space_to_depth": 1, "norm_groups": 32, "independent_patches": False}
     return ", ".join(
         f"{key} = {getattr(config, key)} (must be {value})"
         for key, value in wanted.items()

@@ -94,9 +94,10 @@ class SourceConfig:
     """What the mixture calls the source. Default: the kind."""
     count: int = 0
     """Use the first this many records of `part`; 0: all."""
-    loss: Literal["all", "image", "text"] = "all"
+    loss: Literal["all", "image", "text", "last_image"] = "all"
     """Tokens to train on, among those with a weight in the loss: 'image' are image codes and end of image, which teach
-    an output layer to draw; 'text' are all others."""
+    an output layer to draw; 'last_image' are those of the last picture of a document, for pictures that are made of
+    other pictures; 'text' are all others than 'image'."""
     filter: FilterConfig = FilterConfig()
     """Which records are used."""
     form: FormConfig = FormConfig()

@@ -33,10 +33,10 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_stage_but_the_demo_passes_its_rehearsal_and_is_kept(tmp_path, capsys):
+def test_every_stage_but_the_demos_passes_its_rehearsal_and_is_kept(tmp_path, capsys):
     arguments = ["--rehearse", "--output", str(tmp_path / "out"), "--publish", str(tmp_path / "docs")]
     assert main(arguments) == 0, capsys.readouterr().out
-    names = [stage.name for stage in STAGES if stage.name != "demo"]
+    names = [stage.name for stage in STAGES if stage.name not in ("demo", "showcase")]
     records = {name: json.loads((tmp_path / "docs" / f"cpu_{name}.json").read_text()) for name in names}
     for name, record in records.items():
         assert (record["status"], record["rehearsal"]) == ("passed", True), name
@@ -53,7 +53,7 @@ def test_every_stage_but_the_demo_passes_its_rehearsal_and_is_kept(tmp_path, cap
     assert text["tokens_per_second"]["median"] > 0
     page = (tmp_path / "docs" / "cpu.md").read_text()
     assert all(f"| {name} | passed |" in page for name in names)
-    assert "| demo | skipped |" in page
+    assert all(f"| {name} | skipped |" in page for name in ("demo", "showcase"))
     capsys.readouterr()
     began = time.monotonic()
     assert main(arguments) == 0
@@ -178,7 +178,8 @@ def test_published_stages_stay_when_others_are_run_later(tmp_path):
 
 def test_needs_are_what_the_project_needs_beyond_a_bare_machine():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    of_demos = (project["optional-dependencies"][name] for name in ("demo", "showcase"))
+    wanted = [each for group in (project["dependencies"], *of_demos) for each in group if "chameleon" not in each]
     names = {each.split(">")[0].split(";")[0] for each in wanted} - set(BARE)
     assert {each.split("==")[0] for each in requirements()} == names
 

@@ -56,6 +56,7 @@ CLASSES = {
     "bench/": BenchTrainConfig,
     "generate/": BenchGenerateConfig,
     "showcase/evaluation": PicturesEvaluationConfig,
+    "showcase_gpu/evaluation": PicturesEvaluationConfig,
     "models/chameleon": TransformerConfig,
     "models/image_tokenizer": ImageTokenizerConfig,
 }

@@ -608,7 +608,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
         for key, value in {
             "resolution": 32, "space_to_depth": 2, "channels": 16, "channel_multipliers": (2,), "num_res_blocks": 2,
             "latent_channels": 8, "code_dim": 8, "num_codes": 32, "norm_groups": 2, "attn_resolutions": (16,),
-            "attn_type": "none",
+            "attn_type": "none", "independent_patches": True,
         }.items()
     },
     ImageTokenizerTrainConfig: {

@@ -71,7 +71,7 @@ def test_help_of_a_group_of_commands_lists_all(capsys):
 def test_every_shipped_recipe_can_be_given_by_name():
     reached = [path for command in COMMANDS.values() for path in command.shipped().values()]
     models = (f"models/{path.name}" for path in (find_configs() / "models").iterdir())
-    others = {"demo/evaluation.yaml", "showcase/evaluation.yaml", *models}
+    others = {*(f"{name}/evaluation.yaml" for name in ("demo", "showcase", "showcase_gpu")), *models}
     recipes = {str(path.relative_to(find_configs())) for path in find_configs().rglob("*.yaml")} - others
     assert {str(path.relative_to(find_configs())) for path in reached} == recipes
     for command in COMMANDS.values():

@@ -274,14 +274,20 @@ def test_every_answer_is_predicted_once_and_after_its_own_prompt_only(corpus, le
     assert sorted(found) == sorted(expected)
 
 
-@pytest.mark.parametrize("loss", ["image", "text"])
+@pytest.mark.parametrize("loss", ["image", "text", "last_image"])
 def test_loss_on_one_modality_of_the_answers(loss):
-    codes = VOCABULARY.image_ids[:4]
-    picture = np.array([VOCABULARY.begin_image, *codes, VOCABULARY.end_image], np.int32)
+    codes, others = VOCABULARY.image_ids[:4], VOCABULARY.image_ids[4:8]
+    picture, other = (
+        np.array([VOCABULARY.begin_image, *each, VOCABULARY.end_image], np.int32) for each in (codes, others)
+    )
     text = VOCABULARY.text_ids[:2]
-    turns = [(np.concatenate([text, picture]), np.concatenate([text, picture, text]))]
+    turns = [(np.concatenate([text, picture]), np.concatenate([text, picture, text, other, text]))]
     ids, weights, _ = join_turns(turns, dataclasses.replace(SOURCE, loss=loss), VOCABULARY)
-    learnt = {"image": [*codes, VOCABULARY.end_image], "text": [*text, VOCABULARY.begin_image, *text, EOS]}
+    begin, end = VOCABULARY.begin_image, VOCABULARY.end_image
+    learnt = {
+        "image": [*codes, end, *others, end], "text": [*text, begin, *text, begin, *text, EOS],
+        "last_image": [*others, end],
+    }  # fmt: skip
     assert ids[weights == 1].tolist() == learnt[loss]
     assert set(weights.tolist()) == {0, 1}
 
@@ -396,16 +402,21 @@ def test_source_that_teaches_nothing_is_refused(chat_command, tmp_path, capsys, 
 
 
 def test_documents_can_be_learnt_from_for_one_modality(command, tmp_path):
-    sources = tuple(
-        dataclasses.replace(command.sources[0], name=loss, loss=loss, count=12) for loss in ("image", "text")
-    )
+    losses = ("image", "text", "last_image")
+    sources = tuple(dataclasses.replace(command.sources[0], name=loss, loss=loss, count=12) for loss in losses)
     prepare(dataclasses.replace(command, output=str(tmp_path / "rows"), sources=sources, held_out=()))
     data = PreparedData(tmp_path / "rows")
     vocabulary = data.tokenizer().vocabulary
-    for loss in ("image", "text"):
+    for loss in losses:
         rows = data.rows("sources", loss)
         for index in range(len(rows)):
             row = rows[index]
             is_image = (vocabulary.modality[row["targets"]] == IMAGE) | (row["targets"] == vocabulary.end_image)
-            wanted = (row["segment_ids"] > 0) & (is_image == (loss == "image"))
+            wanted = (row["segment_ids"] > 0) & (is_image == (loss != "text"))
+            if loss == "last_image":
+                for document in range(1, row["segment_ids"].max() + 1):
+                    here = row["segment_ids"] == document
+                    begins = np.flatnonzero(here & (row["targets"] == vocabulary.begin_image))
+                    last = begins[-1] if len(begins) else 0
+                    wanted[:last] &= ~here[:last]
             np.testing.assert_array_equal(row["loss_weights"], wanted)

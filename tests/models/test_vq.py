@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -17,6 +18,7 @@ from chameleon_jax.models.vq import (
     Encoder,
     ResBlock,
     VQModel,
+    _convolve,
     attend,
     depth_to_space,
     group_norm,
@@ -330,3 +332,43 @@ def test_a_tokenizer_that_folds_pixels_has_the_grid_its_config_says():
     codes, decoded = run(params, pixels)
     assert codes.shape == (3, 4)
     assert decoded.shape == pixels.shape
+
+
+@pytest.mark.parametrize(("fold", "multipliers"), [(4, (1,)), (1, (1, 2, 1))])
+def test_independent_patches_are_encoded_as_pictures_of_their_own(fold, multipliers):
+    config = ImageTokenizerConfig(
+        resolution=16, space_to_depth=fold, channels=8, channel_multipliers=multipliers, num_res_blocks=1,
+        latent_channels=4, code_dim=4, num_codes=64, norm_groups=2, independent_patches=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes_of(config))
+    pixels = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+    def latents(config, pixels):
+        return np.asarray(VQModel(config).apply({"params": params}, jnp.asarray(pixels), method="latents"))
+
+    whole = latents(config, pixels)
+    assert whole.shape == (2, 4, 4, 4)
+    alone = dataclasses.replace(config, resolution=4, independent_patches=False)  # the same network, a patch a picture
+    for row, column in [(0, 0), (1, 2), (3, 3)]:
+        patch = pixels[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        np.testing.assert_allclose(latents(alone, patch)[:, 0, 0], whole[:, row, column], rtol=0, atol=1e-5)
+    other = pixels.copy()
+    other[:, 4:8, 8:12] = 1.0
+    changed = np.any(np.abs(latents(config, other) - whole) > 1e-6, axis=(0, 3))
+    assert np.argwhere(changed).tolist() == [[1, 2]]
+    as_one = dataclasses.replace(config, independent_patches=False)
+    assert np.all(np.any(np.abs(latents(as_one, other) - latents(as_one, pixels)) > 1e-6, axis=(0, 3)))
+
+
+def test_a_map_of_one_position_is_convolved_as_any_other():
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 1, 1, 5), (3, 3, 5, 7)))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": jax.lax.Precision.HIGHEST}
+    ours, xla = (
+        functools.partial(convolve, x, window_strides=(1, 1), padding=[(1, 1), (1, 1)], **options)
+        for convolve in (_convolve, jax.lax.conv_general_dilated)
+    )
+    np.testing.assert_allclose(ours(rhs=kernel), xla(rhs=kernel), rtol=1e-5, atol=1e-5)
+    gradients = (jax.grad(lambda k, f=f: jnp.sum(jnp.sin(f(rhs=k))))(kernel) for f in (ours, xla))
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)

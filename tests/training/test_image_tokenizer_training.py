@@ -240,6 +240,8 @@ def test_perplexity_is_the_number_of_codes_that_would_be_used_alike(codes, expec
             MODEL, space_to_depth=2, channel_multipliers=(1, 3), attn_resolutions=(4,), num_res_blocks=2
         ),
         dataclasses.replace(MODEL, attn_type="none"),
+        dataclasses.replace(MODEL, independent_patches=True),
+        dataclasses.replace(MODEL, independent_patches=True, space_to_depth=4, channel_multipliers=(1,)),
     ],
 )
 def test_flops_are_those_that_xla_counts_in_convolutions_and_products(model):

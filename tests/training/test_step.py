@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from chameleon_jax.batch import Batch
 from chameleon_jax.config import ConfigError, MeshConfig
 from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.dropout import Dropout
@@ -276,19 +277,23 @@ def test_dropout_follows_from_the_seed_and_the_step_alone(tiny, on_one_device, b
     assert on_one_device("pre, adamw")[1][0]["loss_sum"] != first  # the same without dropout
 
 
-def test_noise_replaces_a_share_of_the_image_codes_of_each_row(tiny):
+def test_noise_replaces_a_share_of_the_learnt_image_codes_of_each_document(tiny):
     task = tiny.task(tiny.config(image_code_noise=0.6))
-    ids = np.random.default_rng(0).integers(0, len(tiny.is_image_id), (8, 2000)).astype(np.int32)
-    noisy = np.asarray(task._with_noise(jnp.asarray(ids), task.key(jnp.int32(3))))
-    is_image = tiny.is_image_id[ids]
-    np.testing.assert_array_equal(noisy[~is_image], ids[~is_image])
-    assert set(noisy[is_image].tolist()) == set(np.flatnonzero(tiny.is_image_id).tolist())
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, len(tiny.is_image_id), (4, 4001)).astype(np.int32)
+    documents = np.repeat([[1, 2]], 2000, axis=1).repeat(4, axis=0)
+    weights = rng.integers(0, 2, (4, 4000)).astype(np.float32)  # of the targets, a token later than the inputs
+    batch = Batch(ids[:, :-1], ids[:, 1:], weights, np.zeros_like(documents), documents)
+    noisy = np.asarray(task._with_noise(jax.tree.map(jnp.asarray, batch), task.key(jnp.int32(3))))
+    learnt = tiny.is_image_id[batch.inputs] & (np.pad(weights[:, :-1], ((0, 0), (1, 0))) > 0)
+    np.testing.assert_array_equal(noisy[~learnt], batch.inputs[~learnt])
+    assert set(noisy[learnt].tolist()) == set(np.flatnonzero(tiny.is_image_id).tolist())
     codes = tiny.is_image_id.sum()
-    shares = [
-        (row != old)[image].mean() * codes / (codes - 1) for row, old, image in zip(noisy, ids, is_image, strict=True)
-    ]
+    changed = (noisy != batch.inputs) * codes / (codes - 1)
+    shares = [changed[row][learnt[row] & (documents[row] == number)].mean() for row in range(4) for number in (1, 2)]
     assert 0 < min(shares) < max(shares) < 0.65
-    assert max(shares) - min(shares) > 0.2, "each row has a share of its own"
+    assert max(shares) - min(shares) > 0.2, "each document has a share of its own"
+    assert max(abs(np.diff(np.reshape(shares, (4, 2))))) > 0.05
 
 
 def test_noise_is_for_training_alone_and_the_same_on_every_mesh(tiny):

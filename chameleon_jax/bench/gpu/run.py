@@ -91,6 +91,8 @@ def _reason_to_skip(stage: Stage, left: float, rehearse: bool, recipes: str) -> 
         return f"needs {', '.join(missing)}: bring wheels (make gpu-needs WHEELS=folder) and give --wheels folder"
     if rehearse and stage.name == "demo" and not recipes:
         return "its rehearsal needs --recipes, a folder of small ones"
+    if rehearse and stage.name == "showcase":
+        return "`chameleon demo pictures` needs no GPU to be tried"
     if left < stage.about and not rehearse:
         return f"takes about {stage.about:.0f} s, {max(left, 0):.0f} s of the budget are left"
     return None

