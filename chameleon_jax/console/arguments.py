@@ -30,7 +30,7 @@ _FLAGS = ("-q", "-v")
 _VERBATIM = "\0"
 """Prefix of words that tyro would otherwise read as options. No command line can contain this character."""
 
-RECIPES = ("demo", "shapes", "showcase")
+RECIPES = ("demo", "shapes", "showcase", "showcase_gpu")
 """Folders in configs/ with one YAML file per command."""
 
 
