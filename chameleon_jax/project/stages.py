@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chameleon_jax.config import TrainConfig, to_dict
+from chameleon_jax.config import TrainConfig
 from chameleon_jax.console import commands
 from chameleon_jax.console.train import train as train_transformer
 from chameleon_jax.errors import FileError
@@ -61,7 +62,8 @@ class Stages:
     def run(self, stages: Sequence[Stage], fresh: bool) -> dict[str, Any]:
         """Runs `stages` and returns the results of the last one. Finished stages whose product exists are skipped.
 
-        The key of a stage is a hash of its config and those of all stages before it.
+        The key of a stage is a hash of its config and those of all stages before it, without the values that are
+        defaults: a stage is still done when a later version adds keys.
 
         Raises:
           FileError: before any work, if something else exists at the path of a product.
@@ -71,7 +73,7 @@ class Stages:
             raise FileError(f"{self.folder}: is not empty, and not from {self.command}; choose another folder")
         key, plan = hashlib.sha256(), []
         for stage in stages:
-            values = [stage.title, to_dict(stage.config), platform.python_version()]
+            values = [stage.title, _without_defaults(stage.config), platform.python_version()]
             key.update(json.dumps(values, sort_keys=True).encode())
             before = {} if fresh else self.done.get(stage.title, {})
             same = before.get("key") == key.hexdigest()
@@ -112,6 +114,27 @@ class Stages:
     def _note(self, title: str, **values: Any) -> None:
         self.done[title] = values
         write_json(self.path, self.done)
+
+
+def _without_defaults(config: Any) -> Any:
+    """`to_dict` of a config, but without what has its default value, and with the names of classes, whose defaults
+    these are."""
+    if dataclasses.is_dataclass(config):
+        values = {field.name: (getattr(config, field.name), field) for field in dataclasses.fields(config)}
+        changed = {
+            name: _without_defaults(value) for name, (value, field) in values.items() if value != _default(field)
+        }
+        return {type(config).__name__: changed}
+    if isinstance(config, (tuple, list)):
+        return [_without_defaults(item) for item in config]
+    if isinstance(config, dict):
+        return {name: _without_defaults(item) for name, item in config.items()}
+    return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """Of a field; `MISSING` if there is none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def training_stages(

@@ -1,0 +1,48 @@
+"""Which stages are done again when their configs change."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from chameleon_jax.project.stages import Stage, Stages
+from chameleon_jax.runtime.folders import Kind
+
+WRITTEN = Kind("a text of this test", lambda path: True)
+
+
+def config(name: str, **values):
+    """A config class with these fields and defaults, and one required field."""
+    fields = [("size", int), *((key, type(value), dataclasses.field(default=value)) for key, value in values.items())]
+    return dataclasses.make_dataclass(name, fields)
+
+
+OLD = config("Recipe", rate=0.5)
+NEW = config("Recipe", rate=0.5, noise=0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        ({"a": [OLD(3)]}, {"a": [NEW(3)]}, False),  # a newer version knows one more key
+        (OLD(3), OLD(3, rate=0.5), False),
+        (OLD(3), NEW(3, noise=0.1), True),
+        (OLD(3), OLD(4), True),
+        (OLD(3), config("Other", rate=0.5)(3), True),  # other defaults, perhaps
+        (OLD(3, rate=0.1), NEW(3), True),
+        ({"a": OLD(3)}, {"b": OLD(3)}, True),
+        ("text", "texts", True),
+    ],
+)
+def test_a_stage_is_done_again_if_its_config_says_something_else(tmp_path, before, after, again):
+    done = []
+
+    def work() -> dict[str, int]:
+        done.append("x")
+        (tmp_path / "product").write_text("made")
+        return {"times": len(done)}
+
+    for value in (before, before, after):
+        figures = Stages(tmp_path, "this test").run([Stage("write", value, tmp_path / "product", WRITTEN, work)], False)
+    assert (len(done), figures) == (1 + again, {"times": 1 + again})
