@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 help:
 	@echo "make demo     train and evaluate a small Chameleon; writes out/demo/report.html (some minutes)"
-	@echo "make showcase train and evaluate a Chameleon on pictures in colour; writes out/showcase/report.html (about 45 minutes)"
+	@echo "make showcase train and evaluate a Chameleon on pictures in colour; writes out/showcase/report.html (about an hour)"
 	@echo "make test     run all tests but the slow ones"
 	@echo "make test-all install torch, PEFT and libtpu too (3 GB), and run all tests"
 	@echo "make test-beam  create $(BEAM) with Apache Beam, and run its tests"

@@ -191,7 +191,7 @@ COMMANDS = {
             then=("chat {output}", "serve {output} --examples 'A handwritten seven.' 'Counting up from two:'"),
         ),
         Command(
-            "demo pictures", "the same with pictures in colour, named in fourteen languages; about 45 minutes",
+            "demo pictures", "the same with pictures in colour, named in fourteen languages; about an hour",
             configs.PicturesDemoCommand, "demo.run:run_pictures", OptionalConfigFile, keeps_programs=True,
             example="chameleon demo pictures --output out/showcase",
             then=("chat {output}", "serve {output} --examples 'strawberry:' 'Breakfast: '"),

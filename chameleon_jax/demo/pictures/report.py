@@ -191,8 +191,8 @@ def write_report(
                       for prompt, answer in evaluation.stories)  # fmt: skip
     sections = [
         Section("It draws what it never saw", _judged(evaluation, metrics),
-                _drawings(evaluation.drawings_in_languages, emojis, WALL)),
-        Section("The same in English", "", _drawings(evaluation.drawings, emojis, SOME)),
+                _drawings(evaluation.drawings, emojis, WALL)),
+        Section("The same in any language", "", _drawings(evaluation.drawings_in_languages, emojis, SOME)),
         Section("It edits", "A picture that it knows, what is asked, its drawing, and the true picture, which it never "
                 "saw.", _edits(evaluation.edits, emojis)),
         Section("It reads pictures", "Pictures that it never saw, and the name that it gives them in the language it "
