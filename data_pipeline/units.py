@@ -182,11 +182,8 @@ def _hash_of_image_tokenizer(tokenizer: ImageTokenizer | None) -> str | None:
     if tokenizer is None:
         return None
     sizes, plain = to_dict(tokenizer.config), to_dict(ImageTokenizerConfig())
-    for key in (
-        "attn_resolutions",
-        "attn_type",
-        "independent_patches",
-    ):  # newer, omitted to keep the hash
+    # Newer keys, omitted to keep the hash as it was.
+    for key in ("attn_resolutions", "attn_type", "independent_patches"):
         if sizes[key] == plain[key]:
             del sizes[key]
     digest = hashlib.sha256(json.dumps(sizes).encode())

@@ -194,7 +194,7 @@ COMMANDS = {
             "demo pictures", "the same with pictures in colour, named in fourteen languages; about an hour",
             configs.PicturesDemoCommand, "demo.run:run_pictures", OptionalConfigFile, keeps_programs=True,
             example="chameleon demo pictures --output out/showcase",
-            then=("chat {output}", "serve {output} --examples 'strawberry:' 'Breakfast: '"),
+            then=("chat {output}", "serve {output} --examples 'woman mechanic medium-dark skin tone:'"),
         ),
         Command(
             "init", "look at a folder of your own, and write the YAML files that make a model of it",
