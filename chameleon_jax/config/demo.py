@@ -40,11 +40,14 @@ class PicturesEvaluationConfig:
     """Names of the split `train_split` to draw."""
     drawing: GenerationConfig = GenerationConfig(mode="image")
     """Options of drawing."""
+    editing: GenerationConfig = GenerationConfig(mode="image")
+    """Options of drawing a given picture with something changed."""
     seed: int = 0
 
     def __post_init__(self):
         require(self.trained_drawings > 0, "trained_drawings", self.trained_drawings, "must be at least 1")
-        require(self.drawing.mode == "image", "drawing.mode", self.drawing.mode, "must be image")
+        for name in ("drawing", "editing"):
+            require(getattr(self, name).mode == "image", f"{name}.mode", getattr(self, name).mode, "must be image")
         require_seed(self.seed)
 
 

@@ -329,6 +329,9 @@ class TrainConfig(RunConfig):
     drawn anew for each document, uniformly from 0 to this. Targets stay, and so do codes without a weight in the loss,
     which are only read. Small data invites a model to recognise a picture by its first codes and to ignore the text
     before it; with noise, it needs the text throughout (word dropout of Bowman et al., 2016, section 3.1)."""
+    tie_embeddings: bool = False
+    """Train the embedding and the output layer as one matrix (Press & Wolf, 2017), which suits small models: what is
+    learnt of an image code by writing it is known in reading it. Both are kept, equal, as in the released form."""
     initial: Adjustable[str] = ""
     """Model to start from, in any format: a folder, or hf://org/name on the Hugging Face Hub. Default: random
     initialisation."""
@@ -345,6 +348,9 @@ class TrainConfig(RunConfig):
     loss_chunk: ChangesRounding[int] = 0
     """Positions of each row whose logits are computed at a time, and recomputed in the backward pass; 0: all at once.
     The logits of a whole batch over 65,536 ids are often the largest array of a step."""
+    image_loss_weight: float = 1.0
+    """Weight of the predictions of image codes in the loss, next to 1 of those of text; reported losses are means with
+    these weights. A picture has many more tokens than its caption, so less than 1 lets captions be learnt sooner."""
     z_loss: float = 1e-5
     """Weight of (log Z)^2 in the loss, which keeps the logits from drifting."""
     dropout_bits: Literal["threefry2x32", "rbg"] = "threefry2x32"
@@ -384,9 +390,22 @@ class TrainConfig(RunConfig):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name, epochs in self.max_epochs.items():
             require(epochs > 0, f"max_epochs.{name}", epochs, "must be above 0")
+        require(
+            self.image_loss_weight > 0,
+            "image_loss_weight",
+            self.image_loss_weight,
+            "must be above 0; to train on text alone, give the sources loss: text",
+        )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
         noise = self.image_code_noise
         require(0 <= noise <= 1, "image_code_noise", noise, "must be from 0 to 1")
+        require(
+            not (self.tie_embeddings and (self.initial or self.lora.rank or self.trainable != "all")),
+            "tie_embeddings",
+            self.tie_embeddings,
+            "must be false with initial, lora.rank or trainable: image_head: it makes one matrix of two from the first "
+            "step on; a model that was trained with it goes on without it",
+        )
         require(
             not (self.lora.rank and self.trainable != "all"),
             "trainable",

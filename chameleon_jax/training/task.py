@@ -95,7 +95,8 @@ class Task(Protocol):
         """Whether the parameter at `path` has gradients and optimizer state. The others are frozen."""
 
     def mask(self, tree: Params) -> Params:
-        """Gradients or updates of the trained parameters, with 0 where they must not change."""
+        """Gradients or updates of the trained parameters, with 0 where they must not change, and the same where
+        parameters must stay equal. Masking twice is masking once."""
 
     def key(self, step: Array) -> Array | None:
         """Of what is random in a step; depends on seed and step alone. None if nothing is."""

@@ -95,7 +95,8 @@ class TransformerTask:
 
     def init_params(self, key: Array) -> Params:
         model = Transformer(self.config.model, self.config.execution, self.config.lora)
-        return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+        params = nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+        return {**params, "output": params["embed"].T} if self.config.tie_embeddings else params
 
     def fresh_adapters(self, mesh: jax.sharding.Mesh) -> Params:
         """The adapters before the first step, which do not change the model."""
@@ -147,7 +148,10 @@ class TransformerTask:
 
     def mask(self, tree: Params) -> Params:
         """Sets gradients or updates to 0 outside the image columns of the output layer, with `trainable:
-        image_head`."""
+        image_head`; gives the embedding and the output layer those of their mean, with `tie_embeddings`."""
+        if self.config.tie_embeddings:
+            mean = (tree["embed"] + tree["output"].T) / 2
+            return {**tree, "embed": mean, "output": mean.T}
         if self.config.trainable != "image_head":
             return tree
         return {**tree, "output": jnp.where(jnp.asarray(self._is_image_id), tree["output"], 0)}
@@ -165,8 +169,15 @@ class TransformerTask:
             return None
         return jax.random.fold_in(jax.random.key(self.config.seed, impl=self.config.dropout_bits), step)
 
+    def _weights(self, batch: Batch) -> Array:
+        """Weights of the predictions in the loss, float32 `[batch, length]`."""
+        if self.config.image_loss_weight == 1:
+            return batch.loss_weights
+        is_image = jnp.asarray(self._is_image_id)[batch.targets]
+        return batch.loss_weights * jnp.where(is_image, self.config.image_loss_weight, 1)
+
     def weight(self, batch: Batch) -> Array:
-        return jnp.sum(batch.loss_weights)
+        return jnp.sum(self._weights(batch))
 
     def loss(self, params: Params, batch: Batch, key: Array | None, part: Part) -> tuple[Array, Measures]:
         """With dropout and noise if a key is given."""
@@ -191,14 +202,15 @@ class TransformerTask:
         else:
             losses = token_losses(logits_of(x), batch.targets)
         is_image = jnp.asarray(self._is_image_id, jnp.float32)[batch.targets]
-        loss, sums = weighted_loss(losses, batch.loss_weights, is_image, config.z_loss, part.total_weight)
+        weights = self._weights(batch)
+        loss, sums = weighted_loss(losses, weights, is_image, config.z_loss, part.total_weight)
         # Early signs of divergence (section 2.3 of the paper), over all tokens except padding.
         real = (batch.segment_ids > 0).astype(jnp.float32)
         squares = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
         sums |= {"output_square_sum": jnp.sum(squares * real), "token_sum": jnp.sum(real)}
         rows = {
-            "row_loss_sum": jnp.sum(jax.lax.stop_gradient(losses.cross_entropy) * batch.loss_weights, axis=1),
-            "row_weight_sum": jnp.sum(batch.loss_weights, axis=1),
+            "row_loss_sum": jnp.sum(jax.lax.stop_gradient(losses.cross_entropy) * weights, axis=1),
+            "row_weight_sum": jnp.sum(weights, axis=1),
         }
         return loss, Measures(sums, {"max_logit": jnp.max(losses.max_logit * real)}, rows)
 

@@ -75,15 +75,16 @@ class Pictures:
     def __init__(self, split: str, resolution: int, datasets: str):
         examples = open_dataset(f"openmoji/{resolution}px", split, datasets)
         self.all = [_emoji(example, split) for example in examples if example["names"]["en"]]
-        families, roles = collections.defaultdict(list), collections.defaultdict(list)
+        self.families: dict[str, list[Emoji]] = collections.defaultdict(list)
+        roles = collections.defaultdict(list)
         for emoji in self.all:
-            families[emoji.family].append(emoji)
+            self.families[emoji.family].append(emoji)
             roles[emoji.role].append(emoji)
         self.edits: dict[str, list[tuple[str, Emoji]]] = {}
         """Code points → what can be asked for with a picture, and what is then to be drawn: it in other tones, or as a
         woman, man or person."""
         for emoji in self.all:
-            tones = [(tone_edit(other.tone), other) for other in families[emoji.family]
+            tones = [(tone_edit(other.tone), other) for other in self.families[emoji.family]
                      if other.tone not in ("", emoji.tone)]  # fmt: skip
             genders = [(gender_edit(other.gender), other) for other in roles[emoji.role]
                        if emoji.role and other.gender != emoji.gender]  # fmt: skip
@@ -172,6 +173,9 @@ class EmojiNamesSource(EmojiSource):
     leaves them as they are."""
     languages: int = 1
     """Names behind a picture that comes first, each in another language, as far as it has names in so many."""
+    families: bool = True
+    """Also pictures that belong to a family: one thing in several tones of skin, whose pictures teach one another. A
+    second source without them shows things that stand alone more often."""
     stream = 10
 
     def __post_init__(self):
@@ -179,6 +183,9 @@ class EmojiNamesSource(EmojiSource):
         for name in ("english", "image_first"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be from 0 to 1")
         require(self.languages > 0, "languages", self.languages, "must be at least 1")
+
+    def can_use(self, pictures: Pictures, emoji: Emoji) -> bool:
+        return self.families or len(pictures.families[emoji.family]) == 1
 
     def document(self, pictures: Pictures, emoji: Emoji, rng: np.random.Generator) -> list[Segment]:
         image_first = rng.random() < self.image_first

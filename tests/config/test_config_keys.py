@@ -527,7 +527,8 @@ KEYS: dict[type, dict[str, Check | str]] = {
         **{
             key: differs(train_program, TRAIN, **{key: value})
             for key, value in {
-                "trainable": "image_head", "dropout": 0.5, "image_code_noise": 0.5, "lora": LoRAConfig(rank=2),
+                "trainable": "image_head", "dropout": 0.5, "image_code_noise": 0.5, "tie_embeddings": True,
+                "image_loss_weight": 0.5, "lora": LoRAConfig(rank=2),
                 "execution": ExecutionConfig(compute_dtype="bfloat16"), "steps": 9,
                 "accumulation": 2, "loss_chunk": 4, "z_loss": 0.5, "ema": 0.5,
                 "bad_steps": configs.BadStepsConfig(gradient_norm=2.0), "optimizer": OptimizerConfig(warmup_steps=3),
@@ -729,7 +730,10 @@ KEYS: dict[type, dict[str, Check | str]] = {
     **dict.fromkeys(sources_in(openmoji_documents), SOURCE | EMOJI),
     openmoji_documents.EmojiNamesSource: SOURCE | EMOJI | dict.fromkeys(
         ("english", "image_first"), "test_shares_of_english_and_of_pictures_first_can_be_set"
-    ) | {"languages": "test_a_picture_can_be_named_in_several_languages"},
+    ) | {
+        "languages": "test_a_picture_can_be_named_in_several_languages",
+        "families": "test_pictures_of_families_can_be_left_out",
+    },
     openmoji_documents.EmojiStoriesSource: SOURCE | EMOJI | {"pictures": "test_stories_show_what_they_name"},
     FormConfig: {
         "order": "test_order_is_that_of_pictures_and_texts_among_themselves",
@@ -844,7 +848,7 @@ KEYS: dict[type, dict[str, Check | str]] = {
     configs.PicturesEvaluationConfig: dict.fromkeys(
         ("split", "train_split", "novel_split", "trained_drawings", "drawing", "seed"),
         "test_every_figure_of_the_page_is_there",
-    ),
+    ) | {"editing": "test_edits_have_options_of_their_own"},
     configs.PicturesDemoCommand: dict.fromkeys(
         ("output", "recipes", "fresh"), "test_every_figure_of_the_page_is_there"
     ),

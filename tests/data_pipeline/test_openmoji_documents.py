@@ -106,6 +106,13 @@ def test_a_picture_can_be_named_in_several_languages(datasets, by_name):
         EmojiNamesSource(languages=0)
 
 
+def test_pictures_of_families_can_be_left_out(datasets, by_name):
+    sizes = collections.Counter(emoji["family"] for emoji in by_name.values())
+    found = {first_picture(record).name for record in EmojiNamesSource(families=False).records(datasets)}
+    assert found == {name for name, emoji in by_name.items() if sizes[emoji["family"]] == 1}
+    assert 0 < len(found) < len(by_name)
+
+
 def test_answers_are_right(datasets, by_name):
     asked = collections.Counter()
     for record in EmojiQuestionsSource(count=600).records(datasets):

@@ -352,9 +352,11 @@ def test_a_step_on_any_mesh_and_in_any_parts_is_that_of_one_device(mesh, accumul
     )
 
 
-def test_a_step_with_muon_on_a_mesh_is_that_of_one_device():
+@pytest.mark.parametrize("independent_patches", [False, True])
+def test_a_step_with_muon_on_a_mesh_is_that_of_one_device(independent_patches):
     muon = dataclasses.replace(CONFIG.optimizer, name="muon")
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(SMALLEST, channels=8), optimizer=muon)
+    model = dataclasses.replace(SMALLEST, channels=8, independent_patches=independent_patches)
+    config = dataclasses.replace(CONFIG, model=model, optimizer=muon)
     states = []
     for mesh in (mesh_of(ONE), mesh_of(MeshConfig(data=2, fsdp=4))):
         task = ImageTokenizerTask(config)

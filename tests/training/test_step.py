@@ -13,11 +13,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from chameleon_jax.batch import Batch
+from chameleon_jax.compilation.collectives import read_collectives
 from chameleon_jax.config import ConfigError, MeshConfig
 from chameleon_jax.models import attention_kernels
 from chameleon_jax.models.dropout import Dropout
 from chameleon_jax.models.transformer import Transformer
-from chameleon_jax.sharding import constraints_on, make_mesh
+from chameleon_jax.sharding import batch_sharding, constraints_on, make_mesh
 from chameleon_jax.training.state import abstract_state, init_state
 from chameleon_jax.training.step import make_evaluation_step, make_signals, make_train_step
 from chameleon_jax.training.task import Part
@@ -205,6 +206,24 @@ def test_metrics_report_the_gradient_before_clipping_and_the_loss_that_was_desce
     assert float(value) == pytest.approx(mean + float(measures.sums["z_loss"]), rel=1e-6)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_predictions_of_image_codes_count_as_much_as_the_config_says(tiny, accumulation):
+    def first_step(**changes):
+        task, mesh = tiny.task(tiny.config(z_loss=0.0, accumulation=accumulation, **changes)), mesh_of(ONE)
+        return make_train_step(task, mesh)(tiny.init_state(task, mesh), tiny.batch(0))[1]
+
+    plain, weighted = first_step(), first_step(image_loss_weight=0.25)
+    text, image = (np.array([plain[f"{name}_loss_sum"], plain[f"{name}_weight_sum"]]) for name in ("text", "image"))
+    loss, weight = text + 0.25 * image
+    assert float(weighted["weight_sum"]) == weight != float(plain["weight_sum"])
+    assert float(weighted["total_loss"]) == pytest.approx(loss / weight, rel=1e-6)
+    for name in ("text", "image"):
+        means = [float(step[f"{name}_loss_sum"] / step[f"{name}_weight_sum"]) for step in (plain, weighted)]
+        assert means[0] == pytest.approx(means[1], rel=1e-6)
+    with pytest.raises(ConfigError, match=r"image_loss_weight = 0\.0: must be above 0"):
+        tiny.config(image_loss_weight=0.0)
+
+
 def test_signals_of_stability_are_what_they_are_called(tiny):
     config, mesh, batch = tiny.config(**MEASURED), mesh_of(ONE), jax.tree.map(jnp.asarray, tiny.batch(0))
     state = tiny.init_state(tiny.task(config), mesh)
@@ -318,6 +337,56 @@ def test_noise_is_for_training_alone_and_the_same_on_every_mesh(tiny):
         tiny.config(image_code_noise=1.5)
     with pytest.raises(ConfigError, match="image_code_noise = 0\\.6: needs to know which ids are image codes"):
         TransformerTask(config).loss({}, tiny.batch(0), jax.random.key(0), Part(0, 1, 1.0))
+
+
+def test_noise_takes_ten_arrays_of_the_size_of_a_batch_at_most_and_no_communication(tiny):
+    task, mesh = tiny.task(tiny.config(image_code_noise=0.6)), mesh_of(MESHES["data 8"])
+    rows = jax.ShapeDtypeStruct((64, 4096), jnp.int32, sharding=batch_sharding(mesh))
+    weights = jax.ShapeDtypeStruct(rows.shape, jnp.float32, sharding=rows.sharding)
+    noise = lambda batch, step: task._with_noise(batch, task.key(step))  # noqa: E731
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(noise).lower(Batch(rows, rows, weights, rows, rows), jnp.int32(0)).compile()
+    assert not read_collectives(compiled.as_text(), mesh.size).collectives
+    assert compiled.memory_analysis().temp_size_in_bytes < 10 * 4 * 64 * 4096 / mesh.size
+
+
+@pytest.mark.parametrize("mesh", ["data 8", "data 2, fsdp 2, tensor 2"])
+def test_tied_embeddings_are_trained_as_one_matrix(tiny, mesh):
+    """Its gradient is the sum of both; Adam's updates do not depend on the factor that the mean leaves out."""
+    task, mesh = tiny.task(tiny.config(tie_embeddings=True)), mesh_of(MESHES[mesh])
+    state = init_state(task, mesh)
+    first = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.params)
+    np.testing.assert_array_equal(first["embed"], first["output"].T)
+
+    def tied_loss(embed):
+        params = {**first, "embed": embed, "output": embed.T}
+        return task.loss(params, jax.tree.map(jnp.asarray, tiny.batch(0)), None, Part(0, 1, None))[0]
+
+    step = make_train_step(task, mesh)
+    for number in range(3):
+        state, metrics = step(state, tiny.batch(number))
+        if not number:
+            adam = next(part for part in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(part))
+            clipped = max(float(metrics["gradient_norm"]), 1.0)
+            moment = np.asarray(adam.mu["embed"]) / (1 - task.config.optimizer.b1) * clipped
+            np.testing.assert_allclose(2 * moment, jax.grad(tied_loss)(first["embed"]), rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(state.params["embed"], state.params["output"].T)
+        assert np.abs(state.params["embed"] - first["embed"]).max() > 1e-3
+
+
+def test_tied_embeddings_need_no_communication_of_their_own(tiny):
+    task, mesh = tiny.task(tiny.config(tie_embeddings=True)), mesh_of(MESHES["data 2, fsdp 2, tensor 2"])
+    params = abstract_state(task, mesh).params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    compiled = jax.jit(task.mask, out_shardings=shardings).lower(params).compile()
+    assert not read_collectives(compiled.as_text(), mesh.size).collectives
+
+
+def test_what_cannot_be_tied_is_refused(tiny):
+    with pytest.raises(ConfigError, match="tie_embeddings = True: must be false with initial"):
+        tiny.config(tie_embeddings=True, initial="somewhere")
+    with pytest.raises(ConfigError, match="tie_embeddings = True: must be false with initial"):
+        tiny.config(tie_embeddings=True, trainable="image_head")
 
 
 @pytest.mark.slow

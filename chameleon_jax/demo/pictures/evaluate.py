@@ -241,7 +241,7 @@ def draw_edits(
         if emoji.tone and others:
             source = pictures.all[int(rng.choice(others))]
             asked.append(([source.image, tone_edit(emoji.tone)], number, ENGLISH))
-    return draw(model, pictures, asked, config.drawing, by_name=False)
+    return draw(model, pictures, asked, config.editing, by_name=False)
 
 
 def translate(

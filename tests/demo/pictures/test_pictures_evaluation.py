@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from chameleon_jax.config import GenerationConfig, PicturesEvaluationConfig
+from chameleon_jax.config import ConfigError, GenerationConfig, PicturesEvaluationConfig
 from chameleon_jax.demo.pictures import evaluate
-from chameleon_jax.demo.pictures.evaluate import Pictures, ask, draw
+from chameleon_jax.demo.pictures.evaluate import Pictures, ask, draw, draw_edits
+from data_pipeline.datasets.openmoji_documents import tone_edit
 
 CONFIG = PicturesEvaluationConfig()
 
@@ -18,7 +22,7 @@ class Answers:
         self.answers = answers
 
     def generate_many(self, documents, config):
-        self.documents = documents
+        self.documents, self.config = documents, config
         return [[answer] for answer in self.answers]
 
 
@@ -57,6 +61,20 @@ def test_picture_of_the_same_name_is_right_where_names_are_asked_for(pictures, m
     asked = [(["daumen hoch:"], dark, "de")]
     assert draw(model, pictures, asked, CONFIG.drawing)[0].right
     assert not draw(model, pictures, asked, CONFIG.drawing, by_name=False)[0].right
+
+
+def test_edits_have_options_of_their_own(pictures):
+    others = {pictures.all[number].family for number in pictures.train}
+    asked = [pictures.all[number] for number in pictures.test if pictures.all[number].family in others]
+    config = dataclasses.replace(CONFIG, editing=GenerationConfig(mode="image", text_guidance=2.5))
+    model = Answers(*(emoji.image for emoji in asked))
+    drawings = draw_edits(model, pictures, config, np.random.default_rng(0))
+    assert model.config.text_guidance == 2.5
+    assert [document[1] for document in model.documents] == [tone_edit(emoji.tone) for emoji in asked]
+    assert drawings
+    assert all(each.right for each in drawings)
+    with pytest.raises(ConfigError, match=r"editing\.mode = 'text': must be image"):
+        dataclasses.replace(CONFIG, editing=GenerationConfig(mode="text"))
 
 
 def test_caption_is_right_to_the_letter(pictures):
