@@ -195,8 +195,9 @@ def write_report(
         Section("The same in any language", "", _drawings(evaluation.drawings_in_languages, emojis, SOME)),
         Section("It edits", "A picture that it knows, what is asked, its drawing, and the true picture, which it never "
                 "saw.", _edits(evaluation.edits, emojis)),
-        Section("It reads pictures", "Pictures that it never saw, and the name that it gives them in the language it "
-                "is asked in. Right is only what is right to the letter.", _captions(evaluation.captions_in_languages)),
+        Section("It reads pictures", "Pictures that it never saw, and the name that it gives them: in English, and "
+                "below in a language drawn at random. Right is only what is right to the letter.",
+                _captions(evaluation.captions) + _captions(evaluation.captions_in_languages)),
         Section("It answers questions", "", _captions(evaluation.questions)),
         Section("It translates", "A name in one language, its own drawing of that, and from there the name in another.",
                 _translations(evaluation.translations)),
