@@ -399,12 +399,13 @@ class TrainConfig(RunConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
         noise = self.image_code_noise
         require(0 <= noise <= 1, "image_code_noise", noise, "must be from 0 to 1")
+        others = self.initial or self.lora.rank or self.trainable != "all" or self.fresh_image_head
         require(
-            not (self.tie_embeddings and (self.initial or self.lora.rank or self.trainable != "all")),
+            not (self.tie_embeddings and others),
             "tie_embeddings",
             self.tie_embeddings,
-            "must be false with initial, lora.rank or trainable: image_head: it makes one matrix of two from the first "
-            "step on; a model that was trained with it goes on without it",
+            "must be false with initial, lora.rank, trainable: image_head or fresh_image_head: it makes one matrix of "
+            "two from the first step on; a model that was trained with it goes on without it",
         )
         require(
             not (self.lora.rank and self.trainable != "all"),

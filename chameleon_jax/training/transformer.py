@@ -50,13 +50,11 @@ class TransformerTask:
     def _is_image_id(self) -> np.ndarray:
         return np.zeros(self.config.model.vocab_size, bool) if self.is_image_id is None else self.is_image_id
 
-    @functools.cached_property
-    def _image_ids(self) -> np.ndarray:
-        ids = np.flatnonzero(self._is_image_id).astype(np.int32)
-        require(
-            len(ids) > 0, "image_code_noise", self.config.image_code_noise, "needs to know which ids are image codes"
-        )
-        return ids
+    def _is_image_id_for(self, key: str) -> np.ndarray:
+        """`_is_image_id`, for a key of the config that does nothing if no id is an image code."""
+        value = getattr(self.config, key)
+        require(bool(self._is_image_id.any()), key, value, "needs to know which ids are image codes")
+        return self._is_image_id
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         check_mesh(self.config, mesh)
@@ -110,6 +108,12 @@ class TransformerTask:
     ) -> Params | None:
         """With fresh adapters and a fresh image head where the config asks for them."""
         config = self.config
+        require(
+            given is None or not config.tie_embeddings,
+            "tie_embeddings",
+            config.tie_embeddings,
+            "must be false with parameters to start from: it makes one matrix of two from the first step on",
+        )
         if given is None and not config.fresh_image_head:
             return None
         if given is None:
@@ -173,7 +177,7 @@ class TransformerTask:
         """Weights of the predictions in the loss, float32 `[batch, length]`."""
         if self.config.image_loss_weight == 1:
             return batch.loss_weights
-        is_image = jnp.asarray(self._is_image_id)[batch.targets]
+        is_image = jnp.asarray(self._is_image_id_for("image_loss_weight"))[batch.targets]
         return batch.loss_weights * jnp.where(is_image, self.config.image_loss_weight, 1)
 
     def weight(self, batch: Batch) -> Array:
@@ -219,13 +223,15 @@ class TransformerTask:
 
         Codes that the loss leaves out are only read, like those of a picture that is to be named, and stay.
         """
+        is_image_id = self._is_image_id_for("image_code_noise")
+        image_ids = np.flatnonzero(is_image_id).astype(np.int32)
         share, where, which = jax.random.split(key, 3)
         ids, documents = batch.inputs, batch.segment_ids
         shares = jax.random.uniform(share, ids.shape, maxval=self.config.image_code_noise)
         shares = jnp.take_along_axis(shares, documents % ids.shape[1], axis=1)  # one of each document
         learnt = jnp.pad(batch.loss_weights[:, :-1] > 0, ((0, 0), (1, 0)))  # weights are those of the next token
-        replaced = (jax.random.uniform(where, ids.shape) < shares) & learnt & jnp.asarray(self._is_image_id)[ids]
-        return jnp.where(replaced, jax.random.choice(which, jnp.asarray(self._image_ids), ids.shape), ids)
+        replaced = (jax.random.uniform(where, ids.shape) < shares) & learnt & jnp.asarray(is_image_id)[ids]
+        return jnp.where(replaced, jax.random.choice(which, jnp.asarray(image_ids), ids.shape), ids)
 
     def compiler_options(self, mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
         return step_compiler_options(self.config, mesh)

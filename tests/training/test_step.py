@@ -222,6 +222,8 @@ def test_predictions_of_image_codes_count_as_much_as_the_config_says(tiny, accum
         assert means[0] == pytest.approx(means[1], rel=1e-6)
     with pytest.raises(ConfigError, match=r"image_loss_weight = 0\.0: must be above 0"):
         tiny.config(image_loss_weight=0.0)
+    with pytest.raises(ConfigError, match=r"image_loss_weight = 0\.5: needs to know which ids are image codes"):
+        TransformerTask(tiny.config(image_loss_weight=0.5)).weight(tiny.batch(0))
 
 
 def test_signals_of_stability_are_what_they_are_called(tiny):
@@ -382,11 +384,18 @@ def test_tied_embeddings_need_no_communication_of_their_own(tiny):
     assert not read_collectives(compiled.as_text(), mesh.size).collectives
 
 
-def test_what_cannot_be_tied_is_refused(tiny):
+@pytest.mark.parametrize(
+    "changes", [{"initial": "somewhere"}, {"trainable": "image_head"}, {"fresh_image_head": True}, {"lora__rank": 2}]
+)
+def test_what_cannot_be_tied_is_refused(tiny, changes):
     with pytest.raises(ConfigError, match="tie_embeddings = True: must be false with initial"):
-        tiny.config(tie_embeddings=True, initial="somewhere")
-    with pytest.raises(ConfigError, match="tie_embeddings = True: must be false with initial"):
-        tiny.config(tie_embeddings=True, trainable="image_head")
+        tiny.config(tie_embeddings=True, **changes)
+
+
+def test_parameters_of_ones_own_are_not_tied(tiny):
+    task, mesh = tiny.task(tiny.config(tie_embeddings=True)), mesh_of(ONE)
+    with pytest.raises(ConfigError, match="tie_embeddings = True: must be false with parameters to start from"):
+        task.first_params(mesh, abstract_state(task, mesh).params, lambda target: target)
 
 
 @pytest.mark.slow
