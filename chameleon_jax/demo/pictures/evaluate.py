@@ -93,6 +93,11 @@ class Pictures:
         (alike,) = np.nonzero(self.judge.look == self.judge.look[number])
         return {self.all[each].names[language] for each in alike} - {""}
 
+    def names_of_family(self, number: int, language: str) -> set[str]:
+        """Names of the same thing in all tones."""
+        family = self.all[number].family
+        return {emoji.names[language] for emoji in self.all if emoji.family == family} - {""}
+
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -128,6 +133,8 @@ class Caption:
     """The true name or answer."""
     right: bool
     language: str = ENGLISH
+    right_family: bool = False
+    """Of the name of a picture: whether it is that of the right thing, in whatever tone."""
 
 
 def _share(examples: Sequence[Drawing | Caption], of: str = "right") -> float:
@@ -205,14 +212,19 @@ def _by_name(pictures: Pictures, asked: Sequence[tuple[int, str]]) -> list[tuple
     return [([drawing_prompt(pictures.all[number].names[each])], number, each) for number, each in asked]
 
 
-def _captions(model: Chameleon, pictures: Pictures, asked: Sequence[tuple[int, str]]) -> list[Caption]:
-    return ask(
+def ask_names(model: Chameleon, pictures: Pictures, asked: Sequence[tuple[int, str]]) -> list[Caption]:
+    """Asks for the name of each picture in a language."""
+    captions = ask(
         model,
         [
             ([pictures.all[number].image, caption_prompt(language)], pictures.names_of(number, language), language)
             for number, language in asked
         ],
     )
+    return [
+        dataclasses.replace(each, right_family=each.right or each.text in pictures.names_of_family(number, language))
+        for each, (number, language) in zip(captions, asked, strict=True)
+    ]
 
 
 def ask_questions(model: Chameleon, pictures: Pictures, rng: np.random.Generator) -> list[Caption]:
@@ -295,9 +307,9 @@ def evaluate(model: Chameleon, config: PicturesEvaluationConfig, datasets: str) 
         for asked in (in_english, in_languages, [(number, ENGLISH) for number in trained])
     )
     edits = draw_edits(model, pictures, config, rng)
-    captions = _captions(model, pictures, in_english)
-    captions_in_languages = _captions(model, pictures, in_languages)
-    novel = _captions(model, pictures, [(number, ENGLISH) for number in pictures.novel])
+    captions = ask_names(model, pictures, in_english)
+    captions_in_languages = ask_names(model, pictures, in_languages)
+    novel = ask_names(model, pictures, [(number, ENGLISH) for number in pictures.novel])
     questions = ask_questions(model, pictures, rng)
     translations = translate(model, pictures, drawings_in_languages, rng)
     prompts = [[f"{theme}: "] for theme in STORIES]
@@ -317,6 +329,7 @@ def evaluate(model: Chameleon, config: PicturesEvaluationConfig, datasets: str) 
         "drawing_family_accuracy_by_edges": _share(drawings, "right_family_by_edges"),
         "drawing_accuracy_in_languages": _share(drawings_in_languages),
         "caption_accuracy": _share(captions),
+        "caption_family_accuracy": _share(captions, "right_family"),
         "caption_accuracy_in_languages": _share(captions_in_languages),
         "edit_accuracy": _share(edits),
         "edit_family_accuracy": _share(edits, "right_family"),

@@ -139,7 +139,8 @@ def _tiles(evaluation: Evaluation, metrics: dict[str, float]) -> str:
     tiles = [
         tile(percent(metrics["drawing_accuracy"]), "of drawings right", new),
         tile(percent(metrics["drawing_family_accuracy"]), "are the right thing", "in some tone of skin"),
-        tile(percent(metrics["caption_accuracy"]), "of captions exact", f"{new}, in English"),
+        tile(percent(metrics["caption_accuracy"]), "of captions exact",
+             f"in English; {percent(metrics['caption_family_accuracy'])} name the right thing"),
         tile(percent(metrics["caption_accuracy_in_languages"]), "of captions exact", "in one of 14 languages"),
         tile(percent(metrics["edit_accuracy"]), "of edits right", "tone changed, the rest kept"),
         tile(percent(metrics["trained_drawing_accuracy"]), "of trained names drawn right",
@@ -196,7 +197,9 @@ def write_report(
         Section("It edits", "A picture that it knows, what is asked, its drawing, and the true picture, which it never "
                 "saw.", _edits(evaluation.edits, emojis)),
         Section("It reads pictures", "Pictures that it never saw, and the name that it gives them: in English, and "
-                "below in a language drawn at random. Right is only what is right to the letter.",
+                "below in a language drawn at random. Right is only what is right to the letter; "
+                f"{percent(metrics['caption_family_accuracy'])} of those in English name the right thing, in whatever "
+                "tone.",
                 _captions(evaluation.captions) + _captions(evaluation.captions_in_languages)),
         Section("It answers questions", "", _captions(evaluation.questions)),
         Section("It translates", "A name in one language, its own drawing of that, and from there the name in another.",

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 FIGURES = {
     "drawing_accuracy", "drawing_family_accuracy", "drawing_family_accuracy_by_edges", "drawing_accuracy_in_languages",
-    "caption_accuracy", "caption_accuracy_in_languages", "edit_accuracy", "edit_family_accuracy",
-    "trained_drawing_accuracy", "question_accuracy", "translation_accuracy", "reconstruction_accuracy",
-    "reconstruction_psnr_db", "total_minutes", "peak_memory_gib",
+    "caption_accuracy", "caption_family_accuracy", "caption_accuracy_in_languages", "edit_accuracy",
+    "edit_family_accuracy", "trained_drawing_accuracy", "question_accuracy", "translation_accuracy",
+    "reconstruction_accuracy", "reconstruction_psnr_db", "total_minutes", "peak_memory_gib",
 }  # fmt: skip
 SOURCES = {
     "emoji_names": 40, "emoji_edits": 10, "emoji_translations": 10, "emoji_questions": 10, "emoji_stories": 10,

@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_jax.config import ConfigError, GenerationConfig, PicturesEvaluationConfig
 from chameleon_jax.demo.pictures import evaluate
-from chameleon_jax.demo.pictures.evaluate import Pictures, ask, draw, draw_edits
+from chameleon_jax.demo.pictures.evaluate import Pictures, ask, ask_names, draw, draw_edits
 from data_pipeline.datasets.openmoji_documents import tone_edit
 
 CONFIG = PicturesEvaluationConfig()
@@ -89,6 +89,14 @@ def test_only_the_first_of_several_names_counts(pictures):
     captions = ask(Answers(*texts), [([], {"Mrs. Claus"}, "en")] * 3)
     assert [each.right for each in captions] == [True, False, False]
     assert captions[0].text == "Mrs. Claus"
+
+
+def test_caption_in_another_tone_names_the_right_thing(pictures):
+    number = number_of(pictures, "thumbs up dark skin tone")
+    texts = (" thumbs up dark skin tone.", " thumbs up light skin tone.", " pizza.")
+    captions = ask_names(Answers(*texts), pictures, [(number, "en")] * 3)
+    assert [each.right for each in captions] == [True, False, False]
+    assert [each.right_family for each in captions] == [True, True, False]
 
 
 def test_edits_ask_for_test_pictures_from_training_pictures_of_their_family(pictures, monkeypatch):
