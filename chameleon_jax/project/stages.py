@@ -40,6 +40,10 @@ class Stage(NamedTuple):
     kind: Kind
     work: Callable[[], dict[str, Any]]
 
+    def is_made(self) -> bool:
+        """Whether the product is there; of a run, its model."""
+        return (self.product / "model" if self.kind is RUN else self.product).exists()
+
 
 class Stages:
     """Runs stages that are not finished yet. `stages.json` records the key, time and results of each.
@@ -77,7 +81,7 @@ class Stages:
             key.update(json.dumps(values, sort_keys=True).encode())
             before = {} if fresh else self.done.get(stage.title, {})
             same = before.get("key") == key.hexdigest()
-            reused = same and before["finished"] and stage.product.exists()
+            reused = same and before["finished"] and stage.is_made()
             plan.append((stage, key.hexdigest(), same, reused))
             if not reused:
                 self._check(stage)
@@ -100,7 +104,7 @@ class Stages:
         console.print(f"▶ {stage.title}", style="bold")
         if not same and stage.kind is RUN:  # training would go on from what was made from something else
             remove_folder(stage.product, RUN)
-        continued = same and not self.done[stage.title]["finished"]
+        continued = same and stage.product.exists()
         self._note(stage.title, key=key, finished=False)
         began, cpu_began = time.monotonic(), time.process_time()
         figures = stage.work()

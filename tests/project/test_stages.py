@@ -8,6 +8,7 @@ import pytest
 
 from chameleon_jax.project.stages import Stage, Stages
 from chameleon_jax.runtime.folders import Kind
+from chameleon_jax.training.run_folder import RUN
 
 WRITTEN = Kind("a text of this test", lambda path: True)
 
@@ -46,3 +47,24 @@ def test_a_stage_is_done_again_if_its_config_says_something_else(tmp_path, befor
     for value in (before, before, after):
         figures = Stages(tmp_path, "this test").run([Stage("write", value, tmp_path / "product", WRITTEN, work)], False)
     assert (len(done), figures) == (1 + again, {"times": 1 + again})
+
+
+def test_training_goes_on_if_its_model_is_gone(tmp_path):
+    run, found = tmp_path / "run", []
+
+    def train() -> dict[str, int]:
+        found.append((run / "checkpoints").exists())
+        for name in ("checkpoints", "model"):
+            (run / name).mkdir(parents=True, exist_ok=True)
+        return {}
+
+    def stages() -> Stages:
+        stages = Stages(tmp_path, "this test")
+        stages.run([Stage("train", OLD(3), run, RUN, train)], False)
+        return stages
+
+    assert not stages().done["train"]["continued"]
+    (run / "model").rmdir()
+    assert stages().done["train"]["continued"]
+    stages()
+    assert found == [False, True]
