@@ -71,7 +71,7 @@ def stage_table(stages: dict[str, Any], metrics: dict[str, float]) -> str:
     done = {title: stage for title, stage in stages.items() if stage["finished"]}
     rows = []
     for title, stage in done.items():
-        note = " (after a stop; the last part only)" if stage["continued"] else ""
+        note = " (stopped in between)" if stage["continued"] else ""
         rows.append((title + note, stage["seconds"], stage["cpu_seconds"]))
     wall, cpu = metrics["total_minutes"] * 60, metrics["cpu_minutes"] * 60
     rows.append(("judge", wall - sum(row[1] for row in rows), cpu - sum(row[2] for row in rows)))

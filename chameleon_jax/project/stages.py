@@ -105,14 +105,26 @@ class Stages:
         if not same and stage.kind is RUN:  # training would go on from what was made from something else
             remove_folder(stage.product, RUN)
         continued = same and stage.product.exists()
-        self._note(stage.title, key=key, finished=False)
+        earlier = self.done[stage.title] if continued else {}
         began, cpu_began = time.monotonic(), time.process_time()
-        figures = stage.work()
-        seconds = time.monotonic() - began
-        self._note(
-            stage.title, key=key, finished=True, continued=continued, seconds=seconds,
-            cpu_seconds=time.process_time() - cpu_began, peak_memory_gib=peak_memory_gib(), figures=figures,
-        )  # fmt: skip
+
+        def note(finished: bool, **values: Any) -> float:
+            seconds = time.monotonic() - began
+            self._note(
+                stage.title, key=key, finished=finished, continued=continued,
+                seconds=earlier.get("seconds", 0.0) + seconds,
+                cpu_seconds=earlier.get("cpu_seconds", 0.0) + time.process_time() - cpu_began,
+                peak_memory_gib=max(earlier.get("peak_memory_gib", 0.0), peak_memory_gib()), **values,
+            )  # fmt: skip
+            return seconds
+
+        note(finished=False)
+        try:
+            figures = stage.work()
+        except BaseException:  # Ctrl-C too: the time counts when the stage goes on
+            note(finished=False)
+            raise
+        seconds = note(finished=True, figures=figures)
         console.print(f"✓ {stage.title}: {seconds:.0f} s", style="green")
 
     def _note(self, title: str, **values: Any) -> None:

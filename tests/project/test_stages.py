@@ -49,6 +49,29 @@ def test_a_stage_is_done_again_if_its_config_says_something_else(tmp_path, befor
     assert (len(done), figures) == (1 + again, {"times": 1 + again})
 
 
+def test_time_before_a_stop_counts(tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("chameleon_jax.project.stages.time.monotonic", lambda: next(clock))
+    run = tmp_path / "run"
+
+    def train(stops: bool) -> dict[str, int]:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if stops:
+            raise KeyboardInterrupt
+        (run / "model").mkdir()
+        return {}
+
+    def seconds(stops: bool) -> float:
+        stages = Stages(tmp_path, "this test")
+        try:
+            stages.run([Stage("train", OLD(3), run, RUN, lambda: train(stops))], False)
+        except KeyboardInterrupt:
+            assert stops
+        return Stages(tmp_path, "this test").done["train"]["seconds"]
+
+    assert [seconds(True), seconds(True), seconds(False)] == [20, 40, 60]
+
+
 def test_training_goes_on_if_its_model_is_gone(tmp_path):
     run, found = tmp_path / "run", []
 
